@@ -1,0 +1,11 @@
+"""PMSN and TC-LIF, two multi-compartment spiking neurons, as plugins for SpikingJelly and snnTorch.
+
+Importing this package imports neither framework: use ``pmsn_plugins.spikingjelly`` or ``pmsn_plugins.snntorch``.
+"""
+
+from . import functional
+from .kernels import backends
+from .parameters import param_groups
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "backends", "functional", "param_groups"]

@@ -1,0 +1,369 @@
+"""The parallel multi-compartment spiking neuron (PMSN), on tensors with explicit states.
+
+    A_j    = exp(dt lam_j)                       lam_j = -exp(log_decay_j) + i freq_j, dt = exp(log_dt)
+    K_j    = R_j B_j (A_j - 1) / lam_j           zero-order hold; only the product matters for the output
+    h_j[t] = A_j h_j[t-1] + K_j x[t]             hidden compartments, j = 1..k, in their eigenbasis
+    I[t]   = Re(sum_j h_j[t]) + D x[t]           current into the output compartment
+    u[t]   = v[t-1] + max(I[t], 0)               its membrane before reset
+    S[t]   = Heaviside(u[t] - v_threshold)
+    v[t]   = u[t] - v_threshold floor(u[t] / v_threshold)
+
+Chen et al., PMSN (arXiv 2408.14917), Eq. 6-18. The paper writes v as a cumulative sum; carrying it modulo the
+threshold gives the same number and keeps float32 exact enough for long sequences.
+
+Gradient (Eq. 19, 38-43): straight-through for the floor, so nothing flows through v; the surrogate for the spike.
+
+Shapes: sequences ``[T, N, C, *]``, steps ``[N, C, *]``. Half precision is accepted; states are float32 or wider.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._checks import check_choice, check_floating, check_positive, check_state, compute_dtype
+from .pmsn_init import PMSNParameters
+from .surrogate import SpikeFunction, triangle
+
+RESET_MODES = ("modulo", "none", "serial")
+CONTEXTS = ("local", "global")
+METHODS = ("auto", "recurrence", "chunked", "fft")
+
+_CHUNK = 64
+"""Time steps per causal matrix product: below it the product is cheap, above it the carry costs nothing."""
+
+
+class PMSNCoefficients(NamedTuple):
+    """Discrete-time coefficients of a PMSN layer, all real.
+
+    ``E = A - 1`` is kept instead of ``A``: slow modes have A close to 1, where float32 would lose their decay.
+
+    Attributes:
+        E_real, E_imag: [C, k], ``exp(dt lam) - 1``.
+        K_real, K_imag: [C, k], ``R B (A - 1) / lam``.
+        D: [C], direct gain.
+    """
+
+    E_real: Tensor
+    E_imag: Tensor
+    K_real: Tensor
+    K_imag: Tensor
+    D: Tensor
+
+
+class PMSNState(NamedTuple):
+    """State between two time steps.
+
+    Attributes:
+        v: [N, C, *], membrane of the output compartment after reset.
+        h_real, h_imag: [k, N, C, *], hidden compartments in their eigenbasis, already multiplied by the readout R.
+    """
+
+    v: Tensor
+    h_real: Tensor
+    h_imag: Tensor
+
+
+class PMSNOutput(NamedTuple):
+    """Spikes ``[T, N, C, *]``, the final state, and (on request) the membrane after reset ``[T, N, C, *]``."""
+
+    spikes: Tensor
+    state: PMSNState
+    v_seq: Tensor | None
+
+
+def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
+    """Zero-order-hold discretisation (PMSN Eq. 10-11) with the readout folded in.
+
+    Raises:
+        TypeError: a parameter is not real floating point.
+        ValueError: shapes do not agree.
+    """
+    for name, value in zip(parameters._fields, parameters, strict=True):
+        check_floating(name, value)
+    log_decay, D = parameters.log_decay, parameters.D
+    if log_decay.ndim != 2:
+        raise ValueError(f"log_decay must have shape [C, k], got {tuple(log_decay.shape)}")
+    for name, value in zip(parameters._fields, parameters, strict=True):
+        expected = log_decay.shape[:1] if name in ("log_dt", "D") else log_decay.shape
+        if value.shape != expected:
+            raise ValueError(f"{name} must have shape {tuple(expected)} like log_decay's, got {tuple(value.shape)}")
+    log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag = (p.to(_precise(p)) for p in parameters[:-1])
+    dt = log_dt.exp()[:, None]
+    decay = log_decay.exp()
+    growth, phase = -dt * decay, dt * freq
+    # exp(a + ib) - 1 without cancellation: cos(b) - 1 = -2 sin^2(b/2)
+    scale = torch.expm1(growth)
+    E_real = scale * torch.cos(phase) - 2.0 * torch.sin(phase / 2).square()
+    E_imag = growth.exp() * torch.sin(phase)
+    gain_real, gain_imag = _complex_product(B_real, B_imag, R_real, R_imag)
+    # E / lam = E conj(lam) / |lam|^2
+    norm = decay.square() + freq.square()
+    ratio_real, ratio_imag = _complex_product(E_real, E_imag, -decay / norm, -freq / norm)
+    K_real, K_imag = _complex_product(gain_real, gain_imag, ratio_real, ratio_imag)
+    return PMSNCoefficients(*(c.to(D.dtype) for c in (E_real, E_imag, K_real, K_imag)), D)
+
+
+def pmsn_impulse_response(coefficients: PMSNCoefficients, T: int) -> Tensor:
+    """Response of the output current to a unit impulse at t = 0: ``Re(sum_j K_j A_j^t) + D [t = 0]``, shape [C, T]."""
+    powers_real, powers_imag = _powers(coefficients, T)
+    K_real, K_imag = coefficients.K_real[..., None], coefficients.K_imag[..., None]
+    response = (K_real * powers_real - K_imag * powers_imag).sum(1)
+    return response + F.pad(coefficients.D[:, None], (0, T - 1))
+
+
+def pmsn_initial_state(x: Tensor, k: int, dtype: torch.dtype = torch.float32) -> PMSNState:
+    """The zero state for one step ``x`` of shape [N, C, *] and k hidden compartments."""
+    v = torch.zeros(x.shape, dtype=dtype, device=x.device)
+    return PMSNState(v, v.new_zeros((k, *x.shape)), v.new_zeros((k, *x.shape)))
+
+
+def pmsn_step(
+    x: Tensor,
+    coefficients: PMSNCoefficients,
+    state: PMSNState | None = None,
+    *,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    reset_mode: str = "modulo",
+    burst: bool = False,
+) -> tuple[Tensor, PMSNState]:
+    """One time step; ``x`` is [N, C, *]. Same arguments and errors as :func:`pmsn_sequence`.
+
+    Returns:
+        Spikes [N, C, *] in the dtype of ``x`` and the new state.
+    """
+    output = pmsn_sequence(
+        x.unsqueeze(0) if isinstance(x, Tensor) else x,
+        coefficients,
+        state,
+        v_threshold=v_threshold,
+        surrogate_function=surrogate_function,
+        reset_mode=reset_mode,
+        burst=burst,
+        method="recurrence",
+    )
+    return output.spikes.squeeze(0), output.state
+
+
+def pmsn_sequence(
+    x_seq: Tensor,
+    coefficients: PMSNCoefficients,
+    state: PMSNState | None = None,
+    *,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    reset_mode: str = "modulo",
+    burst: bool = False,
+    context: str = "local",
+    method: str = "auto",
+    return_v_seq: bool = False,
+) -> PMSNOutput:
+    """Run a PMSN layer over a sequence.
+
+    Args:
+        x_seq: input current [T, N, C, *], floating point.
+        coefficients: from :func:`discretize`.
+        state: state after the previous chunk, or None to start from zero.
+        v_threshold: firing threshold, above 0.
+        surrogate_function: maps ``u - v_threshold`` to spikes; default :func:`triangle`, the papers' one.
+        reset_mode: ``'modulo'`` (Eq. 16); ``'none'`` never resets, ``v[t] = u[t]`` (ablation; its gradient flows
+            through v); ``'serial'`` takes the signed current and subtracts the threshold once per spike, with
+            back-propagation through the reset (Section VII-F2); it cannot be parallelised in time.
+        burst: several spikes per step, ``S = max(floor(u / v_threshold), 0)``, with the straight-through gradient
+            ``1 / v_threshold`` where u > 0; ``surrogate_function`` is not used.
+        context: ``'global'`` shows every step the time-average of the input sequence (static images). The paper's
+            exact formula cannot be recovered from its text; this is our reading.
+        method: how the hidden compartments are computed, always to the same numbers: ``'recurrence'`` step by step,
+            ``'chunked'`` by causal matrix products over 64 steps with the state carried between them, ``'fft'`` by one
+            convolution (the authors' way); ``'auto'`` takes the recurrence for one step and chunks otherwise.
+        return_v_seq: also return the membrane after reset.
+
+    Raises:
+        TypeError: ``x_seq`` is not real floating point.
+        ValueError: wrong number of axes or channels, state of another shape, or an option outside its allowed values.
+    """
+    check_floating("x_seq", x_seq)
+    check_positive("v_threshold", v_threshold)
+    check_choice("reset_mode", reset_mode, RESET_MODES)
+    check_choice("context", context, CONTEXTS)
+    check_choice("method", method, METHODS)
+    channels, k = coefficients.K_real.shape
+    check_sequence_shape(x_seq, channels)
+    dtype = compute_dtype(x_seq, coefficients.D)
+    x = x_seq.to(dtype)
+    coefficients = PMSNCoefficients(*(c.to(dtype) for c in coefficients))
+    if state is None:
+        state = pmsn_initial_state(x[0], k, dtype)
+    else:
+        check_state("v", state.v, x.shape[1:])
+        check_state("h_real", state.h_real, (k, *x.shape[1:]))
+        check_state("h_imag", state.h_imag, (k, *x.shape[1:]))
+        state = PMSNState(*(s.to(dtype) for s in state))
+    if context == "global":
+        x = x.mean(0, keepdim=True).expand_as(x)
+    if method == "auto":
+        method = "recurrence" if len(x) == 1 else "chunked"
+    # a matrix product under autocast would silently drop to half precision
+    with torch.autocast(x.device.type, enabled=False):
+        current, h_real, h_imag = _HIDDEN[method](x, coefficients, state.h_real, state.h_imag)
+        surrogate_function = triangle() if surrogate_function is None else surrogate_function
+        if reset_mode == "serial":
+            spikes, v_seq = _fire_serial(current, state.v, v_threshold, surrogate_function, burst)
+        else:
+            scan = _modulo_scan if reset_mode == "modulo" else _cumulative_scan
+            u, v_seq = scan(current.relu(), state.v, v_threshold)
+            spikes = _fire(u, v_threshold, surrogate_function, burst)
+    state = PMSNState(v_seq[-1].clone(), h_real, h_imag)
+    return PMSNOutput(spikes.to(x_seq.dtype), state, v_seq if return_v_seq else None)
+
+
+def check_sequence_shape(x_seq: Tensor, channels: int) -> None:
+    """Raise ValueError unless ``x_seq`` is [T, N, C, *] with at least one step and C = ``channels``."""
+    shape = tuple(x_seq.shape)
+    if x_seq.ndim < 3:
+        raise ValueError(
+            f"x_seq must be [T, N, C, *] (time first, channels on axis 2), got shape {shape}; is the time axis missing?"
+        )
+    if x_seq.shape[2] != channels:
+        raise ValueError(f"x_seq must have {channels} channels on axis 2 of [T, N, C, *], got shape {shape}")
+    if x_seq.shape[0] == 0:
+        raise ValueError(f"x_seq must have at least one time step, got shape {shape}")
+
+
+def _precise(tensor: Tensor) -> torch.dtype:
+    """float64 where the device has it: coefficients are tiny, and their rounding adds up over thousands of steps."""
+    return tensor.dtype if tensor.device.type == "mps" else torch.float64
+
+
+def _complex_product(a_real: Tensor, a_imag: Tensor, b_real: Tensor, b_imag: Tensor) -> tuple[Tensor, Tensor]:
+    return a_real * b_real - a_imag * b_imag, a_real * b_imag + a_imag * b_real
+
+
+def _powers(c: PMSNCoefficients, length: int) -> tuple[Tensor, Tensor]:
+    """``A^t`` for t = 0..length-1, real and imaginary part [C, k, length], by doubling."""
+    real, imag = torch.ones_like(c.E_real)[..., None], torch.zeros_like(c.E_imag)[..., None]
+    step_real, step_imag = 1.0 + c.E_real[..., None], c.E_imag[..., None]  # A^(number of powers so far)
+    while real.shape[-1] < length:
+        more_real, more_imag = _complex_product(real, imag, step_real, step_imag)
+        real, imag = torch.cat([real, more_real], -1), torch.cat([imag, more_imag], -1)
+        step_real, step_imag = _complex_product(step_real, step_imag, step_real, step_imag)
+    return real[..., :length], imag[..., :length]
+
+
+def _hidden_recurrence(x, c, h_real, h_imag):
+    """Step by step, as the equations are written."""
+    axes = (-1, 1, len(c.D)) + (1,) * (x.ndim - 3)  # [C, k] -> [k, 1, C, 1...]
+    E_real, E_imag, K_real, K_imag = (p.T.reshape(axes) for p in c[:4])
+    D = c.D.reshape(axes[2:])
+    current = []
+    for x_t in x:
+        h_real, h_imag = (
+            h_real + (E_real * h_real - E_imag * h_imag + K_real * x_t),
+            h_imag + (E_real * h_imag + E_imag * h_real + K_imag * x_t),
+        )
+        current.append(h_real.sum(0) + D * x_t)
+    return torch.stack(current), h_real, h_imag
+
+
+def _chunk_operator(c: PMSNCoefficients, length: int) -> Tensor:
+    """The matrix [C, L+2k, L+2k] that maps (x[0..L-1], Re h, Im h) of one chunk to (I[0..L-1], Re dh, Im dh).
+
+    dh is the change of the hidden state over the chunk: like E for one step, it keeps slow modes exact in float32.
+    """
+    dtype = c.D.dtype
+    c = PMSNCoefficients(*(p.to(_precise(p)) for p in c))
+    powers_real, powers_imag = _powers(c, length + 1)
+    response = pmsn_impulse_response(c, length)
+    lag = torch.arange(length, device=response.device)
+    lag = lag[:, None] - lag
+    toeplitz = torch.where(lag >= 0, response[:, lag.clamp(min=0)], 0.0)
+    current = torch.cat([toeplitz, powers_real[..., 1:].mT, -powers_imag[..., 1:].mT], -1)
+    last_real, last_imag = (torch.diag_embed(p) for p in (powers_real[..., -1] - 1.0, powers_imag[..., -1]))
+    into_real, into_imag = _complex_product(
+        c.K_real[..., None], c.K_imag[..., None], powers_real[..., :-1].flip(-1), powers_imag[..., :-1].flip(-1)
+    )
+    real = torch.cat([into_real, last_real, -last_imag], -1)
+    imag = torch.cat([into_imag, last_imag, last_real], -1)
+    return torch.cat([current, real, imag], 1).to(dtype)
+
+
+def _hidden_chunked(x, c, h_real, h_imag):
+    """One batched matrix product per 64 steps, the hidden state carried from each to the next."""
+    T, step_shape, k = len(x), x.shape[1:], len(h_real)
+    columns = x.movedim(2, 0).reshape(len(c.D), T, -1)
+    h = torch.cat([h.movedim(2, 0).reshape(len(c.D), k, -1) for h in (h_real, h_imag)], 1)
+    operators = {length: _chunk_operator(c, length) for length in {min(_CHUNK, T), T % _CHUNK} if length}
+    current = []
+    for chunk in columns.split(_CHUNK, 1):
+        length = chunk.shape[1]
+        out = operators[length] @ torch.cat([chunk, h], 1)
+        current.append(out[:, :length])
+        h = h + out[:, length:]
+
+    def back(columns: Tensor) -> Tensor:
+        return columns.reshape(len(c.D), -1, step_shape[0], *step_shape[2:]).movedim(0, 2)
+
+    return back(torch.cat(current, 1)), back(h[:, :k]), back(h[:, k:])
+
+
+def _hidden_fft(x, c, h_real, h_imag):
+    """One FFT convolution over the whole sequence (the authors' way, the baseline of the benchmark)."""
+    T, tail = len(x), (1,) * (x.ndim - 3)
+    response = pmsn_impulse_response(c, T).mT.reshape(T, 1, len(c.D), *tail)
+    current = torch.fft.irfft(torch.fft.rfft(x, 2 * T, 0) * torch.fft.rfft(response, 2 * T, 0), 2 * T, 0)[:T]
+    powers_real, powers_imag = _powers(c, T + 1)
+    current = current + torch.einsum("ckt,knc...->tnc...", powers_real[..., 1:], h_real)
+    current = current - torch.einsum("ckt,knc...->tnc...", powers_imag[..., 1:], h_imag)
+    last = (p[..., -1].T.reshape(-1, 1, len(c.D), *tail) for p in (powers_real, powers_imag))
+    h_real, h_imag = _complex_product(h_real, h_imag, *last)
+    into = _complex_product(c.K_real[..., None], c.K_imag[..., None], powers_real[..., :-1], powers_imag[..., :-1])
+    driven_real, driven_imag = (torch.einsum("ckt,tnc...->knc...", i.flip(-1), x) for i in into)
+    return current, h_real + driven_real, h_imag + driven_imag
+
+
+_HIDDEN = {"recurrence": _hidden_recurrence, "chunked": _hidden_chunked, "fft": _hidden_fft}
+
+
+def _fire(u: Tensor, v_threshold: float | Tensor, surrogate_function: SpikeFunction, burst: bool) -> Tensor:
+    if not burst:
+        return surrogate_function(u - v_threshold)
+    scaled = (u / v_threshold).relu()
+    return scaled + (scaled.floor() - scaled).detach()
+
+
+def _modulo_scan(drive: Tensor, v: Tensor, v_threshold: float | Tensor) -> tuple[Tensor, Tensor]:
+    """``u`` and ``v`` of Eq. 16 for all steps at once. ``v`` carries no gradient (straight-through floor).
+
+    v / v_threshold is summed as a 62-bit fraction in int64, whose overflow is the modulo: exact and associative, so
+    neither the length of a sequence nor where it is cut changes a spike.
+    """
+    with torch.no_grad():
+        theta = v_threshold.detach() if isinstance(v_threshold, Tensor) else v_threshold
+        turns = torch.cat([v[None], drive]) / theta
+        ticks = ((turns - turns.floor()) * 2.0**62).to(torch.int64).cumsum(0)
+        # keep as many bits as the dtype holds: rounding up to a full threshold would fire without input
+        bits = 24 if drive.dtype == torch.float32 else 53
+        v_seq = (ticks & ((1 << 62) - (1 << 62 - bits))).to(drive.dtype) * 2.0**-62 * theta
+    return drive + v_seq[:-1], v_seq[1:]
+
+
+def _cumulative_scan(drive: Tensor, v: Tensor, v_threshold: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Without a reset u and v are the same plain sum, and the gradient flows through it."""
+    u = v + drive.cumsum(0)
+    return u, u
+
+
+def _fire_serial(current, v, v_threshold, surrogate_function, burst):
+    """Signed current, threshold subtracted once per spike, back-propagation through both."""
+    spikes, v_seq = [], []
+    for current_t in current:
+        u = v + current_t
+        s = _fire(u, v_threshold, surrogate_function, burst)
+        v = u - v_threshold * s
+        spikes.append(s)
+        v_seq.append(v)
+    return torch.stack(spikes), torch.stack(v_seq)

@@ -1,0 +1,109 @@
+"""Parameters of the PMSN and their initial values (PMSN paper, Eq. 6-9 and Section VI)."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import check_choice, check_int_at_least
+
+
+class PMSNParameters(NamedTuple):
+    """Learnable parameters of one PMSN layer: C channels, k = n_compartments - 1 hidden compartments.
+
+    The hidden compartments are kept in the basis of their eigenmodes, ``lam = -exp(log_decay) + i freq``.
+
+    Attributes:
+        log_dt: [C], logarithm of the time step ``dt``, in the (dimensionless) time unit of ``lam``.
+        log_decay: [C, k], logarithm of the modes' decay rate, 1 / time unit.
+        freq: [C, k], angular frequency of the modes, rad / time unit.
+        B_real, B_imag: [C, k], how the input enters the modes.
+        R_real, R_imag: [C, k], how the modes are read by the output compartment.
+        D: [C], direct gain from the input to the output compartment.
+    """
+
+    log_dt: Tensor
+    log_decay: Tensor
+    freq: Tensor
+    B_real: Tensor
+    B_imag: Tensor
+    R_real: Tensor
+    R_imag: Tensor
+    D: Tensor
+
+
+class PMSNPreset(NamedTuple):
+    """Where initial values come from: coupling strength, range of dt, which compartments are read, law of D."""
+
+    coupling: float
+    dt_range: tuple[float, float]
+    readout: str
+    direct: str
+
+
+PRESETS = {
+    "sequential": PMSNPreset(coupling=5.0, dt_range=(1e-3, 1e-1), readout="last", direct="normal"),
+    "shd": PMSNPreset(coupling=5.0, dt_range=(1e-3, 1e-1), readout="all", direct="normal"),
+    "static": PMSNPreset(coupling=0.25, dt_range=(0.2, 1.0), readout="last", direct="uniform"),
+}
+"""``sequential``: S-MNIST, PS-MNIST, sequential CIFAR. ``shd``: spoken digits. ``static``: SEW ResNet on images."""
+
+
+def hidden_modes(n_compartments: int, preset: str = "sequential") -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenmodes of the initial chain of k = n_compartments - 1 hidden compartments.
+
+    The chain is ``dh/dt = S h + 1 x`` with ``S[i, i] = -0.5``, ``S[i, i+1] = s (i+1)``, ``S[i+1, i] = -s (i+1)``
+    (PMSN Eq. 6), and ``S = V diag(lam) V^-1``. The readout row ``r`` takes the last compartment or the sum of all.
+
+    Returns:
+        ``lam``, ``B = V^-1 1`` and ``R = V^T r``, each complex128 of shape [k].
+
+    Raises:
+        ValueError: fewer than two compartments, or an unknown preset.
+    """
+    check_int_at_least("n_compartments", n_compartments, 2)
+    check_choice("preset", preset, PRESETS)
+    k = n_compartments - 1
+    coupling = PRESETS[preset].coupling * torch.arange(1, k, dtype=torch.float64)
+    skew = torch.diag(coupling, 1) - torch.diag(coupling, -1)
+    # S is -0.5 I plus a skew-symmetric matrix, so -i (S + 0.5 I) is Hermitian and V is unitary
+    freq, V = torch.linalg.eigh(-1j * skew)
+    lam = torch.complex(torch.full_like(freq, -0.5), freq)
+    r = torch.ones(k, dtype=V.dtype)
+    if PRESETS[preset].readout == "last":
+        r[:-1] = 0
+    return lam, V.mH @ torch.ones(k, dtype=V.dtype), V.mT @ r
+
+
+def pmsn_initial_parameters(
+    channels: int,
+    n_compartments: int = 5,
+    preset: str = "sequential",
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> PMSNParameters:
+    """Draw initial parameters of a PMSN layer.
+
+    Args:
+        channels: number of channels C.
+        n_compartments: compartments per neuron including the output one, n >= 2; k = n - 1 are hidden.
+        preset: ``'sequential'``, ``'shd'`` or ``'static'``, see :data:`PRESETS`.
+        generator: source of randomness for ``log_dt`` and ``D``; the rest is deterministic.
+
+    Raises:
+        ValueError: channels < 1, n_compartments < 2, or unknown preset.
+    """
+    check_int_at_least("channels", channels, 1)
+    lam, B, R = hidden_modes(n_compartments, preset)
+    low, high = (math.log(bound) for bound in PRESETS[preset].dt_range)
+    log_dt = low + (high - low) * torch.rand(channels, generator=generator)
+    draw = torch.randn if PRESETS[preset].direct == "normal" else torch.rand
+    D = draw(channels, generator=generator)
+    modes = (torch.log(-lam.real), lam.imag, B.real, B.imag, R.real, R.imag)
+    per_channel = (mode.expand(channels, -1) for mode in modes)
+    return PMSNParameters(*(p.to(dtype=dtype, device=device, copy=True) for p in (log_dt, *per_channel, D)))

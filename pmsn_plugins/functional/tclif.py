@@ -1,0 +1,155 @@
+"""The two-compartment leaky integrate-and-fire neuron (TC-LIF), on tensors with explicit states.
+
+    U_D[t] = a1 U_D[t-1] + b1 U_S[t-1] + I[t] - gamma S[t-1]          dendrite
+    U_S[t] = a2 U_S[t-1] + b2 U_D[t] - v_threshold S[t-1]             soma
+    S[t]   = Heaviside(U_S[t] - v_threshold)
+
+Zhang et al., TC-LIF (AAAI 2024), Eq. 7-12, where a1 = a2 = 1; with leaks a1, a2 < 1 it is the generalised
+two-compartment LIF (Eq. 3-5). In the paper ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)``.
+
+The authors' code subtracts both resets right after the spike, so b1 multiplies the soma *after* its reset:
+``soma_feedback='post_reset'``, the default. ``'pre_reset'`` is Eq. 10 as printed: b1 multiplies the soma before it.
+
+Shapes: sequences ``[T, N, *]``, steps ``[N, *]``. Half precision is accepted; states are float32 or wider.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import check_choice, check_floating, check_positive, check_state, compute_dtype
+from .surrogate import SpikeFunction, triangle
+
+SOMA_FEEDBACK = ("post_reset", "pre_reset")
+
+
+class TCLIFState(NamedTuple):
+    """State between two time steps: soma ``v`` and ``v_dendrite``, each [N, *].
+
+    After the resets of the last step with ``soma_feedback='post_reset'``, before them with ``'pre_reset'`` (the
+    potentials U_S and U_D of the equations).
+    """
+
+    v: Tensor
+    v_dendrite: Tensor
+
+
+class TCLIFOutput(NamedTuple):
+    """Spikes ``[T, N, *]``, the final state, and (on request) the soma after each step ``[T, N, *]``."""
+
+    spikes: Tensor
+    state: TCLIFState
+    v_seq: Tensor | None
+
+
+def tclif_initial_state(x: Tensor, dtype: torch.dtype = torch.float32) -> TCLIFState:
+    """The zero state for one step ``x`` of shape [N, *]."""
+    v = torch.zeros(x.shape, dtype=dtype, device=x.device)
+    return TCLIFState(v, v.clone())
+
+
+def tclif_step(
+    x: Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFState | None = None,
+    *,
+    gamma: float | Tensor = 0.5,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    soma_feedback: str = "post_reset",
+    detach_reset: bool = False,
+    leak: tuple[float, float] = (1.0, 1.0),
+) -> tuple[Tensor, TCLIFState]:
+    """One time step; ``x`` is [N, *]. Same arguments and errors as :func:`tclif_sequence`.
+
+    Returns:
+        Spikes [N, *] in the dtype of ``x`` and the new state.
+    """
+    output = tclif_sequence(
+        x.unsqueeze(0) if isinstance(x, Tensor) else x,
+        b1,
+        b2,
+        state,
+        gamma=gamma,
+        v_threshold=v_threshold,
+        surrogate_function=surrogate_function,
+        soma_feedback=soma_feedback,
+        detach_reset=detach_reset,
+        leak=leak,
+    )
+    return output.spikes.squeeze(0), output.state
+
+
+def tclif_sequence(
+    x_seq: Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFState | None = None,
+    *,
+    gamma: float | Tensor = 0.5,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    soma_feedback: str = "post_reset",
+    detach_reset: bool = False,
+    leak: tuple[float, float] = (1.0, 1.0),
+    return_v_seq: bool = False,
+) -> TCLIFOutput:
+    """Run a TC-LIF layer over a sequence.
+
+    Args:
+        x_seq: input current [T, N, *], floating point.
+        b1, b2: couplings soma -> dendrite and dendrite -> soma; numbers or tensors that broadcast over one step
+            (e.g. [C, 1, 1] for [N, C, H, W]). The paper needs b1 < 0 < b2; other signs are allowed for analysis.
+        state: state after the previous chunk, or None to start from zero.
+        gamma: reset of the dendrite.
+        v_threshold: firing threshold and reset of the soma, above 0.
+        surrogate_function: maps ``U_S - v_threshold`` to spikes; default :func:`triangle`, the paper's one.
+        soma_feedback: ``'post_reset'`` or ``'pre_reset'``, see above.
+        detach_reset: let no gradient flow through the two reset terms.
+        leak: (a1, a2), 1 in the paper.
+        return_v_seq: also return the soma of every step, as in the state.
+
+    Raises:
+        TypeError: ``x_seq`` is not real floating point.
+        ValueError: no batch axis, state of another shape, or an option outside its allowed values.
+    """
+    check_floating("x_seq", x_seq)
+    check_positive("v_threshold", v_threshold)
+    check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
+    if x_seq.ndim < 2 or x_seq.shape[0] == 0:
+        raise ValueError(f"x_seq must be [T, N, *] with at least one time step, got shape {tuple(x_seq.shape)}")
+    dtype = compute_dtype(x_seq, *(b for b in (b1, b2) if isinstance(b, Tensor)))
+    if state is None:
+        v, v_dendrite = tclif_initial_state(x_seq[0], dtype)
+    else:
+        for name, value in zip(state._fields, state, strict=True):
+            check_state(name, value, x_seq.shape[1:])
+        v, v_dendrite = (s.to(dtype) for s in state)
+    surrogate_function = triangle() if surrogate_function is None else surrogate_function
+    pre_reset = soma_feedback == "pre_reset"
+    a1, a2 = leak
+
+    spikes, v_seq = [], []
+    # the potentials before reset determine their own spike, so the pre-reset state needs no third tensor
+    spike = surrogate_function(v - v_threshold) if pre_reset else None
+    for x in x_seq.to(dtype):
+        if pre_reset:
+            reset = spike.detach() if detach_reset else spike
+            v_dendrite = a1 * v_dendrite + b1 * v + x - gamma * reset
+            v = a2 * v + b2 * v_dendrite - v_threshold * reset
+            spike = surrogate_function(v - v_threshold)
+        else:
+            v_dendrite = a1 * v_dendrite + b1 * v + x
+            v = a2 * v + b2 * v_dendrite
+            spike = surrogate_function(v - v_threshold)
+            reset = spike.detach() if detach_reset else spike
+            v_dendrite = v_dendrite - gamma * reset
+            v = v - v_threshold * reset
+        spikes.append(spike)
+        v_seq.append(v)
+    v_all = torch.stack(v_seq) if return_v_seq else None
+    return TCLIFOutput(torch.stack(spikes).to(x_seq.dtype), TCLIFState(v, v_dendrite), v_all)

@@ -1,0 +1,129 @@
+"""What the layers of both frameworks share: their parameters, checkpoint checks and optimiser groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ._checks import check_int_at_least, check_positive
+from .functional import PMSNCoefficients, PMSNParameters, discretize, pmsn_initial_parameters
+
+
+def param_groups(module: nn.Module, lr: float, neuron_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Optimiser groups of a net (or one neuron), as the papers' accuracies need them.
+
+    Weights, biases and the neurons' direct gain ``D`` get ``lr`` and ``weight_decay``. The other neuron parameters get
+    no weight decay and ``neuron_lr`` (PMSN's ``log_dt``, ``log_decay``; TC-LIF's ``c1``, ``c2``) or ``10 * neuron_lr``
+    (PMSN's ``freq``, ``B_*``, ``R_*``).
+
+    Example:
+        ``torch.optim.AdamW(param_groups(net, lr=1e-2, neuron_lr=1e-3, weight_decay=0.01))``
+
+    Raises:
+        ValueError: a rate is not above 0.
+    """
+    check_positive("lr", lr)
+    check_positive("neuron_lr", neuron_lr)
+    scale_of: dict[int, float] = {}
+    for child in module.modules():
+        for name, scale in getattr(child, "neuron_lr_scale", {}).items():
+            scale_of[id(getattr(child, name))] = scale
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in module.parameters():  # each shared parameter once
+        if parameter.requires_grad:
+            groups.setdefault(scale_of.get(id(parameter), 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": scale * neuron_lr if scale else lr, "weight_decay": 0.0 if scale else weight_decay}
+        for scale, parameters in sorted(groups.items())
+    ]
+
+
+class NeuronParameters:
+    """Mixin for an nn.Module that owns neuron parameters."""
+
+    neuron_lr_scale: ClassVar[dict[str, float]]
+    """Learning rate of each parameter in units of ``neuron_lr``; the parameters not listed go with the weights."""
+
+    def param_groups(self, lr: float, neuron_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """Optimiser groups of this neuron alone; see :func:`pmsn_plugins.param_groups` for a whole net."""
+        return param_groups(self, lr, neuron_lr, weight_decay)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        """Refuse a checkpoint with NaN or infinite values and keep this neuron's parameters as they are."""
+        broken = [
+            prefix + name
+            for name, _ in self.named_parameters(recurse=False)
+            if isinstance(value := state_dict.get(prefix + name), Tensor) and not value.isfinite().all()
+        ]
+        if broken:
+            errors.append(f"NaN or infinite values in {', '.join(broken)}: the checkpoint is broken, none was loaded")
+            return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+
+class PMSNParametersMixin(NeuronParameters):
+    """The parameters of a PMSN layer: ``log_dt`` [C], six of [C, k], and ``D`` [C]; k = n_compartments - 1."""
+
+    neuron_lr_scale: ClassVar[dict[str, float]] = {
+        "log_dt": 1.0,
+        "log_decay": 1.0,
+        "freq": 10.0,
+        "B_real": 10.0,
+        "B_imag": 10.0,
+        "R_real": 10.0,
+        "R_imag": 10.0,
+    }
+
+    def _create_parameters(self, channels: int, n_compartments: int, preset: str) -> None:
+        initial = pmsn_initial_parameters(channels, n_compartments, preset)
+        self.channels = channels
+        self.n_compartments = n_compartments
+        self.preset = preset
+        for name, value in zip(initial._fields, initial, strict=True):
+            setattr(self, name, nn.Parameter(value))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial values again, in place."""
+        initial = pmsn_initial_parameters(self.channels, self.n_compartments, self.preset)
+        for name, value in zip(initial._fields, initial, strict=True):
+            getattr(self, name).copy_(value)
+
+    def coefficients(self) -> PMSNCoefficients:
+        """The discrete-time coefficients of the present parameters."""
+        return discretize(PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields)))
+
+
+class TCLIFParametersMixin(NeuronParameters):
+    """The couplings of a TC-LIF layer, ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)``: one each, or one per channel."""
+
+    neuron_lr_scale: ClassVar[dict[str, float]] = {"c1": 1.0, "c2": 1.0}
+
+    def _create_parameters(self, beta: Iterable[float], channels: int | None) -> None:
+        try:
+            b1, b2 = (float(b) for b in beta)
+        except (TypeError, ValueError):
+            raise ValueError(f"beta must be two numbers (b1, b2), got {beta!r}") from None
+        if not (-1.0 < b1 < 0.0 < b2 < 1.0):
+            raise ValueError(f"beta must be (b1, b2) with b1 in (-1, 0) and b2 in (0, 1), got ({b1}, {b2})")
+        if channels is not None:
+            check_int_at_least("channels", channels, 1)
+        shape = () if channels is None else (channels,)
+        self.channels = channels
+        self.c1 = nn.Parameter(torch.full(shape, math.log(-b1 / (1.0 + b1))))
+        self.c2 = nn.Parameter(torch.full(shape, math.log(b2 / (1.0 - b2))))
+
+    def couplings(self, step_ndim: int) -> tuple[Tensor, Tensor]:
+        """(b1, b2), shaped to broadcast over one step [N, *] or, per channel, [N, C, *] of ``step_ndim`` axes."""
+        b1, b2 = -torch.sigmoid(self.c1), torch.sigmoid(self.c2)
+        if self.channels is None:
+            return b1, b2
+        shape = (self.channels,) + (1,) * (step_ndim - 2)
+        return b1.view(shape), b2.view(shape)
+
+
+__all__ = ["NeuronParameters", "PMSNParametersMixin", "TCLIFParametersMixin", "param_groups"]

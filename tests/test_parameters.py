@@ -1,0 +1,98 @@
+"""Optimiser groups, checkpoint checks and the shared parameter mixins."""
+
+import pytest
+import torch
+from torch import nn
+
+from pmsn_plugins import param_groups
+from pmsn_plugins.functional import PMSNParameters
+from pmsn_plugins.parameters import PMSNParametersMixin, TCLIFParametersMixin
+
+
+class PMSN(PMSNParametersMixin, nn.Module):
+    def __init__(self, channels=3, n_compartments=5, preset="sequential"):
+        super().__init__()
+        self._create_parameters(channels, n_compartments, preset)
+
+
+class TCLIF(TCLIFParametersMixin, nn.Module):
+    def __init__(self, beta=(-0.5, 0.5), channels=None):
+        super().__init__()
+        self._create_parameters(beta, channels)
+
+
+def names_by_rate(net, groups):
+    names = {id(p): n for n, p in net.named_parameters()}
+    return {(g["lr"], g["weight_decay"]): {names[id(p)] for p in g["params"]} for g in groups}
+
+
+def test_param_groups():
+    neuron = PMSN()
+    net = nn.Sequential(nn.Linear(2, 3), neuron, TCLIF(), neuron)
+    groups = param_groups(net, lr=1e-2, neuron_lr=1e-3, weight_decay=0.1)
+    assert names_by_rate(net, groups) == {
+        (1e-2, 0.1): {"0.weight", "0.bias", "1.D"},
+        (1e-3, 0.0): {"1.log_dt", "1.log_decay", "2.c1", "2.c2"},
+        (1e-2, 0.0): {"1.freq", "1.B_real", "1.B_imag", "1.R_real", "1.R_imag"},
+    }
+    torch.optim.AdamW(groups)  # refuses parameters that appear twice
+    assert names_by_rate(neuron, neuron.param_groups(lr=0.5, neuron_lr=0.1))[0.5, 0.0] == {"D"}
+
+
+def test_frozen_parameters_are_left_out():
+    net = PMSN()
+    net.freq.requires_grad_(False)
+    assert all(p is not net.freq for g in param_groups(net, 1e-2, 1e-3) for p in g["params"])
+
+
+def test_param_groups_refuses_rates_that_do_not_learn():
+    with pytest.raises(ValueError, match="neuron_lr must be a finite number above 0, got 0"):
+        param_groups(PMSN(), lr=1e-2, neuron_lr=0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_broken_checkpoint_changes_nothing(bad):
+    neuron = PMSN()
+    before = {n: p.clone() for n, p in neuron.named_parameters()}
+    checkpoint = {n: torch.zeros_like(p) for n, p in neuron.named_parameters()}
+    checkpoint["freq"][1, 2] = bad
+    with pytest.raises(RuntimeError, match=r"NaN or infinite values in freq"):
+        neuron.load_state_dict(checkpoint)
+    for n, p in neuron.named_parameters():
+        assert torch.equal(p, before[n])
+
+
+def test_parameters_have_the_documented_shapes():
+    neuron = PMSN(channels=6, n_compartments=9)
+    shapes = {n: tuple(p.shape) for n, p in neuron.named_parameters()}
+    assert shapes == {n: (6,) if n in ("log_dt", "D") else (6, 8) for n in PMSNParameters._fields}
+
+
+def test_reset_parameters_draws_the_initial_values_again():
+    neuron = PMSN(64)
+    torch.manual_seed(0)
+    neuron.reset_parameters()
+    first = neuron.D.clone()
+    with torch.no_grad():
+        neuron.freq.zero_()
+    torch.manual_seed(0)
+    neuron.reset_parameters()
+    assert torch.equal(neuron.D, first)
+    assert neuron.freq.abs().max() > 1
+
+
+@pytest.mark.parametrize("channels", [None, 4])
+def test_couplings_return_beta(channels):
+    neuron = TCLIF(beta=(-0.2, 0.8), channels=channels)
+    b1, b2 = neuron.couplings(step_ndim=4)
+    assert b1.shape == (() if channels is None else (4, 1, 1))
+    torch.testing.assert_close(b1, torch.full_like(b1, -0.2))
+    torch.testing.assert_close(b2, torch.full_like(b2, 0.8))
+
+
+@pytest.mark.parametrize(
+    "beta", [(0.5, 0.5), (-0.5, -0.5), (-1.0, 0.5), (-0.5, 1.0), (-0.5, float("nan")), (0.5,), 0.5]
+)
+def test_beta_outside_the_second_quadrant(beta):
+    with pytest.raises(ValueError, match="beta must be"):
+        TCLIF(beta=beta)
