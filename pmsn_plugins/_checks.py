@@ -30,6 +30,14 @@ def check_positive(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
+def check_finite(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not -float("inf") < value < float("inf"):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+
+
 def check_int_at_least(name: str, value: int, least: int) -> None:
     """Raise unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):

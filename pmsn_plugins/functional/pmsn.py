@@ -109,10 +109,7 @@ def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
 
 def pmsn_impulse_response(coefficients: PMSNCoefficients, T: int) -> Tensor:
     """Response of the output current to a unit impulse at t = 0: ``Re(sum_j K_j A_j^t) + D [t = 0]``, shape [C, T]."""
-    powers_real, powers_imag = _powers(coefficients, T)
-    K_real, K_imag = coefficients.K_real[..., None], coefficients.K_imag[..., None]
-    response = (K_real * powers_real - K_imag * powers_imag).sum(1)
-    return response + F.pad(coefficients.D[:, None], (0, T - 1))
+    return _impulse_response(coefficients, *_powers(coefficients, T))
 
 
 def pmsn_initial_state(x: Tensor, k: int, dtype: torch.dtype = torch.float32) -> PMSNState:
@@ -186,22 +183,13 @@ def pmsn_sequence(
         TypeError: ``x_seq`` is not real floating point.
         ValueError: wrong number of axes or channels, state of another shape, or an option outside its allowed values.
     """
-    check_floating("x_seq", x_seq)
-    check_positive("v_threshold", v_threshold)
-    check_choice("reset_mode", reset_mode, RESET_MODES)
-    check_choice("context", context, CONTEXTS)
     check_choice("method", method, METHODS)
-    channels, k = coefficients.K_real.shape
-    check_sequence_shape(x_seq, channels)
-    dtype = compute_dtype(x_seq, coefficients.D)
+    dtype = check_pmsn_inputs(x_seq, coefficients, state, v_threshold, reset_mode, context)
     x = x_seq.to(dtype)
     coefficients = PMSNCoefficients(*(c.to(dtype) for c in coefficients))
     if state is None:
-        state = pmsn_initial_state(x[0], k, dtype)
+        state = pmsn_initial_state(x[0], coefficients.K_real.shape[1], dtype)
     else:
-        check_state("v", state.v, x.shape[1:])
-        check_state("h_real", state.h_real, (k, *x.shape[1:]))
-        check_state("h_imag", state.h_imag, (k, *x.shape[1:]))
         state = PMSNState(*(s.to(dtype) for s in state))
     if context == "global":
         x = x.mean(0, keepdim=True).expand_as(x)
@@ -219,6 +207,28 @@ def pmsn_sequence(
             spikes = _fire(u, v_threshold, surrogate_function, burst)
     state = PMSNState(v_seq[-1].clone(), h_real, h_imag)
     return PMSNOutput(spikes.to(x_seq.dtype), state, v_seq if return_v_seq else None)
+
+
+def check_pmsn_inputs(
+    x_seq: Tensor,
+    coefficients: PMSNCoefficients,
+    state: PMSNState | None,
+    v_threshold: float | Tensor,
+    reset_mode: str,
+    context: str,
+) -> torch.dtype:
+    """Raise what :func:`pmsn_sequence` raises; returns the dtype it computes in."""
+    check_floating("x_seq", x_seq)
+    check_positive("v_threshold", v_threshold)
+    check_choice("reset_mode", reset_mode, RESET_MODES)
+    check_choice("context", context, CONTEXTS)
+    channels, k = coefficients.K_real.shape
+    check_sequence_shape(x_seq, channels)
+    if state is not None:
+        check_state("v", state.v, x_seq.shape[1:])
+        check_state("h_real", state.h_real, (k, *x_seq.shape[1:]))
+        check_state("h_imag", state.h_imag, (k, *x_seq.shape[1:]))
+    return compute_dtype(x_seq, coefficients.D)
 
 
 def check_sequence_shape(x_seq: Tensor, channels: int) -> None:
@@ -269,16 +279,20 @@ def _hidden_recurrence(x, c, h_real, h_imag):
     return torch.stack(current), h_real, h_imag
 
 
-def _chunk_operator(c: PMSNCoefficients, length: int) -> Tensor:
+def _impulse_response(c: PMSNCoefficients, powers_real: Tensor, powers_imag: Tensor) -> Tensor:
+    response = (c.K_real[..., None] * powers_real - c.K_imag[..., None] * powers_imag).sum(1)
+    return response + F.pad(c.D[:, None], (0, response.shape[-1] - 1))
+
+
+def _chunk_operator(c: PMSNCoefficients, powers_real: Tensor, powers_imag: Tensor) -> Tensor:
     """The matrix [C, L+2k, L+2k] that maps (x[0..L-1], Re h, Im h) of one chunk to (I[0..L-1], Re dh, Im dh).
+
+    The powers are ``A^t`` for t = 0..L.
 
     dh is the change of the hidden state over the chunk: like E for one step, it keeps slow modes exact in float32.
     """
-    dtype = c.D.dtype
-    c = PMSNCoefficients(*(p.to(_precise(p)) for p in c))
-    powers_real, powers_imag = _powers(c, length + 1)
-    response = pmsn_impulse_response(c, length)
-    lag = torch.arange(length, device=response.device)
+    response = _impulse_response(c, powers_real[..., :-1], powers_imag[..., :-1])
+    lag = torch.arange(response.shape[-1], device=response.device)
     lag = lag[:, None] - lag
     toeplitz = torch.where(lag >= 0, response[:, lag.clamp(min=0)], 0.0)
     current = torch.cat([toeplitz, powers_real[..., 1:].mT, -powers_imag[..., 1:].mT], -1)
@@ -288,7 +302,7 @@ def _chunk_operator(c: PMSNCoefficients, length: int) -> Tensor:
     )
     real = torch.cat([into_real, last_real, -last_imag], -1)
     imag = torch.cat([into_imag, last_imag, last_real], -1)
-    return torch.cat([current, real, imag], 1).to(dtype)
+    return torch.cat([current, real, imag], 1)
 
 
 def _hidden_chunked(x, c, h_real, h_imag):
@@ -296,7 +310,12 @@ def _hidden_chunked(x, c, h_real, h_imag):
     T, step_shape, k = len(x), x.shape[1:], len(h_real)
     columns = x.movedim(2, 0).reshape(len(c.D), T, -1)
     h = torch.cat([h.movedim(2, 0).reshape(len(c.D), k, -1) for h in (h_real, h_imag)], 1)
-    operators = {length: _chunk_operator(c, length) for length in {min(_CHUNK, T), T % _CHUNK} if length}
+    precise = PMSNCoefficients(*(p.to(_precise(p)) for p in c))
+    powers_real, powers_imag = _powers(precise, min(_CHUNK, T) + 1)
+    operators = {
+        length: _chunk_operator(precise, powers_real[..., : length + 1], powers_imag[..., : length + 1]).to(x.dtype)
+        for length in {min(_CHUNK, T), T % _CHUNK} - {0}
+    }
     current = []
     for chunk in columns.split(_CHUNK, 1):
         length = chunk.shape[1]

@@ -117,18 +117,8 @@ def tclif_sequence(
         TypeError: ``x_seq`` is not real floating point.
         ValueError: no batch axis, state of another shape, or an option outside its allowed values.
     """
-    check_floating("x_seq", x_seq)
-    check_positive("v_threshold", v_threshold)
-    check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
-    if x_seq.ndim < 2 or x_seq.shape[0] == 0:
-        raise ValueError(f"x_seq must be [T, N, *] with at least one time step, got shape {tuple(x_seq.shape)}")
-    dtype = compute_dtype(x_seq, *(b for b in (b1, b2) if isinstance(b, Tensor)))
-    if state is None:
-        v, v_dendrite = tclif_initial_state(x_seq[0], dtype)
-    else:
-        for name, value in zip(state._fields, state, strict=True):
-            check_state(name, value, x_seq.shape[1:])
-        v, v_dendrite = (s.to(dtype) for s in state)
+    dtype = check_tclif_inputs(x_seq, b1, b2, state, v_threshold, soma_feedback)
+    v, v_dendrite = tclif_initial_state(x_seq[0], dtype) if state is None else (s.to(dtype) for s in state)
     surrogate_function = triangle() if surrogate_function is None else surrogate_function
     pre_reset = soma_feedback == "pre_reset"
     a1, a2 = leak
@@ -153,3 +143,23 @@ def tclif_sequence(
         v_seq.append(v)
     v_all = torch.stack(v_seq) if return_v_seq else None
     return TCLIFOutput(torch.stack(spikes).to(x_seq.dtype), TCLIFState(v, v_dendrite), v_all)
+
+
+def check_tclif_inputs(
+    x_seq: Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFState | None,
+    v_threshold: float | Tensor,
+    soma_feedback: str,
+) -> torch.dtype:
+    """Raise what :func:`tclif_sequence` raises; returns the dtype it computes in."""
+    check_floating("x_seq", x_seq)
+    check_positive("v_threshold", v_threshold)
+    check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
+    if x_seq.ndim < 2 or x_seq.shape[0] == 0:
+        raise ValueError(f"x_seq must be [T, N, *] with at least one time step, got shape {tuple(x_seq.shape)}")
+    if state is not None:
+        for name, value in zip(state._fields, state, strict=True):
+            check_state(name, value, x_seq.shape[1:])
+    return compute_dtype(x_seq, *(b for b in (b1, b2) if isinstance(b, Tensor)))

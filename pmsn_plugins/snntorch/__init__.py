@@ -1,0 +1,20 @@
+"""PMSN and TC-LIF as snnTorch layers, for snnTorch 1.0 and 0.9.4.
+
+snnTorch fires at ``u > threshold``, SpikingJelly and the papers at ``u >= threshold``: with default surrogates that is
+the one difference between a layer here and the node of the same weights in :mod:`pmsn_plugins.spikingjelly`.
+"""
+
+try:
+    import snntorch  # noqa: F401  (the framework: imports are absolute)
+except ImportError as error:
+    raise ImportError(
+        'pmsn_plugins.snntorch needs snnTorch: pip install "pmsn_plugins[snntorch]"', name=error.name
+    ) from error
+
+from ..functional import triangle
+from .hidden import reset
+from .pmsn import PMSN
+from .registration import register, unregister
+from .tclif import TCLIF
+
+__all__ = ["PMSN", "TCLIF", "register", "reset", "triangle", "unregister"]

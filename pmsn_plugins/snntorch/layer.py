@@ -1,0 +1,178 @@
+"""What PMSN and TCLIF share as snnTorch layers: options, graded spikes, and hidden states kept by the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor
+
+from .._checks import check_floating, check_positive
+from ..functional import triangle
+from ..functional.surrogate import SpikeFunction
+from ..kernels import check_backend
+
+
+class MultiCompartmentLayer(snn.SpikingNeuron):
+    """Base of the two layers; not a neuron of its own."""
+
+    threshold: float | Tensor
+    """A number as the user gave it; a tensor if it is learned or was given as one."""
+
+    _hidden: tuple[str, ...]
+    """Names of the tensors that make up the hidden state; an empty tensor stands for the initial state."""
+
+    _reset_advice: str
+    """How this neuron resets, and what to do instead of choosing another ``reset_mechanism``."""
+
+    def __init__(
+        self,
+        create_parameters: Callable[[], None],
+        *,
+        channels: int | None,
+        threshold: float | Tensor,
+        spike_grad: SpikeFunction | None,
+        surrogate_disable: bool,
+        init_hidden: bool,
+        inhibition: bool,
+        learn_threshold: bool,
+        reset_mechanism: str,
+        state_quant: object,
+        output: bool,
+        graded_spikes_factor: float | Tensor,
+        learn_graded_spikes_factor: bool,
+        backend: str,
+    ) -> None:
+        check_positive("threshold", threshold)
+        check_backend(backend)
+        self._reset_cases(reset_mechanism)
+        if spike_grad is not None and not callable(spike_grad):
+            raise TypeError(f"spike_grad must be a function of (u - threshold) or None, got {spike_grad!r}")
+        if inhibition:
+            raise ValueError(
+                "inhibition must be False: a spike removed by its neighbours would already have reset its neuron. "
+                "Take the winner from the spikes or membranes that the layer returns"
+            )
+        if state_quant:
+            raise ValueError(
+                "state_quant must be False: the compartments are kept in float32 or wider, because rounding them at "
+                "every step breaks their dynamics. Quantise the weights or the input current instead"
+            )
+        factor = torch.as_tensor(graded_spikes_factor)
+        if factor.ndim and tuple(factor.shape) != (channels,):
+            raise ValueError(
+                f"graded_spikes_factor must be one number or one per channel (channels={channels}), "
+                f"got shape {tuple(factor.shape)}"
+            )
+        if not factor.isfinite().all():
+            raise ValueError(f"graded_spikes_factor must be finite, got {graded_spikes_factor!r}")
+
+        # not super(): between this class and SpikingNeuron stands Synaptic when the layer is a TCLIF
+        snn.SpikingNeuron.__init__(
+            self,
+            threshold=_as_floating(threshold),
+            spike_grad=triangle(strict=True) if spike_grad is None else spike_grad,
+            surrogate_disable=surrogate_disable,
+            init_hidden=init_hidden,
+            learn_threshold=learn_threshold,
+            output=output,
+            graded_spikes_factor=_as_floating(factor),
+            learn_graded_spikes_factor=learn_graded_spikes_factor,
+        )
+        try:
+            create_parameters()
+        except Exception:
+            snn.SpikingNeuron.instances.pop()  # snnTorch would reset and detach a layer that has no state
+            raise
+        # options, like SpikingJelly's v_threshold: the state_dict holds what is learned and fits both frameworks
+        for name, value in list(self.named_buffers(recurse=False)):
+            self.register_buffer(name, value, persistent=False)
+        if not learn_threshold and not isinstance(threshold, Tensor):
+            del self.threshold
+            self.threshold = float(threshold)  # exactly SpikingJelly's number: snnTorch's buffer rounds it to float32
+        if not learn_graded_spikes_factor and factor.ndim == 0 and factor == 1:
+            self.register_buffer("graded_spikes_factor", None, persistent=False)  # spares a product over all spikes
+        self.backend = backend
+        for name in self._hidden:
+            setattr(self, name, torch.zeros(0))
+
+    def _reset_cases(self, reset_mechanism: str) -> None:
+        """Called by snnTorch whenever ``reset_mechanism`` is set."""
+        if reset_mechanism != "subtract":
+            raise ValueError(f"reset_mechanism must be 'subtract', got {reset_mechanism!r}: {self._reset_advice}")
+
+    def _grade(self, spk: Tensor, channel_axis: int) -> Tensor:
+        """Spikes times ``graded_spikes_factor``, which is None, one number, or one per channel."""
+        if self.graded_spikes_factor is None:
+            return spk
+        factor = self.graded_spikes_factor.to(spk.dtype)
+        if factor.ndim:
+            factor = factor.view(-1, *(1,) * (spk.ndim - channel_axis - 1))
+        return spk * factor
+
+    def reset_mem(self) -> tuple[Tensor, ...]:
+        """Go back to the initial state and return it: empty tensors, which fit any batch."""
+        for name in self._hidden:
+            setattr(self, name, getattr(self, name).new_zeros(0))
+        return tuple(getattr(self, name) for name in self._hidden)
+
+    def detach_mem(self) -> None:
+        """Cut the hidden state from the graph that computed it."""
+        for name in self._hidden:
+            setattr(self, name, getattr(self, name).detach())
+
+    @classmethod
+    def detach_hidden(cls) -> None:
+        """Detach the hidden states of all layers of this class (truncated back-propagation through time)."""
+        for layer in cls.instances:
+            if isinstance(layer, cls):
+                layer.detach_mem()
+
+    @classmethod
+    def reset_hidden(cls) -> None:
+        """Reset the hidden states of all layers of this class."""
+        for layer in cls.instances:
+            if isinstance(layer, cls):
+                layer.reset_mem()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> MultiCompartmentLayer:
+        """Move the hidden state along with ``.to()``. It is no buffer, for DDP would broadcast it between processes."""
+        super()._apply(fn, *args, **kwargs)
+        for name in self._hidden:
+            setattr(self, name, fn(getattr(self, name)))
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: torch cannot copy a hidden state that is part of a graph."""
+        return {**self.__dict__, **{name: getattr(self, name).detach() for name in self._hidden}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        snn.SpikingNeuron.instances.append(self)  # snnTorch's utils.reset finds layers there, copies included
+
+
+def check_step(x: Tensor, channels: int | None) -> None:
+    """Raise unless ``x`` is a floating-point time step, with ``channels`` on axis 1 if they are given."""
+    check_floating("x", x)
+    if channels is not None and (x.ndim < 2 or x.shape[1] != channels):
+        raise ValueError(
+            f"x must be one time step [B, C, *] with {channels} channels on axis 1, got shape {tuple(x.shape)}"
+        )
+
+
+def fit_state(state: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros of ``shape`` if ``state`` stands for the initial state, else ``state`` (whose shape may be wrong).
+
+    The initial state is an empty tensor, or zeros of any shape: that is what snnTorch's own resets leave behind.
+    """
+    if tuple(state.shape) != tuple(shape) and (state.numel() == 0 or not state.any()):
+        return like.new_zeros(shape)
+    return state
+
+
+def _as_floating(value: float | Tensor) -> Tensor:
+    """snnTorch takes tensors as they are, and an integer one could not be learned."""
+    value = torch.as_tensor(value)
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())

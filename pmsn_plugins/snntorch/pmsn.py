@@ -1,0 +1,213 @@
+"""The parallel multi-compartment spiking neuron (PMSN) as an snnTorch layer."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import kernels
+from .._checks import check_choice, check_floating
+from ..functional import CONTEXTS, RESET_MODES, PMSNState
+from ..functional.surrogate import SpikeFunction
+from ..parameters import PMSNParametersMixin
+from .layer import MultiCompartmentLayer, check_step, fit_state
+
+STEP_MODES = ("m", "s")
+
+
+class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
+    """Parallel multi-compartment spiking neuron: n - 1 hidden compartments and one that fires.
+
+        h_j[t] = A_j h_j[t-1] + K_j x[t]             j = 1..n-1, complex modes of the hidden compartments
+        I[t]   = Re(sum_j h_j[t]) + D x[t]
+        u[t]   = mem[t-1] + max(I[t], 0)
+        spk[t] = Heaviside(u[t] - threshold)
+        mem[t] = u[t] - threshold floor(u[t] / threshold)
+
+    Chen et al., PMSN (arXiv 2408.14917), Eq. 6-18; see :mod:`pmsn_plugins.functional.pmsn`.
+
+    Like ``snn.StateLeaky`` it takes the whole sequence at once::
+
+        pmsn = PMSN(channels=128)
+        spk, mem = pmsn(x)                     # x, spk, mem: [T, B, C, *]
+
+    In a loop over time, with the state in the user's hands::
+
+        state = pmsn.reset_mem()
+        for t in range(T):
+            spk, state = pmsn.step(x[t], state)    # x[t], spk, state.v: [B, C, *]
+
+    With ``init_hidden=True`` the layer keeps the state: every call continues the sequence, in chunks or steps of any
+    length, until ``reset_mem()``, ``PMSN.reset_hidden()`` or ``pmsn_plugins.snntorch.reset(net)``
+    (``snntorch.utils.reset`` after :func:`pmsn_plugins.snntorch.register`).
+
+    Spikes have the dtype of ``x``; the membrane and all states are float32 or wider. With ``reset_mode='modulo'`` no
+    gradient flows through ``mem``: train on spikes. The default ``spike_grad`` is strict like snnTorch's: the neuron
+    fires at ``u > threshold``.
+
+    Args:
+        channels: C, axis 2 of a sequence and axis 1 of one step.
+        n_compartments: compartments per neuron including the one that fires, at least 2.
+        preset: initial values, ``'sequential'``, ``'shd'`` or ``'static'`` (:data:`pmsn_plugins.functional.PRESETS`).
+        threshold: firing threshold, one number above 0.
+        spike_grad: called on ``u - threshold``, any function of ``snntorch.surrogate``; default the paper's
+            ``triangle(strict=True)``.
+        reset_mode: ``'modulo'`` as above, ``'none'`` or ``'serial'``: :func:`pmsn_plugins.functional.pmsn_sequence`.
+        burst: several spikes per step, ``floor(u / threshold)``, with a straight-through gradient of its own.
+        context: ``'global'`` shows every step the time-average of the sequence; whole sequences only.
+        backend: who computes it, see :func:`pmsn_plugins.backends`.
+        step_mode: what a call takes: ``'m'``, sequences [T, B, C, *], or ``'s'``, one step [B, C, *] (then ``forward``
+            is :meth:`step`), as snnTorch's time loops and ``snntorch.backprop`` need.
+        init_hidden: the layer keeps its state between calls.
+        output: return ``(spk, mem)`` rather than ``spk`` alone. Default: True like StateLeaky, but False with
+            ``init_hidden`` like snnTorch's other neurons. (StateLeaky returns ``mem`` alone for False; a PMSN's
+            membrane alone tells nothing, its spikes do.)
+        learn_threshold: make ``threshold`` a parameter.
+        graded_spikes_factor: multiplies the output spikes (not the reset): one number, or one per channel [C].
+        learn_graded_spikes_factor: make it a parameter.
+        surrogate_disable: fire without gradient.
+        inhibition, state_quant, reset_mechanism: snnTorch's; only their defaults make sense for this neuron.
+
+    Raises:
+        TypeError: ``x`` is not real floating point; a state is no PMSNState, or passed where the layer keeps its own.
+        ValueError: an option outside its allowed values, or options that exclude each other; wrong number of axes or
+            channels; a state of another shape (the batch changed without a reset).
+    """
+
+    mem: Tensor
+    h_real: Tensor
+    h_imag: Tensor
+    _hidden = ("mem", "h_real", "h_imag")
+    _reset_advice = "PMSN takes whole multiples of the threshold off its membrane; use reset_mode='none' for no reset"
+
+    def __init__(
+        self,
+        channels: int,
+        n_compartments: int = 5,
+        preset: str = "sequential",
+        threshold: float | Tensor = 1.0,
+        spike_grad: SpikeFunction | None = None,
+        *,
+        reset_mode: str = "modulo",
+        burst: bool = False,
+        context: str = "local",
+        backend: str = "auto",
+        step_mode: str = "m",
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: bool = False,
+        output: bool | None = None,
+        graded_spikes_factor: float | Tensor = 1.0,
+        learn_graded_spikes_factor: bool = False,
+    ) -> None:
+        check_choice("reset_mode", reset_mode, RESET_MODES)
+        check_choice("context", context, CONTEXTS)
+        check_choice("step_mode", step_mode, STEP_MODES)
+        if context == "global" and (init_hidden or step_mode == "s"):
+            raise ValueError(
+                "context='global' averages over the whole sequence and cannot run in chunks or steps: "
+                f"use init_hidden=False and step_mode='m', got init_hidden={init_hidden} and step_mode={step_mode!r}"
+            )
+        if burst and (spike_grad is not None or surrogate_disable):
+            raise ValueError("burst=True has its own gradient: leave out spike_grad and surrogate_disable")
+        super().__init__(
+            lambda: self._create_parameters(channels, n_compartments, preset),
+            channels=channels,
+            threshold=threshold,
+            spike_grad=spike_grad,
+            surrogate_disable=surrogate_disable,
+            init_hidden=init_hidden,
+            inhibition=inhibition,
+            learn_threshold=learn_threshold,
+            reset_mechanism=reset_mechanism,
+            state_quant=state_quant,
+            output=not init_hidden if output is None else output,
+            graded_spikes_factor=graded_spikes_factor,
+            learn_graded_spikes_factor=learn_graded_spikes_factor,
+            backend=backend,
+        )
+        self.reset_mode = reset_mode
+        self.burst = burst
+        self.context = context
+        self.step_mode = step_mode
+
+    def reset_mem(self) -> PMSNState:
+        """Go back to the initial state and return it: empty tensors, which fit any batch."""
+        return PMSNState(*super().reset_mem())
+
+    def forward(
+        self, x: Tensor, state: PMSNState | None = None
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, PMSNState]:
+        """Run a sequence [T, B, C, *], or with ``step_mode='s'`` one step; see the class."""
+        if self.step_mode == "s":
+            return self.step(x, state)
+        if state is not None:
+            raise TypeError("a sequence takes no state: use step(x, state), or init_hidden=True to continue in chunks")
+        check_floating("x", x)
+        output = kernels.pmsn_sequence(
+            x,
+            self.coefficients(),
+            self._fitted(self._kept_state(), x.shape[1:], x) if self.init_hidden else None,
+            v_threshold=self.threshold,
+            surrogate_function=self.spike_grad,
+            reset_mode=self.reset_mode,
+            burst=self.burst,
+            context=self.context,
+            return_v_seq=self.output,
+            backend=self.backend,
+        )
+        if self.init_hidden:
+            self._keep(output.state)
+        spk = self._grade(output.spikes, channel_axis=2)
+        return (spk, output.v_seq) if self.output else spk
+
+    def step(
+        self, x: Tensor, state: PMSNState | None = None
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, PMSNState]:
+        """Run one time step ``x`` [B, C, *].
+
+        Returns:
+            ``(spk, state)``; ``state.v`` is the membrane. With ``init_hidden=True`` the layer keeps the state and
+            returns ``spk``, or ``(spk, mem)`` with ``output=True``.
+        """
+        if self.context == "global":
+            raise ValueError("context='global' averages over the whole sequence and has no single step; call the layer")
+        if self.init_hidden:
+            if state is not None:
+                raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
+            state = self._kept_state()
+        elif state is not None and not (isinstance(state, tuple) and len(state) == len(PMSNState._fields)):
+            raise TypeError(f"state must be the PMSNState that step or reset_mem returned, got {type(state).__name__}")
+        check_step(x, self.channels)
+        spk, state = kernels.pmsn_step(
+            x,
+            self.coefficients(),
+            None if state is None else self._fitted(state, x.shape, x),
+            v_threshold=self.threshold,
+            surrogate_function=self.spike_grad,
+            reset_mode=self.reset_mode,
+            burst=self.burst,
+            backend=self.backend,
+        )
+        spk = self._grade(spk, channel_axis=1)
+        if not self.init_hidden:
+            return spk, state
+        self._keep(state)
+        return (spk, state.v) if self.output else spk
+
+    def _kept_state(self) -> PMSNState:
+        return PMSNState(self.mem, self.h_real, self.h_imag)
+
+    def _keep(self, state: PMSNState) -> None:
+        self.mem, self.h_real, self.h_imag = state
+
+    def _fitted(self, state: PMSNState, step_shape: tuple[int, ...], x: Tensor) -> PMSNState:
+        hidden_shape = (self.n_compartments - 1, *step_shape)
+        shapes = (step_shape, hidden_shape, hidden_shape)
+        return PMSNState(*(fit_state(s, shape, x) for s, shape in zip(state, shapes, strict=True)))
+
+    def extra_repr(self) -> str:
+        """Shown when the layer is printed."""
+        return f"channels={self.channels}, n_compartments={self.n_compartments}, reset_mode={self.reset_mode!r}"

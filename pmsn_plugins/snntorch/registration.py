@@ -1,0 +1,96 @@
+"""Making snnTorch itself know our layers: opt-in, idempotent, undoable."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+
+import snntorch as snn
+import torch
+from snntorch import utils
+from torch import nn
+
+from .hidden import detach
+from .layer import MultiCompartmentLayer
+from .pmsn import PMSN
+from .tclif import TCLIF
+
+_ABSENT = object()
+_replaced: list[tuple[ModuleType, str, object]] = []
+"""What :func:`register` replaced, in order: module, name, and the value it had."""
+
+
+def register() -> None:
+    """Teach snnTorch about our layers; call it before importing ``snntorch.backprop.TBPTT`` by name.
+
+    - ``snntorch.PMSN`` and ``snntorch.TCLIF`` exist.
+    - ``snntorch.utils.reset(net)`` resets our layers inside ``net``, at any depth.
+    - ``snntorch.backprop`` (BPTT, TBPTT, RTRL) takes nets with ``PMSN(..., step_mode='s', init_hidden=True)``, also as
+      the last layer (``output=True``), and detaches *all* spiking layers between updates: of several kinds of neurons
+      in one net, snnTorch itself detaches one.
+
+    Doing it twice changes nothing; :func:`unregister` undoes it.
+    """
+    if _replaced:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # about importing backprop: that was not the user's doing
+        from snntorch import backprop
+    for module, name, value in (
+        (snn, "PMSN", PMSN),
+        (snn, "TCLIF", TCLIF),
+        (utils, "_layer_check", _resetting(utils._layer_check)),
+        (utils, "_final_layer_check", _counting_outputs(utils._final_layer_check)),
+        (backprop, "TBPTT", _detaching(backprop.TBPTT)),
+    ):
+        _replaced.append((module, name, getattr(module, name, _ABSENT)))
+        setattr(module, name, value)
+
+
+def unregister() -> None:
+    """Undo :func:`register`; without effect when nothing is registered."""
+    while _replaced:
+        module, name, value = _replaced.pop()
+        if value is _ABSENT:
+            delattr(module, name)
+        else:
+            setattr(module, name, value)
+
+
+def _resetting(layer_check: Callable) -> Callable:
+    """``utils.reset`` calls this with the net, before it resets the classes it has found there."""
+
+    @functools.wraps(layer_check)
+    def wrapper(net: nn.Module) -> None:
+        layer_check(net)
+        for layer in net.modules():
+            if isinstance(layer, MultiCompartmentLayer):
+                layer.reset_mem()
+
+    return wrapper
+
+
+def _counting_outputs(final_layer_check: Callable) -> Callable:
+    """``backprop`` asks here how many values the net returns."""
+
+    @functools.wraps(final_layer_check)
+    def wrapper(net: nn.Module) -> int:
+        return 2 if isinstance(list(net.children())[-1], PMSN) else final_layer_check(net)
+
+    return wrapper
+
+
+def _detaching(tbptt: Callable) -> Callable:
+    """TBPTT detaches right after each update, and so do we."""
+
+    @functools.wraps(tbptt)
+    def wrapper(net: nn.Module, dataloader: object, optimizer: torch.optim.Optimizer, *args, **kwargs) -> torch.Tensor:
+        handle = optimizer.register_step_post_hook(lambda *_: detach(net))
+        try:
+            return tbptt(net, dataloader, optimizer, *args, **kwargs)
+        finally:
+            handle.remove()
+
+    return wrapper

@@ -1,0 +1,147 @@
+"""The two-compartment leaky integrate-and-fire neuron (TC-LIF) as an snnTorch layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import snntorch as snn
+from torch import Tensor
+
+from .. import kernels
+from .._checks import check_choice, check_finite
+from ..functional import SOMA_FEEDBACK, TCLIFState
+from ..functional.surrogate import SpikeFunction
+from ..parameters import TCLIFParametersMixin
+from .layer import MultiCompartmentLayer, check_step, fit_state
+
+
+class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
+    """Two-compartment LIF: a dendrite and a soma, coupled with opposite signs. Replaces ``snn.Synaptic`` line for line.
+
+        dend[t] = dend[t-1] + b1 mem[t-1] + x[t] - gamma spk[t-1]
+        mem[t]  = mem[t-1] + b2 dend[t] - threshold spk[t-1]
+        spk[t]  = Heaviside(mem[t] - threshold)
+
+    Zhang et al., TC-LIF (AAAI 2024), Eq. 7-12; ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)`` are learned. By default
+    both resets are subtracted right after the spike, as in the authors' code, and the returned ``dend`` and ``mem`` are
+    those after reset; with ``soma_feedback='pre_reset'`` (Eq. 10 as printed) they are those before it, as in
+    ``snn.Synaptic``::
+
+        tclif = TCLIF()
+        dend, mem = tclif.reset_mem()
+        for t in range(T):
+            spk, dend, mem = tclif(x[t], dend, mem)    # x[t]: [B, *]
+
+    As in snnTorch, a call without states continues from the last one; ``reset_mem()``, ``TCLIF.reset_hidden()``,
+    ``snntorch.utils.reset`` and ``pmsn_plugins.snntorch.reset`` go back to the initial state. With ``init_hidden=True``
+    a call takes no states and returns ``spk`` alone, or everything with ``output=True``. An empty state, or zeros of
+    any shape, is the initial state. ``snntorch.backprop`` works with ``init_hidden=True`` unchanged.
+
+    Spikes have the dtype of ``x``; both states are float32 or wider. The default ``spike_grad`` is strict like
+    snnTorch's: the neuron fires at ``mem > threshold``.
+
+    Args:
+        beta: initial couplings (b1, b2), b1 in (-1, 0) and b2 in (0, 1).
+        gamma: reset of the dendrite.
+        threshold: firing threshold and reset of the soma, one number above 0.
+        spike_grad: called on ``mem - threshold``, any function of ``snntorch.surrogate``; default the paper's
+            ``triangle(strict=True)``.
+        soma_feedback: ``'post_reset'`` or ``'pre_reset'``, see above.
+        detach_reset: let no gradient flow through the resets (``snn.Synaptic`` never does).
+        channels: give every channel, axis 1 of ``x``, its own pair of couplings; default one pair per layer.
+        backend: who computes it, see :func:`pmsn_plugins.backends`.
+        init_hidden: the layer keeps its state, see above.
+        output: with ``init_hidden``, return ``(spk, dend, mem)`` rather than ``spk``.
+        learn_threshold: make ``threshold`` a parameter.
+        graded_spikes_factor: multiplies the output spikes (not the resets): one number, or with ``channels`` one each.
+        learn_graded_spikes_factor: make it a parameter.
+        surrogate_disable: fire without gradient.
+        inhibition, state_quant, reset_mechanism: snnTorch's; only their defaults make sense for this neuron.
+
+    Raises:
+        TypeError: ``x`` is not real floating point, or states are passed while ``init_hidden=True``.
+        ValueError: an option outside its allowed values; wrong number of channels; a state of another shape (the batch
+            changed without a reset).
+    """
+
+    syn: Tensor
+    mem: Tensor
+    _hidden = ("syn", "mem")  # Synaptic's names, so that its resets reach the dendrite as well
+    _reset_advice = "TC-LIF takes the threshold off its soma and gamma off its dendrite (gamma=0 for no reset there)"
+
+    def __init__(
+        self,
+        beta: Iterable[float] = (-0.5, 0.5),
+        gamma: float = 0.5,
+        threshold: float | Tensor = 1.0,
+        spike_grad: SpikeFunction | None = None,
+        *,
+        soma_feedback: str = "post_reset",
+        detach_reset: bool = False,
+        channels: int | None = None,
+        backend: str = "auto",
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: bool = False,
+        output: bool = False,
+        graded_spikes_factor: float | Tensor = 1.0,
+        learn_graded_spikes_factor: bool = False,
+    ) -> None:
+        check_finite("gamma", gamma)
+        check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
+        super().__init__(
+            lambda: self._create_parameters(beta, channels),
+            channels=channels,
+            threshold=threshold,
+            spike_grad=spike_grad,
+            surrogate_disable=surrogate_disable,
+            init_hidden=init_hidden,
+            inhibition=inhibition,
+            learn_threshold=learn_threshold,
+            reset_mechanism=reset_mechanism,
+            state_quant=state_quant,
+            output=output,
+            graded_spikes_factor=graded_spikes_factor,
+            learn_graded_spikes_factor=learn_graded_spikes_factor,
+            backend=backend,
+        )
+        self.gamma = gamma
+        self.soma_feedback = soma_feedback
+        self.detach_reset = detach_reset
+
+    def forward(
+        self, x: Tensor, dend: Tensor | None = None, mem: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Run one time step ``x`` [B, *] (or a single number, as in snnTorch's first tutorials); see the class."""
+        if self.init_hidden and (dend is not None or mem is not None):
+            raise TypeError("dend and mem must not be passed while init_hidden=True: the layer keeps them")
+        check_step(x, self.channels)
+        dend = fit_state(self.syn if dend is None else dend, x.shape, x)
+        mem = fit_state(self.mem if mem is None else mem, x.shape, x)
+        if x.ndim == 0:
+            # clone: snnTorch detaches states in place, which a view refuses
+            spk, self.syn, self.mem = (out[0].clone() for out in self._step(x[None], dend[None], mem[None]))
+        else:
+            spk, self.syn, self.mem = self._step(x, dend, mem)
+        return spk if self.init_hidden and not self.output else (spk, self.syn, self.mem)
+
+    def _step(self, x: Tensor, dend: Tensor, mem: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        spk, state = kernels.tclif_step(
+            x,
+            *self.couplings(x.ndim),
+            TCLIFState(v=mem, v_dendrite=dend),
+            gamma=self.gamma,
+            v_threshold=self.threshold,
+            surrogate_function=self.spike_grad,
+            soma_feedback=self.soma_feedback,
+            detach_reset=self.detach_reset,
+            backend=self.backend,
+        )
+        return self._grade(spk, channel_axis=1), state.v_dendrite, state.v
+
+    def extra_repr(self) -> str:
+        """Shown when the layer is printed."""
+        return f"gamma={self.gamma}, soma_feedback={self.soma_feedback!r}, channels={self.channels}"

@@ -1,0 +1,138 @@
+"""Bad input: an error that names the argument and what is allowed, and nothing is changed."""
+
+import pytest
+import torch
+
+from pmsn_plugins.snntorch import PMSN, TCLIF
+
+C = 4
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: PMSN(0), ValueError, "channels must be at least 1, got 0"),
+        (lambda: PMSN(4.0), TypeError, "channels must be an integer, got 4.0"),
+        (lambda: PMSN(C, n_compartments=1), ValueError, "n_compartments must be at least 2, got 1"),
+        (lambda: PMSN(C, preset="speech"), ValueError, "preset must be one of 'sequential', 'shd', 'static'"),
+        (lambda: PMSN(C, threshold=0.0), ValueError, "threshold must be a finite number above 0, got 0.0"),
+        (lambda: PMSN(C, threshold=-1), ValueError, "threshold must be a finite number above 0, got -1"),
+        (lambda: PMSN(C, threshold=float("nan")), ValueError, "threshold must be a finite number above 0, got nan"),
+        (lambda: PMSN(C, threshold=torch.ones(C)), ValueError, r"threshold must be one number, .* shape \(4,\)"),
+        (lambda: PMSN(C, reset_mode="zero"), ValueError, "reset_mode must be one of 'modulo', 'none', 'serial'"),
+        (lambda: PMSN(C, reset_mechanism="zero"), ValueError, "reset_mechanism must be 'subtract'.*reset_mode='none'"),
+        (lambda: PMSN(C, context="both"), ValueError, "context must be one of 'local', 'global'"),
+        (lambda: PMSN(C, step_mode="x"), ValueError, "step_mode must be one of 'm', 's'"),
+        (lambda: PMSN(C, backend="cuda"), ValueError, "backend must be one of 'auto', 'torch'"),
+        (lambda: PMSN(C, spike_grad="atan"), TypeError, "spike_grad must be a function"),
+        (lambda: PMSN(C, inhibition=True), ValueError, "inhibition must be False"),
+        (lambda: PMSN(C, state_quant=torch.round), ValueError, "state_quant must be False"),
+        (lambda: PMSN(C, graded_spikes_factor=torch.ones(3)), ValueError, r"one per channel \(channels=4\).*\(3,\)"),
+        (lambda: PMSN(C, graded_spikes_factor=float("inf")), ValueError, "graded_spikes_factor must be finite"),
+        (lambda: PMSN(C, context="global", init_hidden=True), ValueError, "context='global' averages over the whole"),
+        (lambda: PMSN(C, context="global", step_mode="s"), ValueError, "context='global' averages over the whole"),
+        (lambda: PMSN(C, burst=True, surrogate_disable=True), ValueError, "burst=True has its own gradient"),
+        (lambda: PMSN(C, burst=True, spike_grad=torch.relu), ValueError, "burst=True has its own gradient"),
+        (lambda: TCLIF(beta=(0.5, 0.5)), ValueError, r"b1 in \(-1, 0\) and b2 in \(0, 1\), got \(0.5, 0.5\)"),
+        (lambda: TCLIF(beta=(-0.5, 1.0)), ValueError, r"b1 in \(-1, 0\) and b2 in \(0, 1\)"),
+        (lambda: TCLIF(beta=0.9), ValueError, r"beta must be two numbers \(b1, b2\), got 0.9"),
+        (lambda: TCLIF(gamma=float("nan")), ValueError, "gamma must be finite, got nan"),
+        (lambda: TCLIF(gamma="0.5"), TypeError, "gamma must be a real number, got '0.5'"),
+        (lambda: TCLIF(threshold=0), ValueError, "threshold must be a finite number above 0, got 0"),
+        (lambda: TCLIF(threshold=torch.ones(C), channels=C), ValueError, "threshold must be one number"),
+        (lambda: TCLIF(soma_feedback="post"), ValueError, "soma_feedback must be one of 'post_reset', 'pre_reset'"),
+        (lambda: TCLIF(channels=0), ValueError, "channels must be at least 1, got 0"),
+        (lambda: TCLIF(backend="lava"), ValueError, "backend must be one of"),
+        (lambda: TCLIF(inhibition=True), ValueError, "inhibition must be False"),
+        (lambda: TCLIF(state_quant=torch.round), ValueError, "state_quant must be False"),
+        (lambda: TCLIF(reset_mechanism="none"), ValueError, "reset_mechanism must be 'subtract'.*gamma=0"),
+        (lambda: TCLIF(graded_spikes_factor=torch.ones(C)), ValueError, r"one per channel \(channels=None\)"),
+    ],
+)
+def test_constructors(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize("layer", [PMSN(C), TCLIF()])
+def test_reset_mechanism_cannot_be_changed_later(layer):
+    with pytest.raises(ValueError, match="reset_mechanism must be 'subtract', got 'zero'"):
+        layer.reset_mechanism = "zero"
+    assert layer.reset_mechanism == "subtract"
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.ones(7, 2, 5), ValueError, r"4 channels on axis 2.*\(7, 2, 5\)"),
+        (torch.ones(2, C), ValueError, "is the time axis missing"),
+        (torch.ones(0, 2, C), ValueError, "at least one time step"),
+        (torch.ones(7, 2, C, dtype=torch.int64), TypeError, "floating-point tensor.*got torch.int64"),
+        (torch.ones(7, 2, C, dtype=torch.complex64), TypeError, "floating-point tensor.*got torch.complex64"),
+        ([[1.0]], TypeError, "must be a torch.Tensor, got list"),
+    ],
+)
+@pytest.mark.parametrize("init_hidden", [False, True])
+def test_pmsn_sequences(x, error, message, init_hidden):
+    layer = PMSN(C, init_hidden=init_hidden)
+    with pytest.raises(error, match=message):
+        layer(x)
+    assert layer.mem.numel() == 0
+
+
+BAD_STEPS = [
+    (torch.ones(2, 5), ValueError, r"4 channels on axis 1, got shape \(2, 5\)"),
+    (torch.ones(2, 1), ValueError, r"4 channels on axis 1, got shape \(2, 1\)"),
+    (torch.ones(C), ValueError, r"one time step \[B, C, \*\]"),
+    (torch.ones(2, C, dtype=torch.int64), TypeError, "floating-point tensor.*got torch.int64"),
+    (torch.ones(2, C, dtype=torch.complex64), TypeError, "floating-point tensor.*got torch.complex64"),
+    (1.0, TypeError, "must be a torch.Tensor, got float"),
+]
+
+
+@pytest.mark.parametrize(("x", "error", "message"), BAD_STEPS)
+@pytest.mark.parametrize(
+    "step",
+    [
+        PMSN(C).step,
+        PMSN(C, step_mode="s"),
+        PMSN(C, init_hidden=True).step,
+        TCLIF(channels=C),
+        TCLIF(channels=C, init_hidden=True),
+    ],
+)
+def test_steps(step, x, error, message):
+    with pytest.raises(error, match=message):
+        step(x)
+
+
+def test_states_of_pmsn():
+    x, layer = torch.ones(2, C), PMSN(C)
+    _, state = layer.step(x)
+    with pytest.raises(ValueError, match=r"state v has shape \(2, 4\), but the input asks for \(3, 4\)"):
+        layer.step(torch.ones(3, C), state)
+    with pytest.raises(ValueError, match=r"state h_real has shape \(3, 2, 4\)"):
+        layer.step(x, state._replace(h_real=state.h_real[:3]))
+    with pytest.raises(TypeError, match=r"state must be the PMSNState.*got Tensor"):
+        layer.step(x, state.v)
+    with pytest.raises(TypeError, match=r"a sequence takes no state: use step\(x, state\)"):
+        layer(torch.ones(7, 2, C), state)
+    with pytest.raises(TypeError, match="state must not be passed while init_hidden=True"):
+        PMSN(C, init_hidden=True).step(x, state)
+
+
+def test_states_of_tclif():
+    layer = TCLIF()
+    _, dend, mem = layer(torch.ones(2, C))
+    kept = layer.syn, layer.mem
+    with pytest.raises(ValueError, match=r"state v has shape \(2, 4\), but the input asks for \(3, 4\)"):
+        layer(torch.ones(3, C), dend, mem)
+    assert layer.syn is kept[0] and layer.mem is kept[1]
+    for states in ((dend, None), (None, mem)):
+        with pytest.raises(TypeError, match="must not be passed while init_hidden=True"):
+            TCLIF(init_hidden=True)(torch.ones(2, C), *states)
+
+
+def test_global_context_has_no_step():
+    with pytest.raises(ValueError, match="context='global' averages over the whole sequence and has no single step"):
+        PMSN(C, context="global").step(torch.ones(2, C))

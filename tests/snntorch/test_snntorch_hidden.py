@@ -1,0 +1,246 @@
+"""Hidden states: resetting, detaching, moving, copying and saving layers that keep them."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import snntorch as snn
+import torch
+from snntorch import utils
+from torch import nn
+
+from pmsn_plugins.functional import PMSNParameters
+from pmsn_plugins.snntorch import PMSN, TCLIF, reset
+
+T, B, C = 6, 3, 5
+X = torch.randn(B, C, generator=torch.Generator().manual_seed(0)) + 0.5
+
+
+def make(kind, **options):
+    if kind == "PMSN":
+        return PMSN(C, step_mode="s", init_hidden=True, **options)
+    return TCLIF(init_hidden=True, **options)
+
+
+def states(layer):
+    return (layer.mem, layer.h_real, layer.h_imag) if isinstance(layer, PMSN) else (layer.syn, layer.mem)
+
+
+def run(layer, x=X):
+    return torch.stack([layer(x) for _ in range(T)])
+
+
+def is_initial(layer):
+    return all(not s.any() and not s.requires_grad for s in states(layer))
+
+
+kinds = pytest.mark.parametrize("kind", ["PMSN", "TCLIF"])
+
+
+@kinds
+def test_reset_mem_forgets_the_past_and_the_batch(kind):
+    layer = make(kind)
+    first = run(layer)
+    returned = layer.reset_mem()
+    assert all(s.numel() == 0 for s in returned)
+    assert torch.equal(run(layer), first)
+    layer.reset_mem()
+    assert torch.equal(run(layer, X[:2]), first[:, :2])
+
+
+@kinds
+def test_changed_batch_without_reset_is_an_error_that_changes_nothing(kind):
+    layer = make(kind)
+    run(layer)
+    before = states(layer)
+    with pytest.raises(ValueError, match=r"reset the state when the batch size"):
+        layer(X[:2])
+    assert all(a is b for a, b in zip(states(layer), before, strict=True))
+
+
+@kinds
+def test_class_methods_reach_layers_of_the_class(kind):
+    layer, other = make(kind), make("TCLIF" if kind == "PMSN" else "PMSN")
+    synaptic = snn.Synaptic(0.9, 0.8, init_hidden=True)
+    for each in (layer, other, synaptic):
+        run(each)
+    type(layer).detach_hidden()
+    assert not any(s.requires_grad for s in states(layer))
+    assert any(s.any() for s in states(layer))
+    type(layer).reset_hidden()
+    assert is_initial(layer)
+    assert any(s.requires_grad for s in states(other))
+    assert synaptic.mem.any()
+
+
+@kinds
+def test_detached_state_cuts_the_graph_but_not_the_numbers(kind):
+    layer, reference = make(kind), make(kind)
+    reference.load_state_dict(layer.state_dict())
+    run(layer).sum().backward()
+    type(layer).detach_hidden()
+    again = run(layer)  # would go through the freed graph otherwise
+    again.sum().backward()
+    run(reference)
+    assert torch.equal(again, run(reference))
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = nn.ModuleList([nn.Sequential(make("PMSN")), nn.ModuleDict({"a": make("TCLIF")})])
+        self.leaky = snn.Leaky(0.9, init_hidden=True)
+        self.others = nn.ModuleList(
+            [
+                snn.Synaptic(0.9, 0.8, init_hidden=True),
+                snn.Alpha(0.9, 0.8, init_hidden=True),
+                snn.Lapicque(beta=0.9, init_hidden=True),
+                snn.RLeaky(0.9, linear_features=C, init_hidden=True),
+                snn.RSynaptic(0.9, 0.8, linear_features=C, init_hidden=True),
+                snn.SLSTM(C, C, init_hidden=True),
+                snn.LeakyParallel(C, C),  # time-parallel: no state to reset
+            ]
+        )
+
+    def layers(self):
+        return [self.block[0][0], self.block[1]["a"], self.leaky, *self.others[:-1]]
+
+
+def test_reset_finds_every_layer_at_any_depth_and_no_other():
+    net, other = Nested(), Nested()
+    results = []
+    for _ in range(2):
+        results.append([torch.stack([layer(X) for _ in range(T)]) for layer in net.layers()])
+        for layer in other.layers():
+            layer(X)
+        reset(net)
+    for first, second in zip(*results, strict=True):
+        assert torch.equal(first, second)
+    assert is_initial(net.block[0][0]) and is_initial(net.block[1]["a"])
+    assert not net.leaky.mem.requires_grad and not net.leaky.mem.any()
+    assert all(layer.mem.any() for layer in other.layers())
+
+
+def test_snntorch_reset_knows_tclif_without_registration():
+    net = nn.Sequential(nn.Linear(C, C), make("TCLIF"))
+    first = run(net)
+    utils.reset(net)
+    assert is_initial(net[1])
+    utils.reset(net)  # the state left behind has the old batch size, and must fit any
+    assert torch.equal(run(net, X[:2]), first[:, :2])
+
+
+@kinds
+def test_layers_are_known_to_snntorch_once(kind):
+    before = len(snn.SpikingNeuron.instances)
+    layer = make(kind)
+    assert len(snn.SpikingNeuron.instances) == before + 1
+    copied = copy.deepcopy(layer)
+    assert snn.SpikingNeuron.instances[before:] == [layer, copied]
+    for _ in range(3):
+        run(layer)
+    assert len(snn.SpikingNeuron.instances) == before + 2
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: PMSN(0),
+        lambda: PMSN(C, n_compartments=1),
+        lambda: PMSN(C, threshold=0.0),
+        lambda: TCLIF(beta=(0.5, 0.5)),
+        lambda: TCLIF(channels=0),
+        lambda: TCLIF(reset_mechanism="zero"),
+    ],
+)
+def test_a_layer_that_failed_to_build_is_not_known_to_snntorch(build):
+    before = list(snn.SpikingNeuron.instances)
+    with pytest.raises(ValueError):
+        build()
+    assert snn.SpikingNeuron.instances == before
+
+
+@kinds
+def test_deepcopy_in_mid_sequence_continues_alone(kind):
+    layer = make(kind, learn_threshold=True, graded_spikes_factor=2.0)
+    run(layer)
+    copied = copy.deepcopy(layer)
+    assert not any(s.requires_grad for s in states(copied))
+    assert any(s.requires_grad for s in states(layer))
+    want = run(layer)
+    assert torch.equal(run(copied), want)
+    reset(copied)
+    assert not is_initial(layer)
+    with torch.no_grad():
+        copied.threshold.fill_(50.0)
+    assert layer.threshold == 1.0
+
+
+@kinds
+def test_pickle_and_save(kind):
+    layer = make(kind)
+    run(layer)
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    copies = [pickle.loads(pickle.dumps(layer)), torch.load(buffer, weights_only=False)]
+    want = run(layer)
+    for copied in copies:
+        assert torch.equal(run(copied), want)
+
+
+@kinds
+def test_state_dict_holds_the_neuron_parameters_alone(kind):
+    layer = make(kind, graded_spikes_factor=2.0)
+    run(layer)
+    names = list(PMSNParameters._fields) if kind == "PMSN" else ["c1", "c2"]
+    assert list(layer.state_dict()) == names
+    learned = make(kind, learn_threshold=True, learn_graded_spikes_factor=True)
+    assert sorted(learned.state_dict()) == sorted([*names, "threshold", "graded_spikes_factor"])
+
+
+@kinds
+def test_state_dict_round_trip(kind):
+    torch.manual_seed(0)
+    layer, other = make(kind), make(kind)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(run(other), run(layer))
+
+
+@kinds
+def test_broken_checkpoint_is_refused_and_nothing_is_loaded(kind):
+    layer = make(kind)
+    checkpoint = {name: value.clone() for name, value in layer.state_dict().items()}
+    name = list(checkpoint)[-1]
+    checkpoint[name].fill_(float("nan"))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(RuntimeError, match=f"NaN or infinite values in {name}"):
+        layer.load_state_dict(checkpoint)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@kinds
+def test_to_moves_the_hidden_state_along(kind):
+    layer = make(kind)
+    run(layer)
+    layer.double()
+    assert {s.dtype for s in states(layer)} == {torch.float64}
+    layer.to("meta")
+    assert {s.device.type for s in states(layer)} == {"meta"}
+
+
+@kinds
+def test_hidden_states_are_no_buffers(kind):
+    """DistributedDataParallel broadcasts buffers: every process would continue from the first one's state."""
+    layer = make(kind)
+    run(layer)
+    assert {name for name, _ in layer.named_buffers()} <= {"reset_mechanism_val"}
+
+
+@kinds
+def test_repr_names_the_layer(kind):
+    assert repr(make(kind)).startswith(f"{kind}(")
