@@ -6,6 +6,7 @@ Importing this package imports neither framework: use ``pmsn_plugins.spikingjell
 from . import functional
 from .kernels import backends
 from .parameters import param_groups
+from .registration import register, unregister
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backends", "functional", "param_groups"]
+__all__ = ["__version__", "backends", "functional", "param_groups", "register", "unregister"]

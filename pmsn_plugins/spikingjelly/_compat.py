@@ -1,0 +1,195 @@
+"""One base class that makes our neurons native in SpikingJelly 2.0.0 and in 0.0.0.0.14.
+
+2.0 asks a neuron for functional forwards with explicit states; 0.14 for forwards that read and write its memories, and
+for a ``backend``. :class:`StatefulNode` offers both, from two methods that a neuron implements.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from spikingjelly.activation_based import neuron
+from torch import Tensor
+
+from .._checks import check_choice, check_floating, check_positive, compute_dtype
+from ..kernels import BACKENDS, check_backend
+
+States = tuple[Tensor, ...]
+
+
+class StepOperations(NamedTuple):
+    """Operations of one neuron in one time step: multiply-accumulates, accumulates, and accumulates per spike."""
+
+    mac: int
+    ac: int
+    ac_per_spike: int
+
+
+class StatefulNode(neuron.BaseNode):
+    """A spiking neuron with several state variables, soft reset, and its own multi-step path.
+
+    The memories are 0.0 after a reset and tensors, never views, after a forward. The first one is the membrane ``v``
+    of the output compartment after reset, which ``store_v_seq`` records in ``v_seq`` [T, N, *] in both step modes.
+    """
+
+    channels: int | None = None
+    """Channels the neuron is made for, or None if it takes any input."""
+
+    v_seq: Tensor | None
+    """Membranes [T, N, *] recorded since the last reset (single-step) or in the last call (multi-step)."""
+
+    def __init__(
+        self,
+        *,
+        hidden_states: tuple[str, ...],
+        v_threshold: float,
+        surrogate_function: Callable[[Tensor], Tensor],
+        detach_reset: bool,
+        step_mode: str,
+        backend: str,
+        store_v_seq: bool,
+    ) -> None:
+        check_positive("v_threshold", v_threshold)
+        super().__init__(
+            v_threshold=float(v_threshold),
+            v_reset=None,
+            surrogate_function=surrogate_function,
+            detach_reset=detach_reset,
+            step_mode=step_mode,
+            store_v_seq=store_v_seq,
+        )
+        self.state_names = ("v", *hidden_states)
+        for name in hidden_states:
+            self.register_memory(name, 0.0)
+        self.backend = backend
+
+    @abstractmethod
+    def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
+        """Shape of each state for one step of the given shape, in the order of ``state_names``."""
+
+    @abstractmethod
+    def _step(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
+        """One step [N, *]; ``states`` is None after a reset. Returns spikes and new states."""
+
+    @abstractmethod
+    def _sequence(
+        self, x_seq: Tensor, states: States | None, return_v_seq: bool
+    ) -> tuple[Tensor, States, Tensor | None]:
+        """A sequence [T, N, *]. Returns spikes, final states and (on request) the membrane after each step."""
+
+    @property
+    @abstractmethod
+    def step_operations(self) -> StepOperations:
+        """What the equations cost; the input current itself is counted with the synapses."""
+
+    @property
+    def supported_backends(self) -> tuple[str, ...]:
+        return BACKENDS
+
+    @property
+    def backend(self) -> str:
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        check_choice("backend", value, self.supported_backends)
+        check_backend(value)
+        self._backend = value
+
+    def extra_repr(self) -> str:
+        return (
+            f"v_threshold={self.v_threshold}, step_mode={self.step_mode}, backend={self.backend}, "
+            f"store_v_seq={self.store_v_seq}"
+        )
+
+    def single_step_forward(self, x: Tensor) -> Tensor:
+        """Spikes [N, *] of one step [N, *]; reads and writes the memories."""
+        spike, states = self._step(x, self._ready(x, self._states(), "s"))
+        self._remember(states)
+        if self.store_v_seq:
+            past = self.v_seq
+            if past is None or past.shape[1:] != self.v.shape:
+                self.v_seq = torch.stack([self.v])
+            else:
+                self.v_seq = torch.cat([past, self.v.unsqueeze(0)])
+        return spike
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        """Spikes [T, N, *] of a sequence [T, N, *]; reads and writes the memories."""
+        states = self._ready(x_seq, self._states(), "m")
+        spikes, states, v_seq = self._sequence(x_seq, states, self.store_v_seq)
+        self._remember(states)
+        if v_seq is not None:
+            self.v_seq = _own(v_seq)
+        return spikes
+
+    def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple, step_mode: str) -> tuple:
+        """Check ``states`` against the input (2.0's interface). All 0.0, the state after a reset, is left as it is."""
+        ready = self._ready(inputs[0], states, step_mode)
+        return states if ready is None else ready
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple, **kwargs: object
+    ) -> tuple[tuple[Tensor], tuple]:
+        """``((spikes,), new states)`` of one step (2.0's interface); the memories stay untouched."""
+        spike, states = self._step(inputs[0], self._ready(inputs[0], states, "s"))
+        return (spike,), tuple(map(_own, states))
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple, **kwargs: object
+    ) -> tuple[tuple[Tensor], tuple]:
+        """``((spikes,), final states)`` of a sequence (2.0's interface); the memories stay untouched."""
+        spikes, states, _ = self._sequence(inputs[0], self._ready(inputs[0], states, "m"), False)
+        return (spikes,), tuple(map(_own, states))
+
+    def _states(self) -> tuple:
+        # not all memories: 0.14 keeps v_seq among them
+        return tuple(self._memories[name] for name in self.state_names)
+
+    def _remember(self, states: States) -> None:
+        for name, value in zip(self.state_names, states, strict=True):
+            self._memories[name] = _own(value)
+
+    def _ready(self, x: Tensor, states: tuple, step_mode: str) -> States | None:
+        """Tensors for ``states`` that fit the input, or None if all of them are 0.0."""
+        self._check_input(x, step_mode)
+        if all(not isinstance(value, Tensor) and value == 0.0 for value in states):
+            return None
+        step_shape = x.shape[1:] if step_mode == "m" else x.shape
+        ready = []
+        for name, value, shape in zip(self.state_names, states, self._state_shapes(step_shape), strict=True):
+            if not isinstance(value, Tensor):
+                value = torch.full(shape, value, dtype=compute_dtype(x), device=x.device)
+            elif value.shape != shape:
+                raise ValueError(
+                    f"state {name} of {self._get_name()} has shape {tuple(value.shape)}, but the input of shape "
+                    f"{tuple(x.shape)} asks for {tuple(shape)}; call functional.reset_net(net) before the batch or "
+                    "feature size changes"
+                )
+            ready.append(value)
+        return tuple(ready)
+
+    def _check_input(self, x: Tensor, step_mode: str) -> None:
+        check_floating("x" if step_mode == "s" else "x_seq", x)
+        axis, layout = (1, "[N, C, *]") if step_mode == "s" else (2, "[T, N, C, *]")
+        if self.channels is None:
+            axis, layout = (0, "[N, *]") if step_mode == "s" else (1, "[T, N, *]")
+        if x.ndim <= axis:
+            raise ValueError(
+                f"{self._get_name()} with step_mode={step_mode!r} takes {layout}, got shape {tuple(x.shape)}; "
+                "is the time or the batch axis missing?"
+            )
+        if self.channels is not None and x.shape[axis] != self.channels:
+            raise ValueError(
+                f"{self._get_name()} expected {self.channels} channels, got {x.shape[axis]} on axis {axis} of the "
+                f"input of shape {tuple(x.shape)}; step_mode='s' reads axis 1 of [N, C, *], step_mode='m' axis 2 of "
+                f"[T, N, C, *], and this neuron has step_mode={step_mode!r}"
+            )
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy if it is a view: ``functional.detach_net`` works in place, which views refuse."""
+    return tensor.clone() if torch.compiler.is_compiling() or tensor._is_view() else tensor

@@ -1,0 +1,131 @@
+"""The PMSN as a SpikingJelly neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import surrogate
+from torch import Tensor
+
+from .. import kernels
+from .._checks import check_choice
+from ..functional import CONTEXTS, RESET_MODES, PMSNState
+from ..parameters import PMSNParametersMixin
+from ._compat import StatefulNode, States, StepOperations
+
+
+class PMSNNode(PMSNParametersMixin, StatefulNode):
+    """Parallel multi-compartment spiking neuron, one per channel (Chen et al., arXiv 2408.14917, Eq. 6-18).
+
+    With k = ``n_compartments`` - 1 hidden compartments::
+
+        h_j[t] = A_j h_j[t-1] + K_j x[t]                            A_j = exp(dt (-exp(log_decay_j) + i freq_j))
+        u[t]   = v[t-1] + max(Re(sum_j h_j[t]) + D x[t], 0)         K_j = R_j B_j (A_j - 1) / lam_j
+        S[t]   = Heaviside(u[t] - v_threshold)
+        v[t]   = u[t] - v_threshold floor(u[t] / v_threshold)
+
+    Input [N, C, *] in single-step, [T, N, C, *] in multi-step mode, float16 to float64; spikes have its shape and
+    dtype. Sequence, steps and any chunks of the sequence give the same spikes.
+
+    Args:
+        channels: number of channels C.
+        n_compartments: compartments per neuron including the output one, at least 2.
+        preset: initial values: ``'sequential'`` (S-MNIST, sequential CIFAR), ``'shd'`` (spoken digits) or ``'static'``
+            (SEW ResNet on images).
+        v_threshold: firing threshold, above 0.
+        reset_mode: ``'modulo'`` (above); ``'none'`` never resets; ``'serial'`` takes the signed current and subtracts
+            the threshold once per spike.
+        context: ``'global'`` shows every step the time-average of the given sequence (static images); it needs
+            ``step_mode='m'`` and the whole sequence in one call.
+        surrogate_function: the default is the paper's triangle ``max(0, 1 - |u - v_threshold|)``.
+        step_mode: ``'s'`` or ``'m'``.
+        backend: ``'auto'`` or one of :func:`pmsn_plugins.backends`.
+        store_v_seq: record the membrane after reset in ``v_seq`` [T, N, C, *].
+        burst: several spikes per step, ``S = floor(u / v_threshold)``.
+
+    Parameters ``log_dt`` [C], ``log_decay``, ``freq``, ``B_real``, ``B_imag``, ``R_real``, ``R_imag`` [C, k] and ``D``
+    [C]: see :class:`pmsn_plugins.functional.PMSNParameters`. Memories: ``v`` [N, C, *] and ``h_real``, ``h_imag``
+    [k, N, C, *], float32 or wider.
+
+    Raises:
+        TypeError: channels or n_compartments is not an integer, or the input is not real floating point.
+        ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        n_compartments: int = 5,
+        preset: str = "sequential",
+        v_threshold: float = 1.0,
+        reset_mode: str = "modulo",
+        context: str = "local",
+        surrogate_function: Callable[[Tensor], Tensor] = surrogate.PiecewiseQuadratic(alpha=1.0),  # noqa: B008
+        step_mode: str = "s",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+        *,
+        burst: bool = False,
+    ) -> None:
+        check_choice("reset_mode", reset_mode, RESET_MODES)
+        check_choice("context", context, CONTEXTS)
+        super().__init__(
+            hidden_states=("h_real", "h_imag"),
+            v_threshold=v_threshold,
+            surrogate_function=surrogate_function,
+            detach_reset=False,
+            step_mode=step_mode,
+            backend=backend,
+            store_v_seq=store_v_seq,
+        )
+        self._create_parameters(channels, n_compartments, preset)
+        self.reset_mode = reset_mode
+        self.context = context
+        self.burst = burst
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.channels}, n_compartments={self.n_compartments}, preset={self.preset}, "
+            f"reset_mode={self.reset_mode}, context={self.context}, burst={self.burst}, {super().extra_repr()}"
+        )
+
+    @property
+    def step_operations(self) -> StepOperations:
+        k = self.n_compartments - 1
+        # A h and K x are complex: 6 k; D x: 1. Sum of the k currents and the membrane: k + 1. A reset: 1
+        return StepOperations(mac=6 * k + 1, ac=k + 1, ac_per_spike=int(self.reset_mode != "none"))
+
+    def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
+        hidden = (self.n_compartments - 1, *step_shape)
+        return tuple(step_shape), hidden, hidden
+
+    def _step(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
+        if self.context == "global":
+            raise ValueError(
+                "context='global' averages the input over time and needs the whole sequence: use step_mode='m', "
+                "e.g. functional.set_step_mode(net, 'm')"
+            )
+        return kernels.pmsn_step(x, self.coefficients(), states and PMSNState(*states), **self._options())
+
+    def _sequence(
+        self, x_seq: Tensor, states: States | None, return_v_seq: bool
+    ) -> tuple[Tensor, States, Tensor | None]:
+        return kernels.pmsn_sequence(
+            x_seq,
+            self.coefficients(),
+            states and PMSNState(*states),
+            context=self.context,
+            return_v_seq=return_v_seq,
+            **self._options(),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "v_threshold": self.v_threshold,
+            "surrogate_function": self.surrogate_function,
+            "reset_mode": self.reset_mode,
+            "burst": self.burst,
+            "backend": self.backend,
+        }

@@ -1,0 +1,47 @@
+"""Put our names into SpikingJelly's own namespaces."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from types import ModuleType
+
+from spikingjelly.activation_based import neuron
+
+from .multicompartment import MultiCompartmentNode
+from .pmsn import PMSNNode
+from .tclif import TCLIFNode
+
+
+def register() -> None:
+    """Make our names available in SpikingJelly. Idempotent.
+
+    ``neuron.PMSNNode``, ``neuron.TCLIFNode``, ``neuron.MultiCompartmentNode`` and, from SpikingJelly 2.0 on,
+    ``op_counter.NeuronOpCounter`` with its rules for these neurons.
+
+    Raises:
+        RuntimeError: SpikingJelly already has something else of that name; nothing was registered.
+    """
+    places = _places()
+    for module, ours in places:
+        if getattr(module, ours.__name__, ours) is not ours:
+            raise RuntimeError(f"{module.__name__}.{ours.__name__} exists and is not ours")
+    for module, ours in places:
+        setattr(module, ours.__name__, ours)
+
+
+def unregister() -> None:
+    """Undo :func:`register`. Idempotent."""
+    for module, ours in _places():
+        if getattr(module, ours.__name__, None) is ours:
+            delattr(module, ours.__name__)
+
+
+def _places() -> list[tuple[ModuleType, type]]:
+    places: list[tuple[ModuleType, type]] = [(neuron, node) for node in (PMSNNode, TCLIFNode, MultiCompartmentNode)]
+    if find_spec("spikingjelly.activation_based.op_counter"):
+        from spikingjelly.activation_based import op_counter
+
+        from .op_counter import NeuronOpCounter
+
+        places.append((op_counter, NeuronOpCounter))
+    return places

@@ -1,0 +1,51 @@
+"""SpikingJelly's SEW ResNets with neurons that know their number of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spikingjelly.activation_based import functional, neuron
+from spikingjelly.activation_based.model import sew_resnet as models
+from torch import nn
+
+from .._checks import check_choice
+from .swap import swap_neurons
+
+DEPTHS = (18, 34, 50, 101, 152)
+CONNECTIONS = ("ADD", "AND", "IAND")
+
+
+def sew_resnet(
+    depth: int,
+    neuron_factory: Callable[[int], nn.Module],
+    cnf: str = "ADD",
+    num_classes: int = 1000,
+    step_mode: str = "m",
+    **kwargs: Any,
+) -> nn.Module:
+    """A SpikingJelly SEW ResNet (Fang et al., NeurIPS 2021) with a neuron of the right width after every norm.
+
+    Input [T, N, 3, H, W] (``step_mode='m'``) or [N, 3, H, W] (``'s'``), output [T, N, num_classes] or [N, num_classes].
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        neuron_factory: makes a neuron for a number of channels, e.g. ``lambda C: PMSNNode(C, preset='static')``.
+        cnf: how a block joins its two branches: ``'ADD'``, ``'AND'`` or ``'IAND'``.
+        num_classes: width of the last layer.
+        step_mode: ``'s'`` or ``'m'``.
+        **kwargs: passed to SpikingJelly's builder: ``pretrained``, ``zero_init_residual``, ``norm_layer``, ...
+
+    Raises:
+        ValueError: an argument is outside its allowed values.
+    """
+    if depth not in DEPTHS:
+        raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
+    check_choice("cnf", cnf, CONNECTIONS)
+    check_choice("step_mode", step_mode, ("s", "m"))
+    # SpikingJelly calls spiking_neuron() without the width, but builds a norm of that width right before each neuron
+    build = getattr(models, f"sew_resnet{depth}")
+    net = build(cnf=cnf, spiking_neuron=neuron.IFNode, num_classes=num_classes, **kwargs)
+    swap_neurons(net, neuron_factory)
+    functional.set_step_mode(net, step_mode)
+    return net

@@ -1,0 +1,118 @@
+"""The TC-LIF as a SpikingJelly neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from spikingjelly.activation_based import surrogate
+from torch import Tensor
+
+from .. import kernels
+from .._checks import check_choice, check_finite
+from ..functional import SOMA_FEEDBACK, TCLIFState
+from ..parameters import TCLIFParametersMixin
+from ._compat import StatefulNode, States, StepOperations
+
+
+class TCLIFNode(TCLIFParametersMixin, StatefulNode):
+    """Two-compartment leaky integrate-and-fire neuron (Zhang et al., AAAI 2024, Eq. 7-12).
+
+    Dendrite U_D and soma U_S, coupled by the learnable ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)``::
+
+        U_D[t] = U_D[t-1] + b1 U_S[t-1] + x[t] - gamma S[t-1]
+        U_S[t] = U_S[t-1] + b2 U_D[t] - v_threshold S[t-1]
+        S[t]   = Heaviside(U_S[t] - v_threshold)
+
+    Input [N, *] in single-step, [T, N, *] in multi-step mode (with ``channels``: [N, C, *] and [T, N, C, *]), float16
+    to float64; spikes have its shape and dtype.
+
+    Args:
+        beta: initial (b1, b2), in (-1, 0) and (0, 1).
+        gamma: reset of the dendrite.
+        v_threshold: firing threshold and reset of the soma, above 0.
+        soma_feedback: ``'post_reset'`` (b1 multiplies the soma after its reset, as the authors' code does) or
+            ``'pre_reset'`` (Eq. 10 as printed).
+        surrogate_function: the default is the paper's triangle ``max(0, 1 - |U_S - v_threshold|)``.
+        detach_reset: let no gradient flow through the two resets.
+        step_mode: ``'s'`` or ``'m'``.
+        backend: ``'auto'`` or one of :func:`pmsn_plugins.backends`.
+        store_v_seq: record the soma in ``v_seq`` [T, N, *], as it is in the memory ``v``.
+        channels: one pair of couplings per channel instead of one per layer.
+
+    Parameters ``c1``, ``c2``, scalars or [C]. Memories: the soma ``v`` and ``v_dendrite``, [N, *], float32 or wider:
+    after the resets with ``soma_feedback='post_reset'``, before them with ``'pre_reset'``.
+
+    Raises:
+        TypeError: channels is not an integer, or the input is not real floating point.
+        ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
+    """
+
+    def __init__(
+        self,
+        beta: tuple[float, float] = (-0.5, 0.5),
+        gamma: float = 0.5,
+        v_threshold: float = 1.0,
+        soma_feedback: str = "post_reset",
+        surrogate_function: Callable[[Tensor], Tensor] = surrogate.PiecewiseQuadratic(alpha=1.0),  # noqa: B008
+        detach_reset: bool = False,
+        step_mode: str = "s",
+        backend: str = "auto",
+        store_v_seq: bool = False,
+        *,
+        channels: int | None = None,
+    ) -> None:
+        check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
+        check_finite("gamma", gamma)
+        super().__init__(
+            hidden_states=("v_dendrite",),
+            v_threshold=v_threshold,
+            surrogate_function=surrogate_function,
+            detach_reset=detach_reset,
+            step_mode=step_mode,
+            backend=backend,
+            store_v_seq=store_v_seq,
+        )
+        self._create_parameters(beta, channels)
+        self.gamma = float(gamma)
+        self.soma_feedback = soma_feedback
+
+    def extra_repr(self) -> str:
+        channels = "" if self.channels is None else f"channels={self.channels}, "
+        return (
+            f"{channels}gamma={self.gamma}, soma_feedback={self.soma_feedback}, detach_reset={self.detach_reset}, "
+            f"{super().extra_repr()}"
+        )
+
+    @property
+    def step_operations(self) -> StepOperations:
+        # two couplings, two resets: the count of the paper's energy table
+        return StepOperations(mac=2, ac=0, ac_per_spike=2)
+
+    def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
+        return tuple(step_shape), tuple(step_shape)
+
+    def _step(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
+        return kernels.tclif_step(x, *self.couplings(x.ndim), states and TCLIFState(*states), **self._options())
+
+    def _sequence(
+        self, x_seq: Tensor, states: States | None, return_v_seq: bool
+    ) -> tuple[Tensor, States, Tensor | None]:
+        return kernels.tclif_sequence(
+            x_seq,
+            *self.couplings(x_seq.ndim - 1),
+            states and TCLIFState(*states),
+            return_v_seq=return_v_seq,
+            **self._options(),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "gamma": self.gamma,
+            "v_threshold": self.v_threshold,
+            "surrogate_function": self.surrogate_function,
+            "soma_feedback": self.soma_feedback,
+            "detach_reset": self.detach_reset,
+            "backend": self.backend,
+        }

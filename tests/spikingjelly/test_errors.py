@@ -1,0 +1,118 @@
+"""Bad input gets an error that names it and what is allowed, and changes nothing."""
+
+import pytest
+import torch
+
+pytest.importorskip("spikingjelly")
+
+from spikingjelly.activation_based import functional
+
+from pmsn_plugins.spikingjelly import MultiCompartmentNode, PMSNNode, TCLIFNode
+
+C = 4
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: PMSNNode(0), ValueError, "channels must be at least 1, got 0"),
+        (lambda: PMSNNode(4.0), TypeError, "channels must be an integer, got 4.0"),
+        (lambda: PMSNNode(C, n_compartments=1), ValueError, "n_compartments must be at least 2, got 1"),
+        (lambda: PMSNNode(C, preset="mnist"), ValueError, "preset must be one of 'sequential', 'shd', 'static', got"),
+        (lambda: PMSNNode(C, reset_mode="hard"), ValueError, "reset_mode must be one of 'modulo', 'none', 'serial'"),
+        (lambda: PMSNNode(C, context="all"), ValueError, "context must be one of 'local', 'global', got 'all'"),
+        (lambda: PMSNNode(C, backend="triton"), ValueError, "backend must be one of 'auto', 'torch'.* got 'triton'"),
+        (lambda: PMSNNode(C, v_threshold=0), ValueError, "v_threshold must be a finite number above 0, got 0"),
+        (lambda: PMSNNode(C, v_threshold=float("nan")), ValueError, "v_threshold must be a finite number above 0, got"),
+        (lambda: PMSNNode(C, v_threshold="1"), TypeError, "v_threshold must be a real number, got '1'"),
+        (lambda: PMSNNode(C, step_mode="x"), ValueError, "step_mode"),
+        (lambda: TCLIFNode(v_threshold=-1.0), ValueError, "v_threshold must be a finite number above 0, got -1.0"),
+        (lambda: TCLIFNode(beta=(0.5, 0.5)), ValueError, r"b1 in \(-1, 0\) and b2 in \(0, 1\), got \(0.5, 0.5\)"),
+        (lambda: TCLIFNode(beta=(-0.5, 1.0)), ValueError, "beta"),
+        (lambda: TCLIFNode(beta=0.5), ValueError, r"beta must be two numbers \(b1, b2\), got 0.5"),
+        (lambda: TCLIFNode(gamma=float("inf")), ValueError, "gamma must be finite, got inf"),
+        (lambda: TCLIFNode(channels=0), ValueError, "channels must be at least 1, got 0"),
+        (lambda: TCLIFNode(soma_feedback="post"), ValueError, "soma_feedback must be one of 'post_reset'"),
+        (lambda: MultiCompartmentNode(0), ValueError, "n_compartments must be at least 1, got 0"),
+        (lambda: MultiCompartmentNode(3, up=(0.1,)), ValueError, r"up must be one number or 2 of them, got \(0.1,\)"),
+        (lambda: MultiCompartmentNode(2, leak=(0.5, float("nan"))), ValueError, "leak must be finite, got nan"),
+        (lambda: MultiCompartmentNode(2, v_threshold=0.0), ValueError, "v_threshold must be a finite number above 0"),
+    ],
+)  # fmt: skip
+def test_construction(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize("node", [PMSNNode(C), TCLIFNode(channels=C)], ids=["pmsn", "tclif"])
+def test_wrong_channels_name_the_axes(node):
+    with pytest.raises(ValueError, match=r"expected 4 channels, got 5 on axis 1 .*; step_mode='s' reads axis 1"):
+        node(torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"expected 4 channels, got 2 on axis 1 .* this neuron has step_mode='s'"):
+        node(torch.zeros(7, 2, C))  # a sequence, but step_mode was forgotten
+    node.step_mode = "m"
+    with pytest.raises(ValueError, match="expected 4 channels, got 5 on axis 2 of the input"):
+        node(torch.zeros(7, 2, 5))
+    with pytest.raises(ValueError, match=r"takes \[T, N, C, \*\], got shape \(2, 4\); is the time .* axis missing"):
+        node(torch.zeros(2, C))
+    node.step_mode = "s"
+    assert node.v == 0.0
+
+
+def test_missing_axes_without_channels():
+    with pytest.raises(ValueError, match=r"takes \[T, N, \*\], got shape \(3,\)"):
+        TCLIFNode(step_mode="m")(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"takes \[N, \*\], got shape \(\)"):
+        TCLIFNode()(torch.zeros(()))
+    with pytest.raises(ValueError, match="at least one time step"):
+        TCLIFNode(step_mode="m")(torch.zeros(0, 2, 3))
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_integer_complex_and_other_input(make, step_mode):
+    node = make(step_mode=step_mode)
+    for x in (torch.zeros(3, 2, C, dtype=torch.int64), torch.zeros(3, 2, C, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match=r"must be a real floating-point tensor .* got torch\.(int64|complex64)"):
+            node(x if step_mode == "m" else x[0])
+    with pytest.raises(TypeError, match=r"must be a torch\.Tensor, got list"):
+        node([0.0])
+    assert node.v == 0.0
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_batch_changed_without_reset(make, step_mode):
+    node = make(step_mode=step_mode)
+    x = torch.ones(3, 2, C)
+    node(x if step_mode == "m" else x[0])
+    before = {name: value.clone() for name, value in node.named_memories()}
+    with pytest.raises(
+        ValueError, match=r"state v of .*Node has shape \(2, 4\), .* \(1, 4\); call functional.reset_net"
+    ):
+        node(x[:, :1] if step_mode == "m" else x[0, :1])
+    assert all(torch.equal(value, before[name]) for name, value in node.named_memories())
+    functional.reset_net(node)
+    node(x[:, :1] if step_mode == "m" else x[0, :1])
+
+
+def test_hidden_state_of_the_wrong_shape():
+    node = PMSNNode(C)
+    node(torch.ones(2, C))
+    node.h_imag = torch.zeros(3, 2, C)
+    with pytest.raises(ValueError, match=r"state h_imag of PMSNNode has shape \(3, 2, 4\), .* asks for \(4, 2, 4\)"):
+        node(torch.ones(2, C))
+
+
+def test_global_context_needs_the_sequence():
+    with pytest.raises(ValueError, match=r"context='global' .* use step_mode='m'"):
+        PMSNNode(C, context="global")(torch.zeros(2, C))
+
+
+def test_broken_checkpoint(make):
+    net, broken = torch.nn.Sequential(make()), torch.nn.Sequential(make())
+    name, parameter = next(iter(broken.named_parameters()))
+    with torch.no_grad():
+        parameter.view(-1)[0] = float("nan")
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(RuntimeError, match=f"NaN or infinite values in {name}"):
+        net.load_state_dict(broken.state_dict())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
