@@ -1,0 +1,129 @@
+"""Neurons by name. A network is built from a factory, channels -> neuron."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_choice
+from ..layers import reset_states, spiking_layers
+
+NeuronFactory = Callable[[int], nn.Module]
+"""Makes a neuron layer for a number of channels; it maps input currents [T, N, C, *] to spikes of the same shape."""
+
+NEURONS = {
+    "spikingjelly": ("pmsn", "tclif", "lif", "plif", "if", "psn", "slidingpsn", "maskedpsn"),
+    "snntorch": ("pmsn", "tclif", "lif"),
+}
+"""Names that :func:`neuron_factory` knows, per framework."""
+
+
+def neuron_factory(
+    name: str, *, framework: str = "spikingjelly", T: int | None = None, **options: Any
+) -> NeuronFactory:
+    """A factory of neurons that take whole sequences.
+
+    Args:
+        name: one of :data:`NEURONS`.
+        framework: whose neurons, ``'spikingjelly'`` or ``'snntorch'``.
+        T: number of time steps; only the PSN and the masked PSN need it.
+        options: go to the neuron's class; for the PMSN also ``input_scale``, a factor on its input current.
+
+    Defaults beside the classes' own: soft reset for LIF, PLIF and IF, order 32 and a complete mask for the masked PSN,
+    order 32 for the sliding PSN.
+
+    Raises:
+        ValueError: unknown name or framework, or T missing.
+        ImportError: the framework, or this neuron in its installed release, is missing.
+    """
+    check_choice("framework", framework, NEURONS)
+    check_choice("name", name, NEURONS[framework])
+    if name in ("psn", "maskedpsn") and T is None:
+        raise ValueError(f"{name} has one weight per pair of time steps: T must be given")
+    if framework == "snntorch":
+        build = _snntorch(name, options)
+    elif name in ("pmsn", "tclif"):
+        from .. import spikingjelly as ours
+
+        scale = options.pop("input_scale", 1.0)
+        node = {"pmsn": ours.PMSNNode, "tclif": _without_channels(ours.TCLIFNode)}[name]
+        build = partial(node, step_mode="m", **options)
+        if scale != 1.0:
+            return lambda channels: nn.Sequential(Scale(scale), build(channels))
+    else:
+        build = _spikingjelly(name, T, options)
+    return build
+
+
+def _spikingjelly(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+    """The framework's own neurons."""
+    from spikingjelly.activation_based import neuron
+
+    soft_reset = {"v_reset": None, "step_mode": "m"}
+    classes: dict[str, tuple[str, dict[str, Any]]] = {
+        "lif": ("LIFNode", soft_reset),
+        "plif": ("ParametricLIFNode", soft_reset),
+        "if": ("IFNode", soft_reset),
+        "psn": ("PSN", {"T": T}),
+        "slidingpsn": ("SlidingPSN", {"k": 32, "step_mode": "m"}),
+        "maskedpsn": ("MaskedPSN", {"k": 32, "T": T, "lambda_init": 1.0, "step_mode": "m"}),
+    }
+    class_name, defaults = classes[name]
+    if not hasattr(neuron, class_name):
+        raise ImportError(f"the installed SpikingJelly has no {class_name}: pip install 'spikingjelly>=2.0.0'")
+    return _without_channels(partial(getattr(neuron, class_name), **{**defaults, **options}))
+
+
+def _without_channels(build: Callable[..., nn.Module]) -> NeuronFactory:
+    return lambda channels, **options: build(**options)
+
+
+def _snntorch(name: str, options: dict[str, Any]) -> NeuronFactory:
+    from .. import snntorch as ours
+
+    if name == "pmsn":
+        keeps_state = options.get("context", "local") == "local"
+        return partial(ours.PMSN, init_hidden=keeps_state, output=False, **options)
+    if name == "tclif":
+        return lambda channels: OverTime(ours.TCLIF(init_hidden=True, **options))
+    import snntorch
+
+    return lambda channels: OverTime(snntorch.Leaky(init_hidden=True, **{"beta": 0.5, **options}))
+
+
+class OverTime(nn.Module):
+    """A stepwise snnTorch neuron with hidden state, run over [T, N, *] one step after the other."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        super().__init__()
+        self.neuron = neuron
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        return torch.stack([self.neuron(x) for x in x_seq])
+
+
+class Scale(nn.Module):
+    """Multiplies its input by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def extra_repr(self) -> str:
+        return f"{self.factor:g}"
+
+
+def count_parameters(net: nn.Module) -> int:
+    """Number of learnable scalars, each shared parameter once."""
+    return sum(math.prod(p.shape) for p in net.parameters() if p.requires_grad)
+
+
+__all__ = ["NEURONS", "NeuronFactory", "count_parameters", "neuron_factory", "reset_states", "spiking_layers"]

@@ -1,0 +1,70 @@
+"""SEW ResNet on static images, the PMSN paper's ImageNet network, and initial weights from torchvision's ResNets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .neurons import NeuronFactory
+
+
+def sew_resnet_static(
+    depth: int,
+    neuron: NeuronFactory,
+    *,
+    num_classes: int = 1000,
+    init_from: str | Path | None = None,
+) -> nn.Module:
+    """SEW ResNet-18 or -34 (any depth SpikingJelly has), ADD connections: images [T, N, 3, H, W] -> [T, N, classes].
+
+    The paper's network has PMSN with ``preset='static'`` everywhere; with ``context='global'`` every step sees the
+    time-average of the input, with ``'local'`` (default) only the past: both are options of the neuron.
+
+    Args:
+        init_from: ``'torchvision'`` downloads torchvision's ImageNet weights of the ResNet of the same depth; a path
+            loads such a state_dict from a file.
+    """
+    from ..spikingjelly import sew_resnet
+
+    net = sew_resnet(depth, neuron, cnf="ADD", num_classes=num_classes)
+    if init_from == "torchvision":
+        from torchvision import models
+
+        load_torchvision_resnet(net, models.get_model(f"resnet{depth}", weights="DEFAULT").state_dict())
+    elif init_from is not None:
+        load_torchvision_resnet(net, torch.load(init_from, map_location="cpu", weights_only=True))
+    return net
+
+
+@torch.no_grad()
+def load_torchvision_resnet(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy the convolutions, norms and, if the classes agree, last layer of a torchvision ResNet into a SEW ResNet.
+
+    Both list their layers in the same order; only SpikingJelly's downsampling branches are nested one level deeper.
+    Neurons keep their values.
+
+    Raises:
+        ValueError: the state_dict is not of the ResNet of this depth; nothing is copied.
+    """
+    own = {name: value for name, value in net.state_dict().items() if _is_ann(net, name)}
+    source = list(state.items())
+    if len(source) != len(own):
+        raise ValueError(f"the state_dict has {len(source)} entries, this network {len(own)} outside its neurons")
+    pairs = list(zip(own.items(), source, strict=True))
+    last = {"fc.weight", "fc.bias"}
+    for (name, value), (source_name, source_value) in pairs:
+        same = name.rpartition(".")[2] == source_name.rpartition(".")[2] and value.shape == source_value.shape
+        if not same and name not in last:
+            raise ValueError(
+                f"{source_name} {tuple(source_value.shape)} does not fit {name} {tuple(value.shape)}: "
+                "the state_dict is of another ResNet"
+            )
+    copied = {name: new for (name, value), (_, new) in pairs if value.shape == new.shape}
+    net.load_state_dict(copied, strict=False)
+
+
+def _is_ann(net: nn.Module, name: str) -> bool:
+    owner = net.get_submodule(name.rpartition(".")[0])
+    return isinstance(owner, (nn.Conv2d, nn.modules.batchnorm._BatchNorm, nn.Linear))

@@ -1,0 +1,196 @@
+"""Images as sequences, splits, augmentation that does not depend on circumstances, Speech Commands, synthetic data."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy.io import wavfile
+from torch.utils.data import DataLoader, TensorDataset
+
+from pmsn_plugins import datasets
+from pmsn_plugins.datasets import DataSource, View, validation_split
+from pmsn_plugins.datasets.speech_commands import CLASSES
+
+
+def make_source(labels, num_classes=10, **kwargs):
+    labels = np.asarray(labels)
+    data = TensorDataset(torch.arange(len(labels)).float(), torch.from_numpy(labels))
+    return DataSource("data", num_classes, data, labels, lambda: data, **kwargs)
+
+
+def test_pixels_and_columns_are_the_image_in_order():
+    images = torch.rand(2, 3, 4, 5)
+    by_pixel, by_column = datasets.pixels(images), datasets.columns(images)
+    assert by_pixel.shape == (20, 2, 3) and torch.equal(by_pixel[7], images[:, :, 1, 2])
+    assert by_column.shape == (5, 2, 3, 4) and torch.equal(by_column[3], images[..., 3])
+    order = torch.randperm(20)
+    assert torch.equal(datasets.pixels(images, order), by_pixel[order])
+    assert torch.equal(datasets.repeated(images, 4)[2], images)
+
+
+def test_digits_are_scikit_learns_and_the_parts_are_disjoint():
+    source = datasets.digits_source()
+    x, label = source.train[0]
+    assert x.shape == (1, 8, 8) and x.min() >= 0 and x.max() == 1.0 and label == source.labels[0]
+    test = source.load_test()
+    assert len(source.train) + len(test) == 1797
+    seen = {x.numpy().tobytes() for x, _ in source.train}
+    assert not any(x.numpy().tobytes() in seen for x, _ in test)
+
+
+def test_permutation_is_drawn_from_the_seed_or_given():
+    first, again, other = (datasets.digits_source(permute=True, seed=s).permutation for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    source = datasets.digits_source(permute=True, permutation=other, seed=1)
+    assert torch.equal(source.permutation, other)
+    x = torch.rand(1, 1, 8, 8)
+    assert torch.equal(source.to_sequence(x), datasets.pixels(x)[other])
+    with pytest.raises(ValueError, match=r"0\.\.63 once each"):
+        datasets.digits_source(permute=True, permutation=torch.zeros(64, dtype=torch.long))
+
+
+def test_mnist_and_cifar_files_of_torchvision(tmp_path):
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = rng.integers(0, 256, (30, 28, 28), dtype=np.uint8)
+    for part, count in (("train", 30), ("t10k", 20)):
+        header = np.array([0x803, count, 28, 28], ">i4").tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + images[:count].tobytes())
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(np.array([0x801, count], ">i4").tobytes() + labels.tobytes())
+    source = datasets.mnist_source(tmp_path)
+    x = torch.stack([source.train[i][0] for i in range(30)])
+    assert torch.equal(source.to_sequence(x)[:, 4, 0], torch.from_numpy(images[4]).flatten() / 255.0)
+    assert len(source.load_test()) == 20
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        batch = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-batches-py.*download=True"):
+        datasets.cifar_source(tmp_path)  # torchvision verifies checksums: these are not the real files
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (datasets.mnist_source, "MNIST/raw"),
+        (datasets.cifar_source, "cifar-10-batches-py"),
+        (datasets.imagenet_source, "train/<class>"),
+        (datasets.speech_commands_source, "speech_commands_v0.02/<word>"),
+    ],
+)
+def test_missing_files_are_named(tmp_path, source, expected):
+    with pytest.raises(FileNotFoundError, match=f"expected .*{expected}"):
+        source(tmp_path)
+
+
+def test_imagenet_folders(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (260, 240), (255, 0, 0)).save(folder / "1.jpg")
+    source = datasets.imagenet_source(tmp_path, T=3, num_classes=2)
+    x = torch.stack([source.train_transform(source.train[i][0]) for i in range(2)])
+    assert source.to_sequence(x).shape == (3, 2, 3, 224, 224)
+    assert source.eval_transform(source.load_test()[1][0]).shape == (3, 224, 224)
+    with pytest.raises(ValueError, match="2 class folders, expected 1000"):
+        datasets.imagenet_source(tmp_path)
+
+
+def test_labels_that_do_not_fit_the_classes():
+    with pytest.raises(ValueError, match=r"labels 0\.\.10, but 10 classes"):
+        make_source([0, 10])
+    with pytest.raises(ValueError, match="no samples"):
+        make_source([])
+
+
+def test_split_keeps_the_proportions_of_the_classes():
+    source = make_source([0] * 60 + [1] * 40)
+    train, validation = validation_split(source, 0.2)
+    assert np.bincount(source.labels[validation]).tolist() == [12, 8]
+    assert sorted([*train, *validation]) == list(range(100))
+    assert np.array_equal(validation, validation_split(source, 0.2)[1])
+    assert not np.array_equal(validation, validation_split(source, 0.2, seed=1)[1])
+
+
+def test_split_errors():
+    with pytest.raises(ValueError, match="does not say who speaks"):
+        validation_split(make_source([0, 1] * 10), 0.2, "speaker")
+    with pytest.raises(ValueError, match="cannot split"):
+        validation_split(make_source([0, 1, 2, 3]), 0.2)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        validation_split(make_source([0, 1] * 10), 1.0)
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_only():
+    source = make_source([0] * 20)
+    before = torch.get_rng_state()
+    view = View(source.train, None, lambda x: x + torch.rand(()), seed=3)
+    whole = [x.item() for x, _ in view]
+    assert torch.equal(before, torch.get_rng_state())
+    part = View(source.train, [5, 17], lambda x: x + torch.rand(()), seed=3)
+    assert [x.item() for x, _ in part] == [whole[5], whole[17]]
+    workers = DataLoader(view, batch_size=20, num_workers=2)
+    assert next(iter(workers))[0].tolist() == whole
+    view.epoch = 1
+    assert all(a != b for a, b in zip(whole, [x.item() for x, _ in view], strict=True))
+    assert len(set(np.round(np.array(whole) % 1.0, 6))) == 20
+
+
+def test_speech_commands(tmp_path):
+    folder = tmp_path / "SpeechCommands" / "speech_commands_v0.02"
+    rng = np.random.default_rng(0)
+
+    def write(word, name, samples):
+        (folder / word).mkdir(parents=True, exist_ok=True)
+        wavfile.write(folder / word / name, 16_000, (rng.normal(size=samples) * 1000).astype(np.int16))
+
+    lists = {"validation_list.txt": [], "testing_list.txt": []}
+    for word in (*CLASSES[2:], "bed", "cat"):
+        for i, part in enumerate(("", "validation_list.txt", "testing_list.txt", "")):
+            write(word, f"speaker{i}_nohash_0.wav", 16_000 if i else 9_000)
+            if part:
+                lists[part].append(f"{word}/speaker{i}_nohash_0.wav")
+    for name, words in lists.items():
+        (folder / name).write_text("\n".join(words))
+    write("_background_noise_", "hum.wav", 50_000)
+
+    source = datasets.speech_commands_source(tmp_path)
+    assert np.bincount(source.labels).tolist() == [2, 2] + [2] * 10
+    assert len(source.validation) == len(source.load_test()) == 12
+    for i in (0, len(source.labels) - 1):
+        x, label = source.train[i]
+        assert x.shape == (101, 40) and label == source.labels[i]
+        assert abs(x.mean()) < 1e-5 and abs(x.std() - 1) < 1e-4
+        assert torch.equal(x, datasets.speech_commands_source(tmp_path).train[i][0])
+    wavfile.write(folder / "yes" / "speaker0_nohash_0.wav", 8_000, np.zeros(8_000, np.int16))
+    with pytest.raises(ValueError, match="16000 Hz, got int16 at 8000 Hz"):
+        [source.train[i] for i in range(len(source.train))]
+
+
+def test_log_mel_of_digital_silence_is_zero(tmp_path):
+    path = tmp_path / "zero.wav"
+    wavfile.write(path, 16_000, np.zeros(16_000, np.int16))
+    data = datasets.SpeechCommands12.__new__(datasets.SpeechCommands12)
+    import torchaudio
+
+    data._files, data.labels = [(path, 0)], np.array([1])
+    data._spectrum = torchaudio.transforms.MelSpectrogram(16_000, n_fft=480, hop_length=160, power=1.0, n_mels=40)
+    assert torch.equal(data[0][0], torch.zeros(101, 40))
+
+
+def test_synthetic_data_can_be_told_apart():
+    source = datasets.synthetic_source((6, 4), 20, samples=80)
+    x = torch.stack([x for x, _ in source.train]).flatten(1)
+    labels = torch.from_numpy(source.labels)
+    means = torch.stack([x[labels == c].mean(0) for c in range(10)])
+    assert (torch.cdist(x, means).argmin(1) == labels).float().mean() == 1.0
+    assert torch.equal(source.train[3][0], source.train[3][0])
+    assert source.to_sequence(x.view(80, 6, 4)).shape == (6, 80, 4)

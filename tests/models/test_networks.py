@@ -1,0 +1,213 @@
+"""The papers' networks: parameter counts to the printed digit, shapes and gradients for every neuron."""
+
+import pytest
+import torch
+from spikingjelly.activation_based import functional, neuron
+from torch import nn
+
+from pmsn_plugins.models import (
+    NEURONS,
+    column_cifar,
+    count_parameters,
+    feedforward,
+    load_torchvision_resnet,
+    neuron_factory,
+    pixel_cifar,
+    reset_states,
+    residual,
+    sew_resnet_static,
+    spiking_layers,
+)
+
+PMSN, TCLIF = neuron_factory("pmsn"), neuron_factory("tclif")
+HAS_PSN = hasattr(neuron, "PSN")
+AVAILABLE = [name for name in NEURONS["spikingjelly"] if HAS_PSN or "psn" not in name]
+
+
+@pytest.mark.parametrize(
+    ("widths", "feedback", "printed"),
+    [
+        ((1, 40, 256, 128, 10), (), "44.8K"),
+        ((1, 64, 256, 256, 10), (), "85.1K"),
+        ((1, 40, 200, 64, 10), (0, 1), "63.6K"),
+        ((1, 64, 256, 256, 10), (0, 1), "155.1K"),
+        ((700, 128, 128, 20), (), "108.8K"),
+        ((700, 128, 128, 20), (0, 1), "141.8K"),
+        ((700, 128, 128, 35), (), "110.8K"),
+        ((40, 300, 300, 12), (), "106.2K"),
+        ((40, 300, 300, 12), (0,), "196.5K"),
+    ],
+)
+def test_tclif_networks_have_the_papers_parameters(widths, feedback, printed):
+    assert f"{count_parameters(feedforward(widths, TCLIF, feedback=feedback)) / 1000:.1f}K" == printed
+
+
+@pytest.mark.parametrize(
+    ("net", "count"),
+    [
+        (lambda: feedforward((140, 256, 256, 20), PMSN), 120_340),
+        (lambda: feedforward((140, 352, 352, 20), PMSN), 199_252),
+        (lambda: residual(1, 128, 3, 10, PMSN), 65_418),
+        (lambda: residual(1, 208, 3, 10, PMSN), 156_218),
+        (lambda: pixel_cifar(PMSN), 206_474),
+        (lambda: column_cifar(PMSN), 539_776),
+    ],
+)
+def test_pmsn_networks_have_the_authors_parameters(net, count):
+    assert count_parameters(net()) == count
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda n: feedforward((5, 6, 7, 3), n, dropout=0.2, current_dropout=0.1), (6, 4, 5)),
+        (lambda n: residual(1, 8, 2, 3, n, dropout=0.1), (6, 4, 1)),
+        (lambda n: pixel_cifar(n, num_classes=3), (6, 4, 3)),
+        (lambda n: column_cifar(n, num_classes=3), (6, 4, 3, 32)),
+    ],
+)
+def test_every_neuron_in_every_network(name, build, shape):
+    torch.manual_seed(0)
+    net = build(neuron_factory(name, T=6))
+    y = net(torch.randn(shape))
+    assert y.shape == (6, 4, 3)
+    y.square().mean().backward()
+    missing = [key for key, p in net.named_parameters() if p.grad is None]
+    assert not missing
+    assert len(spiking_layers(net)) in (2, 3, 6, 7)
+    reset_states(net)
+
+
+@pytest.mark.parametrize("name", [name for name in AVAILABLE if name not in ("psn", "slidingpsn", "maskedpsn")])
+def test_sequence_equals_steps(name):
+    """The nets also run step by step with SpikingJelly's set_step_mode; feedback included where neurons allow it."""
+    torch.manual_seed(0)
+    factory = neuron_factory(name)
+    for net in (residual(2, 8, 2, 3, factory), feedforward((2, 8, 8, 3), factory, feedback=(0,))):
+        net.double().eval()
+        x = 3 * torch.randn(9, 4, 2, dtype=torch.float64)
+        whole = net(x)
+        reset_states(net)
+        functional.set_step_mode(net, "s")
+        steps = torch.stack([net(x_t) for x_t in x])
+        torch.testing.assert_close(whole, steps, rtol=0, atol=1e-12)
+
+
+def test_feedback_is_the_layers_own_last_spikes():
+    torch.manual_seed(0)
+    net = feedforward((3, 5, 2), TCLIF, feedback=(0,)).double()
+    x = 2 * torch.randn(7, 4, 3, dtype=torch.float64)
+    y = net(x)
+    first, layer, last = net
+    node = neuron_factory("tclif")(5).double()
+    node.step_mode = "s"
+    spikes = torch.zeros(4, 5, dtype=torch.float64)
+    for t in range(7):
+        spikes = node(first(x[t]) + layer.element_wise_function.linear(spikes))
+        torch.testing.assert_close(y[t], last(spikes))
+
+
+def test_dropout_of_spikes_is_the_same_at_every_step():
+    net = feedforward((4, 3), PMSN, dropout=0.5)
+    nn.init.eye_(net[1].weight)
+    nn.init.zeros_(net[1].bias)
+    y = net(torch.ones(10, 6, 4))
+    assert (y == y[0]).all() and set(y.unique().tolist()) == {0.0, 2.0}
+    reset_states(net)
+    assert not torch.equal(net(torch.ones(10, 6, 4)), y)
+
+
+def test_input_scale_is_a_factor_on_the_current():
+    torch.manual_seed(0)
+    scaled = neuron_factory("pmsn", input_scale=0.2)(3)
+    plain = scaled[1]
+    x = torch.randn(8, 2, 3)
+    y = scaled(x)
+    reset_states(scaled)
+    assert torch.equal(y, plain(0.2 * x))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: feedforward((3,), PMSN), "at least"),
+        (lambda: feedforward((3, 4, 2), PMSN, feedback=(1,)), "feedback must be among"),
+        (lambda: neuron_factory("relu"), "'pmsn', 'tclif'"),
+        (lambda: neuron_factory("plif", framework="snntorch"), "name must be one of"),
+        (lambda: neuron_factory("pmsn", framework="norse"), "framework must be one of"),
+        (lambda: neuron_factory("psn"), "T must be given"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.skipif(not HAS_PSN, reason="this SpikingJelly has no PSN")
+def test_feedback_needs_a_neuron_that_runs_step_by_step():
+    with pytest.raises(ValueError, match="PSN does not run step by step"):
+        feedforward((3, 4, 2), neuron_factory("psn", T=5), feedback=(0,))
+
+
+@pytest.mark.skipif(HAS_PSN, reason="this SpikingJelly has the PSN")
+def test_a_neuron_the_release_lacks():
+    with pytest.raises(ImportError, match="spikingjelly>=2"):
+        neuron_factory("psn", T=5)
+
+
+@pytest.mark.parametrize("context", ["local", "global"])
+def test_sew_resnet_with_static_pmsn(context):
+    torch.manual_seed(0)
+    net = sew_resnet_static(18, neuron_factory("pmsn", preset="static", context=context), num_classes=7)
+    layers = spiking_layers(net)
+    assert len(layers) == 20 and {layer.preset for layer in layers.values()} == {"static"}
+    y = net(torch.rand(2, 2, 3, 32, 32))
+    assert y.shape == (2, 2, 7)
+    y.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_sew_resnet_takes_a_torchvision_resnets_weights(depth, tmp_path):
+    from torchvision import models
+
+    resnet = models.get_model(f"resnet{depth}", weights=None)
+    for buffer in resnet.buffers():
+        if buffer.is_floating_point():
+            nn.init.uniform_(buffer, 0.5, 2.0)
+    path = tmp_path / "resnet.pt"
+    torch.save(resnet.state_dict(), path)
+    net = sew_resnet_static(depth, neuron_factory("if"), init_from=path)
+    # without neurons and with ReLU instead, a SEW ResNet (ADD) applies the same layers: compare each of them
+    ours = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear))]
+    theirs = [m for m in resnet.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, nn.Linear))]
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for key, value in b.state_dict().items():
+            assert torch.equal(a.state_dict()[key], value)
+
+
+def test_torchvision_weights_for_other_classes_keep_the_last_layer():
+    from torchvision import models
+
+    net = sew_resnet_static(18, neuron_factory("if"), num_classes=5)
+    before = net.fc.weight.detach().clone()
+    state = models.resnet18(weights=None).state_dict()
+    load_torchvision_resnet(net, state)
+    assert torch.equal(net.fc.weight, before) and torch.equal(net.conv1.weight, state["conv1.weight"])
+
+
+def test_torchvision_weights_of_another_depth():
+    from torchvision import models
+
+    net = sew_resnet_static(18, neuron_factory("if"))
+    before = net.conv1.weight.detach().clone()
+    for state in (
+        models.resnet34(weights=None).state_dict(),
+        models.resnet18(weights=None, width_per_group=64).state_dict(),
+    ):
+        broken = {name: value[:1] if name == "layer4.1.conv2.weight" else value for name, value in state.items()}
+        with pytest.raises(ValueError, match=r"entries|another ResNet"):
+            load_torchvision_resnet(net, broken)
+    assert torch.equal(net.conv1.weight, before)
