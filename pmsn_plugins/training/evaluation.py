@@ -1,0 +1,106 @@
+"""Accuracy, loss and firing rates of a network; whole sequences or streamed chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_int_at_least
+from ..layers import reset_states, spiking_layers
+from .distributed import all_sum
+from .objective import correct, loss_of, read_out
+
+
+class Evaluation(NamedTuple):
+    """Mean loss, accuracy in 0..1, number of samples, and spikes per neuron and time step for each neuron layer."""
+
+    loss: float
+    accuracy: float
+    samples: int
+    firing_rates: dict[str, float]
+
+
+@torch.no_grad()
+def evaluate(
+    net: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    to_sequence: Callable[[Tensor], Tensor],
+    *,
+    readout: str = "mean",
+    chunk: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Evaluate a network in evaluation mode; its states are reset between batches and at the end.
+
+    Args:
+        net: maps [T, N, *] to [T, N, classes].
+        batches: pairs of samples [N, *] and class numbers [N].
+        to_sequence: samples -> [T, N, *].
+        readout: ``'mean'`` or ``'sum'`` over time.
+        chunk: feed this many time steps at a time and keep the neurons' state in between; 1 is step by step. The result
+            is that of the whole sequence. None feeds it whole.
+        device: where ``net`` is.
+
+    Raises:
+        ValueError: no samples, or streaming was asked of a network that needs whole sequences.
+    """
+    if chunk is not None:
+        check_int_at_least("chunk", chunk, 1)
+        _check_streams(net)
+    was_training = net.training
+    net.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    with firing_rates(net) as rates:
+        for x, target in batches:
+            x_seq, target = to_sequence(x.to(device)), target.to(device)
+            reset_states(net)
+            outputs = net(x_seq) if chunk is None else torch.cat([net(part) for part in x_seq.split(chunk)])
+            outputs = outputs.float()
+            loss = loss_of(outputs, target, readout=readout)
+            sums += torch.stack(
+                [loss * len(target), correct(read_out(outputs, readout), target), sums.new_tensor(len(target))]
+            )
+        reset_states(net)
+    net.train(was_training)
+    loss, hits, samples = all_sum(sums).tolist()
+    if not samples:
+        raise ValueError("there are no samples to evaluate")
+    return Evaluation(loss / samples, hits / samples, int(samples), rates())
+
+
+@contextmanager
+def firing_rates(net: nn.Module) -> Iterator[Callable[[], dict[str, float]]]:
+    """Count spikes inside the block; the yielded function gives spikes per neuron and time step, layer by layer."""
+    layers = spiking_layers(net)
+    device = next(net.parameters()).device
+    counts = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in layers}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            spikes = output[0] if isinstance(output, tuple) else output
+            counts[name][0] += spikes.sum(dtype=torch.float64)
+            counts[name][1] += spikes.numel()
+
+        return hook
+
+    def rates() -> dict[str, float]:
+        totals = {name: all_sum(count).tolist() for name, count in counts.items()}
+        return {name: spikes / neurons for name, (spikes, neurons) in totals.items() if neurons}
+
+    handles = [module.register_forward_hook(record(name)) for name, module in layers.items()]
+    try:
+        yield rates
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_streams(net: nn.Module) -> None:
+    for name, layer in spiking_layers(net).items():
+        whole = type(layer).__name__ in ("PSN", "MaskedPSN", "SlidingPSN")
+        if whole or getattr(layer, "context", "local") == "global":
+            raise ValueError(f"cannot stream: {name} ({type(layer).__name__}) needs the whole sequence at once")

@@ -1,0 +1,414 @@
+"""The training loop: epochs, checkpoints, resuming, stopping.
+
+It is a plain loop over torch's own parts (DataLoader, DistributedDataParallel, autocast, GradScaler, optimisers,
+schedulers): a training framework would hide what is hard here, that a run killed amid an epoch continues bit for bit,
+and that many processes see the batches that one process would see.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ..datasets import DataSource, View, validation_split
+from ..layers import reset_states
+from ..parameters import param_groups
+from . import snapshot
+from .batches import Step, plan_epoch
+from .distributed import Process, all_gather, all_sum, barrier
+from .evaluation import Evaluation, evaluate
+from .logs import TensorBoard, write_csv
+from .objective import correct, loss_of, read_out
+from .presets import Settings
+from .sync_batchnorm import convert_sync_batchnorm
+
+LAST, BEST, CURVE = "last.pt", "best.pt", "curve.csv"
+_CHECK_EVERY = 10
+"""Optimiser steps between looks at the loss and at SIGTERM, which processes have to agree on."""
+
+
+class DivergedError(RuntimeError):
+    """The loss or a parameter is not a number any more."""
+
+
+class InterruptedRunError(Exception):
+    """SIGTERM arrived; the run was saved."""
+
+
+@dataclass
+class Progress:
+    """Where a run is: everything besides parameters and random generators that the next step depends on."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seconds: float = 0.0
+    best: float = -1.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """One run of one network on one data source.
+
+    Args:
+        net: maps [T, N, *] to [T, N, classes]; moved to the process's device.
+        source: the data.
+        settings: what decides the result.
+        output_dir: receives ``last.pt`` (to resume), ``best.pt`` (best on the validation part) and ``curve.csv``.
+        process: from :func:`pmsn_plugins.training.distributed.start`.
+        save_every: optimiser steps between checkpoints inside an epoch, 0 for none.
+        workers: processes that load data.
+        sync_batchnorm: batch normalisation over the samples of all processes.
+        tensorboard: also write TensorBoard files.
+        quiet: no progress bar.
+
+    With several processes, each takes its part of every batch of ``settings.batch_size``, and the result is that of one
+    process up to rounding, with two exceptions: each process draws its own dropout and mixing, and batch normalisation
+    sees only its process's part unless ``sync_batchnorm`` is set.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        source: DataSource,
+        settings: Settings,
+        output_dir: Path,
+        process: Process,
+        *,
+        save_every: int = 0,
+        workers: int = 0,
+        sync_batchnorm: bool = False,
+        tensorboard: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        parts = process.world_size * settings.accumulate
+        if settings.batch_size % parts:
+            raise ValueError(
+                f"batch_size={settings.batch_size} must be divisible by {process.world_size} processes times "
+                f"accumulate={settings.accumulate}"
+            )
+        if sync_batchnorm and process.world_size > 1:
+            net = convert_sync_batchnorm(net)
+        self.net = net.to(process.device)
+        self.source, self.settings, self.output_dir, self.process = source, settings, output_dir, process
+        self.save_every, self.workers, self.tensorboard, self.quiet = save_every, workers, tensorboard, quiet
+        self.micro_batch = settings.batch_size // parts
+        self.train_set, self.val_set = _split(source, settings)
+        self.optimizer = _optimizer(self.net, settings)
+        self.scheduler = _scheduler(self.optimizer, settings)
+        self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.amp == "fp16")
+        self.mixup = _mixup(source.num_classes) if settings.mixup else None
+        self.progress = Progress()
+        self.terminated = False
+        torch.manual_seed(settings.seed + process.rank)
+        self.parallel = (
+            DistributedDataParallel(self.net, device_ids=None if process.device.type == "cpu" else [process.device])
+            if process.world_size > 1
+            else self.net
+        )
+
+    # ------------------------------------------------------------------------------------------------------ the run
+
+    def fit(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            DivergedError: the last good checkpoint is kept.
+            InterruptedRunError: SIGTERM arrived; the run can be resumed from its checkpoint.
+            SnapshotError: a checkpoint could not be written; the previous one is kept.
+        """
+        board = None
+        if self.tensorboard and self.process.is_main:
+            board = TensorBoard(self.output_dir / "tensorboard", self.progress.epoch)
+        with self._watch_sigterm():
+            while self.progress.epoch < self.settings.epochs:
+                self._train_epoch()
+                self._finish_epoch(board)
+        if board is not None:
+            board.close()
+
+    def test(self, chunk: int | None = None) -> Evaluation:
+        """Open the test set and evaluate the network as it is; call :meth:`load_best` first to get the selected one."""
+        return self._evaluate(self.source.load_test(), chunk)
+
+    def load_best(self) -> float:
+        """Take the parameters that were best on the validation part; returns that accuracy."""
+        barrier()
+        payload = snapshot.load(self.output_dir / BEST)
+        self.net.load_state_dict(payload["net"])
+        return payload["val_accuracy"]
+
+    def _train_epoch(self) -> None:
+        settings, progress = self.settings, self.progress
+        steps = plan_epoch(
+            len(self.train_set),
+            settings.batch_size,
+            epoch=progress.epoch,
+            seed=settings.seed,
+            rank=self.process.rank,
+            world_size=self.process.world_size,
+            accumulate=settings.accumulate,
+        )
+        self.train_set.epoch = progress.epoch
+        loader = DataLoader(
+            self.train_set,
+            batch_sampler=[part for step in steps[progress.step :] for part in step.parts],
+            num_workers=self.workers,
+            pin_memory=self.process.device.type == "cuda",
+            generator=torch.Generator().manual_seed(settings.seed),  # the global one must not depend on restarts
+        )
+        sums = torch.tensor(progress.sums, dtype=torch.float64, device=self.process.device)
+        began = time.perf_counter() - progress.seconds
+        self.net.train()
+        samples = iter(loader)
+        bar = tqdm(
+            steps[progress.step :],
+            initial=progress.step,
+            total=len(steps),
+            desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
+            disable=self.quiet or not self.process.is_main,
+            leave=False,
+        )
+        for step in bar:
+            sums += self._step(step, samples)
+            progress.step += 1
+            saving = bool(self.save_every) and progress.step % self.save_every == 0
+            last = progress.step == len(steps)
+            if saving or last or progress.step % _CHECK_EVERY == 0:
+                progress.sums, progress.seconds = sums.tolist(), time.perf_counter() - began
+                terminated = self._check(sums)
+                if terminated or (saving and not last):
+                    self._save()
+                if terminated:
+                    raise InterruptedRunError(f"SIGTERM: saved {self.output_dir / LAST}; continue with --resume")
+
+    def _step(self, step: Step, samples: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        """One optimiser step; returns (summed loss, correct predictions, samples) of this process."""
+        settings, device = self.settings, self.process.device
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        dtype = torch.float16 if settings.amp == "fp16" else torch.bfloat16
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, count in enumerate(step.counts):
+            x, target = (tensor.to(device, non_blocking=True) for tensor in next(samples))
+            if self.mixup is not None:
+                x, target = self.mixup(x, target)
+            reduce_gradients = i == len(step.counts) - 1 or self.parallel is self.net
+            with nullcontext() if reduce_gradients else self.parallel.no_sync():
+                with torch.autocast(device.type, dtype, enabled=settings.amp != "no"):
+                    outputs = self.parallel(self.source.to_sequence(x))
+                outputs = outputs.float() if settings.amp != "no" else outputs
+                loss = loss_of(
+                    outputs,
+                    target,
+                    readout=settings.readout,
+                    loss=settings.loss,
+                    label_smoothing=settings.label_smoothing,
+                )
+                # DistributedDataParallel averages over processes; the batch's mean is over samples
+                self.scaler.scale(loss * (count * self.process.world_size / step.batch)).backward()
+            reset_states(self.net)
+            with torch.no_grad():
+                hits = correct(read_out(outputs, settings.readout), target) if count else sums.new_zeros(())
+                sums += torch.stack([loss.detach() * count, hits, sums.new_tensor(count)])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return sums
+
+    def _check(self, sums: Tensor) -> bool:
+        """Whether any process was told to stop. Raises DivergedError if any loss or parameter is not finite."""
+        finite = torch.stack([p.detach().isfinite().all() for p in self.net.parameters()]).all()
+        bad = (~finite).to(sums) + (~sums[0].isfinite()).to(sums)
+        terminated, diverged = all_sum(torch.stack([sums.new_tensor(float(self.terminated)), bad])).tolist()
+        if diverged:
+            path = self.output_dir / LAST
+            kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been written yet"
+            raise DivergedError(
+                f"loss or parameters not finite in epoch {self.progress.epoch + 1}, step {self.progress.step}; {kept}"
+            )
+        return bool(terminated)
+
+    def _finish_epoch(self, board: TensorBoard | None) -> None:
+        progress = self.progress
+        loss, hits, count = all_sum(
+            torch.tensor(progress.sums, dtype=torch.float64, device=self.process.device)
+        ).tolist()
+        validation = self._evaluate(self.val_set)
+        row = {
+            "epoch": progress.epoch + 1,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": loss / count,
+            "train_accuracy": hits / count,
+            "val_loss": validation.loss,
+            "val_accuracy": validation.accuracy,
+            "seconds": round(progress.seconds, 3),
+        }
+        progress.curve.append(row)
+        improved = validation.accuracy > progress.best
+        progress.best = max(progress.best, validation.accuracy)
+        self.scheduler.step()
+        progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
+        if improved and self.process.is_main:  # before last.pt: a kill between the two only repeats this epoch
+            snapshot.save(
+                self.output_dir / BEST, {**self._identity(), "epoch": row["epoch"], "val_accuracy": validation.accuracy}
+            )
+        self._save()
+        if self.process.is_main:
+            write_csv(self.output_dir / CURVE, progress.curve)
+            if board is not None:
+                board.write(row)
+            if not self.quiet:
+                tqdm.write(
+                    f"epoch {row['epoch']:3d}  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f} "
+                    f" validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s"
+                )
+
+    def test_batches(self, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first samples of the test set, as pairs of what the network takes, [T, N, *], and class numbers [N]."""
+        test_set = self.source.load_test()
+        for x, target in self._loader(test_set, np.arange(min(samples, len(test_set)))):
+            yield self.source.to_sequence(x.to(self.process.device)), target
+
+    def _loader(self, dataset: Dataset, indices: np.ndarray) -> DataLoader:
+        view = View(dataset, indices, self.source.eval_transform)
+        return DataLoader(view, self.micro_batch, num_workers=self.workers, generator=torch.Generator().manual_seed(0))
+
+    def _evaluate(self, dataset: Dataset, chunk: int | None = None) -> Evaluation:
+        share = np.arange(self.process.rank, len(dataset), self.process.world_size)
+        return evaluate(
+            self.net,
+            self._loader(dataset, share),
+            self.source.to_sequence,
+            readout=self.settings.readout,
+            chunk=chunk,
+            device=self.process.device,
+        )
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def _identity(self) -> dict[str, Any]:
+        """What it takes to use the network: settings, parameters, and the order of time steps it was trained on."""
+        return {
+            "settings": asdict(self.settings),
+            "net": self.net.state_dict(),
+            "permutation": self.source.permutation,
+        }
+
+    def _save(self) -> None:
+        random_states = all_gather(snapshot.random_state())
+        sums = all_sum(torch.tensor(self.progress.sums, dtype=torch.float64, device=self.process.device)).tolist()
+        if self.process.is_main:
+            snapshot.save(
+                self.output_dir / LAST,
+                {
+                    **self._identity(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scheduler": self.scheduler.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                    "progress": {**asdict(self.progress), "sums": sums},
+                    "random": random_states,
+                },
+            )
+
+    def restore(self, payload: dict[str, Any]) -> None:
+        """Continue where a checkpoint of this run (``last.pt``) left off.
+
+        Raises:
+            ValueError: it belongs to other settings, another network, or another number of processes.
+        """
+        settings = asdict(self.settings)
+        differing = [name for name, value in payload["settings"].items() if _plain(value) != _plain(settings.get(name))]
+        if differing:
+            details = ", ".join(f"{n}: {payload['settings'][n]!r} there, {settings.get(n)!r} here" for n in differing)
+            raise ValueError(f"the checkpoint belongs to a run with other settings ({details})")
+        if len(payload["random"]) != self.process.world_size:
+            raise ValueError(
+                f"the checkpoint was written by {len(payload['random'])} processes, "
+                f"this run has {self.process.world_size}"
+            )
+        load_network(self.net, payload["net"])
+        self.optimizer.load_state_dict(payload["optimizer"])
+        self.scheduler.load_state_dict(payload["scheduler"])
+        self.scaler.load_state_dict(payload["scaler"])
+        self.progress = Progress(**payload["progress"])
+        if not self.process.is_main:
+            self.progress.sums = [0.0, 0.0, 0.0]  # the main process holds the sum over all
+        snapshot.set_random_state(payload["random"][self.process.rank])
+
+    @contextmanager
+    def _watch_sigterm(self) -> Iterator[None]:
+        def note(signum: int, frame: Any) -> None:
+            self.terminated = True
+
+        before = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def load_network(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load a state_dict, or raise ValueError that says in what the two networks differ; then nothing is changed."""
+    own = net.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in own]
+    problems += [
+        f"{name} is {tuple(state[name].shape)} there, {tuple(own[name].shape)} here"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"the checkpoint is of another network: {'; '.join(problems[:5])}{more}")
+    net.load_state_dict(state)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for comparing settings."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _split(source: DataSource, settings: Settings) -> tuple[View, Dataset]:
+    if source.validation is not None:
+        return View(source.train, None, source.train_transform, settings.seed), source.validation
+    train, validation = validation_split(source, settings.val_fraction, settings.stratify, settings.seed)
+    return View(source.train, train, source.train_transform, settings.seed), View(source.train, validation)
+
+
+def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    groups = param_groups(net, settings.lr, settings.neuron_lr, settings.weight_decay)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer](groups, lr=settings.lr)
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, settings: Settings) -> lr_scheduler.LRScheduler:
+    if settings.schedule == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    if settings.schedule == "milestones":
+        return lr_scheduler.MultiStepLR(optimizer, settings.milestones, settings.lr_factor)
+    if settings.schedule == "steps":
+        return lr_scheduler.StepLR(optimizer, settings.milestones[0], settings.lr_factor)
+    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def _mixup(num_classes: int) -> nn.Module:
+    from torchvision.transforms import v2
+
+    return v2.RandomChoice(
+        [v2.MixUp(alpha=0.2, num_classes=num_classes), v2.CutMix(alpha=1.0, num_classes=num_classes)]
+    )

@@ -1,0 +1,80 @@
+"""Checkpoints of a run: written atomically, and with every source of randomness."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+FORMAT = 1
+"""Version of the layout of a run's checkpoint."""
+
+
+class SnapshotError(RuntimeError):
+    """A checkpoint could not be written or read."""
+
+
+def save(path: Path, payload: dict[str, Any]) -> None:
+    """Write a checkpoint so that ``path`` holds either the old one or the complete new one, whatever happens.
+
+    Raises:
+        SnapshotError: it could not be written (full disk, no permission); the old checkpoint is untouched.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, **payload}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        Path(temporary).unlink(missing_ok=True)
+        kept = "; the previous one is kept" if path.exists() else ""
+        raise SnapshotError(f"cannot write checkpoint {path}: {error}{kept}") from error
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, tensors on the CPU. Runs no code from the file.
+
+    Raises:
+        SnapshotError: not there, damaged, or not written by this package.
+    """
+    if not path.exists():
+        raise SnapshotError(f"no checkpoint at {path}")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files
+        raise SnapshotError(f"{path} is damaged or not a checkpoint of this package: {error}") from error
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
+        raise SnapshotError(f"{path} is not a checkpoint of this package (format {found}, expected {FORMAT})")
+    return payload
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the random generators of Python, NumPy and torch."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """The inverse of :func:`random_state`."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
