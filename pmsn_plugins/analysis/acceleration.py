@@ -1,0 +1,83 @@
+"""How much faster than a baseline each layer is, over the sequence length (PMSN paper, Fig. 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .style import MARKERS, legend_below, new_figure, series_style
+
+FIELDS = ("name", "T", "shape", "forward_s", "forward_backward_s")
+
+
+def acceleration(
+    records: Iterable[Mapping[str, Any]],
+    baseline: str = "PMSN, serial reset (torch)",
+    field: str = "forward_backward_s",
+) -> dict[str, dict[int, float]]:
+    """Time of the baseline over the time of each other layer, on the same input shape.
+
+    Args:
+        records: from ``python -m pmsn_plugins.bench --json``, one mapping per layer and shape, with ``name``, ``T``,
+            ``shape``
+            ([T, N, C, *]), ``forward_s`` and ``forward_backward_s`` (seconds).
+        baseline: name of the layer that is 1.
+        field: ``'forward_backward_s'`` or ``'forward_s'``.
+
+    Returns:
+        Name -> T -> how many times faster, T rising. Shapes that the baseline was not run on are left out; of several
+        shapes of one length the largest counts.
+
+    Raises:
+        ValueError: a field is missing, a time is not above 0, or no record of the baseline.
+    """
+    times: dict[tuple[int, ...], dict[str, float]] = {}
+    for record in records:
+        missing = [name for name in FIELDS if name not in record]
+        if missing:
+            raise ValueError(f"a record lacks {', '.join(missing)}: {dict(record)}")
+        if not record[field] > 0:
+            raise ValueError(
+                f"{field} must be above 0 s, got {record[field]} for {record['name']!r}, shape {record['shape']}"
+            )
+        times.setdefault(tuple(record["shape"]), {})[record["name"]] = record[field]
+    names = list(dict.fromkeys(name for row in times.values() for name in row))
+    if baseline not in names:
+        raise ValueError(f"baseline must be one of {', '.join(map(repr, names)) or '(no records)'}, got {baseline!r}")
+    result: dict[str, dict[int, float]] = {name: {} for name in names if name != baseline}
+    by_size = sorted(times.items(), key=lambda item: math.prod(item[0]))
+    for shape, row in sorted(by_size, key=lambda item: item[0][0]):
+        for name in row.keys() & result.keys() if baseline in row else ():
+            result[name][shape[0]] = row[baseline] / row[name]
+    return {name: over_T for name, over_T in result.items() if over_T}
+
+
+def plot_acceleration(
+    records: Iterable[Mapping[str, Any]],
+    baseline: str = "PMSN, serial reset (torch)",
+    field: str = "forward_backward_s",
+) -> Figure:
+    """Draw :func:`acceleration` on logarithmic axes."""
+    figure, axes = new_figure(4.4)
+    ax = axes[0, 0]
+    for i, (name, over_T) in enumerate(acceleration(records, baseline, field).items()):
+        ax.plot(
+            list(over_T),
+            list(over_T.values()),
+            label=name,
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=5,
+            **series_style(i),
+        )
+    ax.axhline(1.0, color="0.4", linewidth=1.0)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter("{x:g}x")
+    ax.set_xlabel("sequence length T (time steps)")
+    ax.set_ylabel(f"speed-up over\n{baseline}")
+    legend_below(figure, ax, columns=2)
+    return figure

@@ -1,0 +1,263 @@
+"""Series of short trainings on scikit-learn's digits, pixel by pixel (T = 64): the papers' ablations, in minutes.
+
+- number of compartments (PMSN paper, Table V);
+- reset and clamping of the output compartment (PMSN paper, Section VII-F);
+- signs and sizes of TC-LIF's couplings (TC-LIF paper, Fig. 2 and Table 7).
+
+With a ``folder``, every finished training is kept there and a series that was stopped continues where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from .._checks import check_choice, check_int_at_least
+from ..functional import RESET_MODES
+from .curves import learning_curve
+from .jacobian import tclif_infinity_norm
+from .style import COLOR_MAP, COLORS, new_figure
+
+
+class Run(NamedTuple):
+    """One training: the value under test, the seed, and the test accuracy in percent."""
+
+    value: int | str | tuple[float, float]
+    seed: int
+    accuracy: float
+
+
+def compartment_sweep(
+    n_compartments: Sequence[int] = (2, 3, 4, 5, 9, 17),
+    seeds: Sequence[int] = (0,),
+    *,
+    epochs: int = 20,
+    width: int = 32,
+    folder: Path | None = None,
+) -> list[Run]:
+    """Test accuracy over the number of compartments of the PMSN (including the one that fires).
+
+    The network is the paper's residual one with two blocks; of each training the epoch that is best on a validation
+    part is tested.
+
+    Args:
+        n_compartments: what to try, each at least 2.
+        seeds: one training each.
+        epochs, width: of each training.
+        folder: keeps what is finished; None keeps nothing.
+
+    Raises:
+        ValueError: an empty series, or a number outside its range.
+    """
+    for n in n_compartments:
+        check_int_at_least("n_compartments", n, 2)
+    options = [(n, {"n_compartments": n}) for n in n_compartments]
+    return _series("compartments", options, seeds, _pmsn_network, epochs, width, folder)
+
+
+def reset_ablation(
+    reset_modes: Sequence[str] = RESET_MODES,
+    seeds: Sequence[int] = (0,),
+    *,
+    epochs: int = 20,
+    width: int = 32,
+    folder: Path | None = None,
+) -> list[Run]:
+    """Test accuracy for each ``reset_mode`` of the PMSN; otherwise as :func:`compartment_sweep`.
+
+    ``'modulo'`` clamps the current at 0 and resets modulo the threshold (the PMSN); ``'none'`` clamps and never resets;
+    ``'serial'`` neither clamps nor runs in parallel: signed current, soft reset.
+    """
+    for mode in reset_modes:
+        check_choice("reset_mode", mode, RESET_MODES)
+    options = [(mode, {"reset_mode": mode}) for mode in reset_modes]
+    return _series("reset", options, seeds, _pmsn_network, epochs, width, folder)
+
+
+def quadrant_search(
+    sizes: Sequence[float] = (0.25, 0.75),
+    seeds: Sequence[int] = (0,),
+    *,
+    epochs: int = 10,
+    width: int = 32,
+    folder: Path | None = None,
+) -> list[Run]:
+    """Test accuracy over initial TC-LIF couplings in all four quadrants, b1 and b2 from ``-sizes`` and ``sizes``.
+
+    The couplings are learned, and free to change their sign: these neurons are two-compartment
+    :class:`pmsn_plugins.spikingjelly.MultiCompartmentNode` whose leaks and gains stay 1 and (1, 0). The network is
+    1 - width - width - 10; otherwise as :func:`compartment_sweep`.
+    """
+    for size in sizes:
+        if not 0.0 < size <= 1.0:
+            raise ValueError(f"sizes must be above 0 and at most 1, got {size}")
+    axis = sorted({sign * size for size in sizes for sign in (-1.0, 1.0)})
+    options = [((b1, b2), {"beta": (b1, b2)}) for b1 in axis for b2 in axis]
+    return _series("quadrants", options, seeds, _signed_tclif_network, epochs, width, folder)
+
+
+def _pmsn_network(width: int, options: dict) -> nn.Module:
+    from ..models import neuron_factory, residual
+
+    return residual(1, width, 2, 10, neuron_factory("pmsn", **options))
+
+
+def _signed_tclif_network(width: int, options: dict) -> nn.Module:
+    from ..models import feedforward
+    from ..spikingjelly import MultiCompartmentNode
+
+    b1, b2 = options["beta"]
+
+    def neuron(channels: int) -> nn.Module:
+        node = MultiCompartmentNode(2, leak=1.0, up=b2, down=b1, gain=(1.0, 0.0), reset=0.5, step_mode="m")
+        node.leak.requires_grad_(False)
+        node.gain.requires_grad_(False)
+        return node
+
+    return feedforward((1, width, width, 10), neuron)
+
+
+def _series(
+    name: str,
+    options: Sequence[tuple[int | str | tuple[float, float], dict]],
+    seeds: Sequence[int],
+    build: Callable[[int, dict], nn.Module],
+    epochs: int,
+    width: int,
+    folder: Path | None,
+) -> list[Run]:
+    from tqdm import tqdm
+
+    check_int_at_least("epochs", epochs, 1)
+    check_int_at_least("width", width, 1)
+    if not options or not seeds:
+        raise ValueError(f"{name}: there must be at least one value and one seed, got {len(options)} and {len(seeds)}")
+    runs = []
+    with tempfile.TemporaryDirectory() as scratch:
+        bar = tqdm([(value, option, seed) for value, option in options for seed in seeds], desc=name, disable=None)
+        for value, option, seed in bar:
+            label = "_".join(map(str, value)) if isinstance(value, tuple) else value
+            bar.set_postfix_str(f"{label}, seed {seed}")
+            place = Path(folder or scratch) / f"{name}-{label}-seed{seed}-epochs{epochs}-width{width}"
+            runs.append(Run(value, seed, _test_accuracy(place, build, option, seed, epochs, width)))
+    return runs
+
+
+def _test_accuracy(
+    folder: Path, build: Callable[[int, dict], nn.Module], options: dict, seed: int, epochs: int, width: int
+) -> float:
+    """Train in ``folder`` (or finish what was begun there) and return the test accuracy, percent."""
+    from ..training import PRESETS, Trainer, open_source, snapshot
+    from ..training.distributed import Process
+    from ..training.loop import LAST
+
+    result = folder / "result.json"
+    if result.exists():
+        return json.loads(result.read_text())["accuracy"]
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = replace(
+        PRESETS["digits"], epochs=epochs, seed=seed, network_options={"width": width}, neuron_options=options
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = build(width, options)
+        trainer = Trainer(net, open_source(settings), settings, folder, Process(0, 1, torch.device("cpu")), quiet=True)
+        if (folder / LAST).exists():
+            trainer.restore(snapshot.load(folder / LAST))
+        trainer.fit()
+        trainer.load_best()
+        accuracy = 100.0 * trainer.test().accuracy
+    result.write_text(json.dumps({"accuracy": accuracy}))
+    return accuracy
+
+
+def _by_value(runs: Iterable[Run]) -> dict[int | str | tuple[float, float], np.ndarray]:
+    groups: dict[int | str | tuple[float, float], list[float]] = {}
+    for value, _, accuracy in runs:
+        groups.setdefault(value, []).append(accuracy)
+    if not groups:
+        raise ValueError("runs is empty: there is nothing to draw")
+    return {value: np.array(accuracies) for value, accuracies in groups.items()}
+
+
+def plot_compartment_sweep(runs: Sequence[Run]) -> Figure:
+    """Mean test accuracy over n, with one standard deviation where there are several seeds."""
+    groups = _by_value(runs)
+    figure, axes = new_figure(3.4)
+    ax = axes[0, 0]
+    mean, deviation = zip(*(learning_curve(group[:, None]) for group in groups.values()), strict=True)
+    ax.errorbar(list(groups), np.concatenate(mean), np.concatenate(deviation), marker="o", capsize=4, color=COLORS[0])
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(list(groups), labels=[str(n) for n in groups])
+    ax.minorticks_off()
+    ax.set_xlabel("compartments per neuron n")
+    ax.set_ylabel("test accuracy on digits (%)")
+    return figure
+
+
+_RESET_LABELS = {
+    "modulo": "modulo: clamped current,\nparallel reset (PMSN)",
+    "none": "none: clamped current,\nno reset",
+    "serial": "serial: signed current,\nsoft reset",
+}
+
+
+def plot_reset_ablation(runs: Sequence[Run]) -> Figure:
+    """Mean test accuracy for each reset mode; crosses are the single seeds."""
+    groups = _by_value(runs)
+    figure, axes = new_figure(0.9 + 0.75 * len(groups))
+    ax = axes[0, 0]
+    for row, accuracies in enumerate(groups.values()):
+        ax.barh(row, accuracies.mean(), height=0.6, color=COLORS[row % len(COLORS)], alpha=0.85)
+        ax.plot(accuracies, np.full(len(accuracies), row), linestyle="", marker="x", color="black")
+        ax.annotate(
+            f"{accuracies.mean():.1f}", (accuracies.max(), row), xytext=(8, 0), textcoords="offset points", va="center"
+        )
+    ax.set_yticks(range(len(groups)), labels=[_RESET_LABELS[mode] for mode in groups])
+    ax.invert_yaxis()
+    ax.set_xlim(0.0, 108.0)
+    ax.set_xlabel("test accuracy on digits (%)")
+    return figure
+
+
+def plot_quadrant_search(runs: Sequence[Run]) -> Figure:
+    """Mean test accuracy over the (b1, b2) grid; the line is the unit contour of the paper's norm (Eq. 15)."""
+    groups = _by_value(runs)
+    b1, b2 = (sorted({value[i] for value in groups}) for i in (0, 1))
+    accuracy = np.full((len(b2), len(b1)), np.nan)
+    for (x, y), accuracies in groups.items():
+        accuracy[b2.index(y), b1.index(x)] = accuracies.mean()
+    figure, axes = new_figure(4.4)
+    ax = axes[0, 0]
+    colours = ax.pcolormesh(_edges(b1), _edges(b2), accuracy, cmap=COLOR_MAP)
+    for (row, column), value in np.ndenumerate(accuracy):
+        if np.isfinite(value):
+            colour = "black" if colours.norm(value) > 0.55 else "white"
+            ax.text(b1[column], b2[row], f"{value:.0f}", ha="center", va="center", color=colour, fontsize=10)
+    fine = np.linspace(-1.0, 1.0, 201)
+    norm = tclif_infinity_norm(fine[None, :], fine[:, None], "printed")
+    ax.contour(fine, fine, norm, [1.0], colors=COLORS[4], linewidths=2.5)
+    ax.plot([], [], color=COLORS[4], linewidth=2.5, label="norm 1 (Eq. 15)")
+    figure.legend(loc="outside upper center", frameon=False)
+    ax.set_xticks(b1)
+    ax.set_yticks(b2)
+    ax.set_aspect("equal")
+    ax.set_xlabel("initial b1, soma to dendrite")
+    ax.set_ylabel("initial b2, dendrite to soma")
+    figure.colorbar(colours, ax=ax, label="test accuracy on digits (%)")
+    return figure
+
+
+def _edges(centres: Sequence[float]) -> np.ndarray:
+    """Borders of the cells around sorted grid values, from -1 to 1."""
+    middle = (np.array(centres[:-1]) + np.array(centres[1:])) / 2
+    return np.concatenate([[-1.0], middle, [1.0]])

@@ -1,0 +1,181 @@
+"""Export of our neurons to NIR, the Neuromorphic Intermediate Representation (needs ``pip install nir``).
+
+NIR has no multi-compartment neuron, and its IF and LIF nodes set the membrane to a fixed value after a spike, where
+ours subtract. But its integrator ``I``, ``Scale`` and ``Threshold`` nodes can be wired into a neuron that is exactly
+ours, under one convention that NIR leaves open: forward Euler with a time step of 1, an integrator's new value being
+passed on within the step, and feedback arriving one step later. The graph's ``metadata`` say so.
+
+What cannot be exported is refused: see :func:`to_nir`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .functional import describe
+from .parameters import PMSNParametersMixin, TCLIFParametersMixin
+
+if TYPE_CHECKING:
+    import nir
+
+
+class NIRExportError(NotImplementedError):
+    """NIR has no way to express this neuron exactly."""
+
+
+CONVENTION = (
+    "forward Euler, dt = 1: v[t] = v[t-1] + r * (sum of inputs); edges carry the value of the same step, those from "
+    "the nodes named in 'delayed' that of the step before"
+)
+
+
+def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
+    """The NIR graph of one TC-LIF layer, or of one PMSN layer with ``reset_mode='serial'``.
+
+    It has one ``Input`` ("input", the current) and one ``Output`` ("output", the spikes), both of shape [features],
+    and can be a node of a larger graph, e.g. ``nir.NIRGraph.from_list(nir.Affine(weight, bias), to_nir(layer, 128),
+    ...)``.
+
+    TC-LIF: a dendrite and a soma (``I``), couplings and resets (``Scale``), a ``Threshold``.
+    ``soma_feedback='post_reset'`` is the same graph as ``'pre_reset'`` with the dendrite's reset ``gamma + b1
+    v_threshold``.
+    PMSN: per mode one ``I`` for each part, real and imaginary, coupled by ``A - 1``; their sum and D into the
+    output's ``I``.
+
+    A layer that fires at ``u >= v_threshold`` gets the next smaller number as NIR's strict threshold, in the layer's
+    dtype.
+
+    Args:
+        layer: a layer of either framework.
+        features: number of neurons; the channels, if the layer has them.
+
+    Raises:
+        NIRExportError: PMSN with ``reset_mode='modulo'`` (the default) or ``'none'``, bursts, global context, or
+            graded spikes: NIR has no rectifier for max(I, 0), no rounding for floor(u / v_threshold), and no average
+            over the sequence.
+        TypeError: not one of our layers.
+        ValueError: ``features`` is not the number of channels.
+        ImportError: nir is not installed.
+    """
+    try:
+        import nir
+    except ImportError as error:
+        raise ImportError("pmsn_plugins.nir needs NIR: pip install nir") from error
+    if not isinstance(layer, PMSNParametersMixin | TCLIFParametersMixin):
+        raise TypeError(
+            f"layer must be a PMSN or TC-LIF layer, got {type(layer).__name__}; convert a net layer by layer"
+        )
+    if layer.channels is not None and features != layer.channels:
+        raise ValueError(f"features must be the layer's {layer.channels} channels, got {features}")
+    if getattr(layer, "graded_spikes_factor", None) is not None:
+        raise NIRExportError(
+            "graded_spikes_factor: multiply the following weights by it, and export the layer with factor 1"
+        )
+    with torch.no_grad():
+        threshold = float(getattr(layer, "v_threshold", None) or layer.threshold)
+        if isinstance(layer, TCLIFParametersMixin):
+            nodes, edges, delayed = _tclif(nir, layer, features, threshold)
+        else:
+            nodes, edges, delayed = _pmsn(nir, layer, features, threshold)
+        nodes["fire"] = nir.Threshold(np.full(features, _strict(layer, threshold)))
+    nodes["input"] = nir.Input(input_type={"input": np.array([features])})
+    nodes["output"] = nir.Output(output_type={"output": np.array([features])})
+    edges.append(("fire", "output"))
+    return nir.NIRGraph(nodes, edges, metadata={"convention": CONVENTION, "delayed": ", ".join(delayed)})
+
+
+def _tclif(nir, layer: TCLIFParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:
+    b1, b2 = (_row(b, features) for b in layer.couplings(2))
+    gamma = float(layer.gamma) + (b1 * threshold if layer.soma_feedback == "post_reset" else 0.0)
+    nodes = {
+        "dendrite": nir.I(np.ones(features)),
+        "soma": nir.I(np.ones(features)),
+        "up": _scale(nir, b2),
+        "down": _scale(nir, b1),
+        "reset_dendrite": _scale(nir, -gamma * np.ones(features)),
+        "reset_soma": _scale(nir, np.full(features, -threshold)),
+    }
+    edges = [
+        ("input", "dendrite"),
+        ("dendrite", "up"),
+        ("up", "soma"),
+        ("soma", "down"),
+        ("down", "dendrite"),
+        ("soma", "fire"),
+        ("fire", "reset_dendrite"),
+        ("reset_dendrite", "dendrite"),
+        ("fire", "reset_soma"),
+        ("reset_soma", "soma"),
+    ]
+    return nodes, edges, ["down", "reset_dendrite", "reset_soma"]
+
+
+def _pmsn(nir, layer: PMSNParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:
+    lacking = []
+    if layer.reset_mode != "serial":
+        lacking.append(f"reset_mode={layer.reset_mode!r} rectifies the current, max(I, 0), and NIR has no rectifier")
+    if layer.reset_mode == "modulo":
+        lacking.append("it resets by v_threshold floor(u / v_threshold), and NIR has no rounding")
+    if layer.burst:
+        lacking.append("burst=True fires floor(u / v_threshold) spikes at once, and NIR's spikes are 0 or 1")
+    if layer.context == "global":
+        lacking.append("context='global' averages over the whole sequence, and NIR nodes are causal")
+    if lacking:
+        raise NIRExportError(
+            f"NIR cannot express this PMSN exactly: {'; '.join(lacking)}. A PMSN trained with "
+            "reset_mode='serial' can be exported"
+        )
+    E_real, E_imag, K_real, K_imag, D = (c.double().cpu().numpy() for c in layer.coefficients())
+    nodes = {
+        "membrane": nir.I(np.ones(features)),
+        "direct": _scale(nir, D),
+        "reset": _scale(nir, np.full(features, -threshold)),
+    }
+    edges = [
+        ("input", "direct"),
+        ("direct", "membrane"),
+        ("membrane", "fire"),
+        ("fire", "reset"),
+        ("reset", "membrane"),
+    ]
+    delayed = ["reset"]
+    for j in range(E_real.shape[1]):
+        real, imag = f"real_{j}", f"imag_{j}"
+        scales = {
+            (real, real): E_real[:, j],
+            (imag, real): -E_imag[:, j],
+            (real, imag): E_imag[:, j],
+            (imag, imag): E_real[:, j],
+            ("input", real): K_real[:, j],
+            ("input", imag): K_imag[:, j],
+        }
+        nodes[real], nodes[imag] = nir.I(np.ones(features)), nir.I(np.ones(features))
+        for (source, target), scale in scales.items():
+            name = f"{source}_to_{target}"
+            nodes[name] = _scale(nir, scale)
+            edges += [(source, name), (name, target)]
+            if source != "input":
+                delayed.append(name)
+        edges.append((real, "membrane"))
+    return nodes, edges, delayed
+
+
+def _scale(nir, factor: np.ndarray) -> nir.Scale:
+    return nir.Scale(np.asarray(factor, dtype=float))
+
+
+def _row(coupling: Tensor, features: int) -> np.ndarray:
+    return coupling.double().cpu().expand(features).numpy()
+
+
+def _strict(layer: nn.Module, threshold: float) -> float:
+    """``v > result`` is what the layer does: fire at its threshold too, or only above it."""
+    surrogate = getattr(layer, "surrogate_function", None) or layer.spike_grad
+    spec = describe(surrogate)
+    strict = spec.strict if spec is not None else not bool(surrogate(torch.zeros(1)))
+    dtype = np.float64 if next(layer.parameters()).dtype == torch.float64 else np.float32
+    return threshold if strict else float(np.nextafter(dtype(threshold), dtype(-np.inf)))
