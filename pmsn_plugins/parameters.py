@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import check_int_at_least, check_positive
-from .functional import PMSNCoefficients, PMSNParameters, discretize, pmsn_initial_parameters
+from .functional import PMSNCoefficients, PMSNParameters, pmsn_initial_parameters
+from .kernels import discretize
 
 
 def param_groups(module: nn.Module, lr: float, neuron_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
@@ -78,6 +79,8 @@ class PMSNParametersMixin(NeuronParameters):
         "R_imag": 10.0,
     }
 
+    backend: str
+
     def _create_parameters(self, channels: int, n_compartments: int, preset: str) -> None:
         initial = pmsn_initial_parameters(channels, n_compartments, preset)
         self.channels = channels
@@ -95,7 +98,7 @@ class PMSNParametersMixin(NeuronParameters):
 
     def coefficients(self) -> PMSNCoefficients:
         """The discrete-time coefficients of the present parameters."""
-        return discretize(PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields)))
+        return discretize(PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields)), self.backend)
 
 
 class TCLIFParametersMixin(NeuronParameters):

@@ -82,15 +82,8 @@ def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
         TypeError: a parameter is not real floating point.
         ValueError: shapes do not agree.
     """
-    for name, value in zip(parameters._fields, parameters, strict=True):
-        check_floating(name, value)
-    log_decay, D = parameters.log_decay, parameters.D
-    if log_decay.ndim != 2:
-        raise ValueError(f"log_decay must have shape [C, k], got {tuple(log_decay.shape)}")
-    for name, value in zip(parameters._fields, parameters, strict=True):
-        expected = log_decay.shape[:1] if name in ("log_dt", "D") else log_decay.shape
-        if value.shape != expected:
-            raise ValueError(f"{name} must have shape {tuple(expected)} like log_decay's, got {tuple(value.shape)}")
+    check_pmsn_parameters(parameters)
+    D = parameters.D
     log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag = (p.to(_precise(p)) for p in parameters[:-1])
     dt = log_dt.exp()[:, None]
     decay = log_decay.exp()
@@ -104,7 +97,8 @@ def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
     norm = decay.square() + freq.square()
     ratio_real, ratio_imag = _complex_product(E_real, E_imag, -decay / norm, -freq / norm)
     K_real, K_imag = _complex_product(gain_real, gain_imag, ratio_real, ratio_imag)
-    return PMSNCoefficients(*(c.to(D.dtype) for c in (E_real, E_imag, K_real, K_imag)), D)
+    dtype = compute_dtype(D)  # half-precision parameters must not round the coefficients as well
+    return PMSNCoefficients(*(c.to(dtype) for c in (E_real, E_imag, K_real, K_imag, D)))
 
 
 def pmsn_impulse_response(coefficients: PMSNCoefficients, T: int) -> Tensor:
@@ -204,9 +198,22 @@ def pmsn_sequence(
         else:
             scan = _modulo_scan if reset_mode == "modulo" else _cumulative_scan
             u, v_seq = scan(current.relu(), state.v, v_threshold)
-            spikes = _fire(u, v_threshold, surrogate_function, burst)
+            spikes = fire(u, v_threshold, surrogate_function, burst)
     state = PMSNState(v_seq[-1].clone(), h_real, h_imag)
     return PMSNOutput(spikes.to(x_seq.dtype), state, v_seq if return_v_seq else None)
+
+
+def check_pmsn_parameters(parameters: PMSNParameters) -> None:
+    """Raise what :func:`discretize` raises."""
+    for name, value in zip(parameters._fields, parameters, strict=True):
+        check_floating(name, value)
+    log_decay = parameters.log_decay
+    if log_decay.ndim != 2:
+        raise ValueError(f"log_decay must have shape [C, k], got {tuple(log_decay.shape)}")
+    for name, value in zip(parameters._fields, parameters, strict=True):
+        expected = log_decay.shape[:1] if name in ("log_dt", "D") else log_decay.shape
+        if value.shape != expected:
+            raise ValueError(f"{name} must have shape {tuple(expected)} like log_decay's, got {tuple(value.shape)}")
 
 
 def check_pmsn_inputs(
@@ -308,8 +315,8 @@ def _chunk_operator(c: PMSNCoefficients, powers_real: Tensor, powers_imag: Tenso
 def _hidden_chunked(x, c, h_real, h_imag):
     """One batched matrix product per 64 steps, the hidden state carried from each to the next."""
     T, step_shape, k = len(x), x.shape[1:], len(h_real)
-    columns = x.movedim(2, 0).reshape(len(c.D), T, -1)
-    h = torch.cat([h.movedim(2, 0).reshape(len(c.D), k, -1) for h in (h_real, h_imag)], 1)
+    columns = x.movedim(2, 0).flatten(2)
+    h = torch.cat([h.movedim(2, 0).flatten(2) for h in (h_real, h_imag)], 1)
     precise = PMSNCoefficients(*(p.to(_precise(p)) for p in c))
     powers_real, powers_imag = _powers(precise, min(_CHUNK, T) + 1)
     operators = {
@@ -324,7 +331,7 @@ def _hidden_chunked(x, c, h_real, h_imag):
         h = h + out[:, length:]
 
     def back(columns: Tensor) -> Tensor:
-        return columns.reshape(len(c.D), -1, step_shape[0], *step_shape[2:]).movedim(0, 2)
+        return columns.unflatten(2, (step_shape[0], *step_shape[2:])).movedim(0, 2)
 
     return back(torch.cat(current, 1)), back(h[:, :k]), back(h[:, k:])
 
@@ -347,7 +354,8 @@ def _hidden_fft(x, c, h_real, h_imag):
 _HIDDEN = {"recurrence": _hidden_recurrence, "chunked": _hidden_chunked, "fft": _hidden_fft}
 
 
-def _fire(u: Tensor, v_threshold: float | Tensor, surrogate_function: SpikeFunction, burst: bool) -> Tensor:
+def fire(u: Tensor, v_threshold: float | Tensor, surrogate_function: SpikeFunction, burst: bool) -> Tensor:
+    """Spikes of the membrane before reset, with their surrogate or straight-through gradient."""
     if not burst:
         return surrogate_function(u - v_threshold)
     scaled = (u / v_threshold).relu()
@@ -381,7 +389,7 @@ def _fire_serial(current, v, v_threshold, surrogate_function, burst):
     spikes, v_seq = [], []
     for current_t in current:
         u = v + current_t
-        s = _fire(u, v_threshold, surrogate_function, burst)
+        s = fire(u, v_threshold, surrogate_function, burst)
         v = u - v_threshold * s
         spikes.append(s)
         v_seq.append(v)

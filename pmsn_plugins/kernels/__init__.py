@@ -1,52 +1,32 @@
-"""The neurons with a choice of backend: the same functions as :mod:`pmsn_plugins.functional`, plus ``backend``."""
+"""The neurons with a choice of backend: the same functions as :mod:`pmsn_plugins.functional`, plus ``backend``.
 
-from __future__ import annotations
+``'torch'`` is the reference in PyTorch operations. ``'cpu'`` and ``'cupy'`` are fused kernels for CPU and CUDA tensors:
+one pass over the sequence, nothing kept for the backward pass but the input and a few checkpoints of the state.
+``'auto'`` takes the fused kernels where they can run and PyTorch otherwise; :func:`explain` tells which, and why.
+"""
 
-from typing import Any, NamedTuple
+from .dispatch import (
+    BACKENDS,
+    BackendStatus,
+    backends,
+    check_backend,
+    discretize,
+    explain,
+    pmsn_sequence,
+    pmsn_step,
+    tclif_sequence,
+    tclif_step,
+)
 
-from .. import functional
-from .._checks import check_choice
-from ..functional import PMSNOutput, PMSNState, TCLIFOutput, TCLIFState
-
-BACKENDS = ("auto", "torch")
-
-
-class BackendStatus(NamedTuple):
-    """Whether a backend can be used here, and why (or why not)."""
-
-    available: bool
-    reason: str
-
-
-def backends() -> dict[str, BackendStatus]:
-    """Every backend by name, with whether it can be used on this machine and why."""
-    return {"torch": BackendStatus(True, "PyTorch operations, any device")}
-
-
-def check_backend(backend: str) -> None:
-    """Raise ValueError for an unknown backend."""
-    check_choice("backend", backend, BACKENDS)
-
-
-def pmsn_sequence(*args: Any, backend: str = "auto", **kwargs: Any) -> PMSNOutput:
-    """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend."""
-    check_backend(backend)
-    return functional.pmsn_sequence(*args, **kwargs)
-
-
-def pmsn_step(*args: Any, backend: str = "auto", **kwargs: Any) -> tuple[Any, PMSNState]:
-    """:func:`pmsn_plugins.functional.pmsn_step` on the chosen backend."""
-    check_backend(backend)
-    return functional.pmsn_step(*args, **kwargs)
-
-
-def tclif_sequence(*args: Any, backend: str = "auto", **kwargs: Any) -> TCLIFOutput:
-    """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend."""
-    check_backend(backend)
-    return functional.tclif_sequence(*args, **kwargs)
-
-
-def tclif_step(*args: Any, backend: str = "auto", **kwargs: Any) -> tuple[Any, TCLIFState]:
-    """:func:`pmsn_plugins.functional.tclif_step` on the chosen backend."""
-    check_backend(backend)
-    return functional.tclif_step(*args, **kwargs)
+__all__ = [
+    "BACKENDS",
+    "BackendStatus",
+    "backends",
+    "check_backend",
+    "discretize",
+    "explain",
+    "pmsn_sequence",
+    "pmsn_step",
+    "tclif_sequence",
+    "tclif_step",
+]

@@ -301,3 +301,12 @@ X = inputs(5, 2, 3)
 def test_bad_input(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_half_precision_parameters_keep_float32_coefficients():
+    half = PMSNParameters(*(q.half() for q in parameters(3, 4)))
+    coefficients = discretize(half)
+    assert {c.dtype for c in coefficients} == {torch.float32}
+    single = discretize(PMSNParameters(*(q.float() for q in half)))
+    for a, b in zip(coefficients, single, strict=True):
+        torch.testing.assert_close(a, b)

@@ -1,0 +1,66 @@
+// CPU lanes (vector extension types of PMSN_LANE_BYTES) and half precision in memory.
+#pragma once
+#include "args.h"
+#include "half.h"
+
+#if !defined(PMSN_LANE_BYTES)
+#define PMSN_LANE_BYTES 16
+#endif
+
+namespace PMSN_NAMESPACE {
+
+typedef float float_lane __attribute__((vector_size(PMSN_LANE_BYTES)));
+typedef double double_lane __attribute__((vector_size(PMSN_LANE_BYTES)));
+typedef unsigned unsigned_lane __attribute__((vector_size(PMSN_LANE_BYTES)));
+typedef unsigned long long long_lane __attribute__((vector_size(PMSN_LANE_BYTES)));
+typedef unsigned short short_lane __attribute__((vector_size(PMSN_LANE_BYTES / 2)));
+
+template <> struct lane_traits<float_lane> {
+    typedef float real;
+    typedef unsigned_lane bits;
+};
+template <> struct lane_traits<double_lane> {
+    typedef double real;
+    typedef long_lane bits;
+};
+
+template <class R> struct lane_for;
+template <> struct lane_for<float> { typedef float_lane type; };
+template <> struct lane_for<double> { typedef double_lane type; };
+template <class R> using lane_of = typename lane_for<R>::type;
+template <class R> constexpr index_t lane_width() { return PMSN_LANE_BYTES / sizeof(R); }
+
+// How T lies in memory: load and store one lane of R from any address.
+template <class L> struct Plain {
+    typedef real_of<L> element;
+    static PMSN_FN L load(const element* from) {
+        L lane;
+        __builtin_memcpy(&lane, from, sizeof(L));
+        return lane;
+    }
+    static PMSN_FN void store(element* to, L lane) { __builtin_memcpy(to, &lane, sizeof(L)); }
+};
+
+struct Bfloat16 {
+    typedef unsigned short element;
+    static PMSN_FN float_lane load(const element* from) { return bfloat16_to_float<float_lane>(widen(from)); }
+    static PMSN_FN void store(element* to, float_lane lane) { narrow(to, float_to_bfloat16(lane)); }
+
+    static PMSN_FN unsigned_lane widen(const element* from) {
+        short_lane bits;
+        __builtin_memcpy(&bits, from, sizeof(bits));
+        return __builtin_convertvector(bits, unsigned_lane);
+    }
+    static PMSN_FN void narrow(element* to, unsigned_lane bits) {
+        const short_lane low = __builtin_convertvector(bits, short_lane);
+        __builtin_memcpy(to, &low, sizeof(low));
+    }
+};
+
+struct Half {
+    typedef unsigned short element;
+    static PMSN_FN float_lane load(const element* from) { return half_to_float<float_lane>(Bfloat16::widen(from)); }
+    static PMSN_FN void store(element* to, float_lane lane) { Bfloat16::narrow(to, float_to_half(lane)); }
+};
+
+}  // namespace PMSN_NAMESPACE

@@ -1,0 +1,118 @@
+// PMSN, one time step forward and one back, for one lane of elements. The equations and their adjoint are derived in
+// pmsn_plugins/functional/pmsn.py and below; the CPU and the CUDA sources only move data to and from these functions.
+#pragma once
+#include "surrogate.h"
+
+namespace PMSN_NAMESPACE {
+
+// Coefficients of K of the hidden compartments: E = A - 1 and K = R B (A - 1) / lam.
+template <class L, int K> struct Modes {
+    L E_real[K], E_imag[K], K_real[K], K_imag[K];
+};
+
+// h += E h + K x; returns Re(sum_j h_j). The change is summed first, so that a slow mode is rounded once per step.
+template <class L, int K> PMSN_FN L hidden_step(const Modes<L, K>& m, L* h_real, L* h_imag, L x) {
+    L current = L{};
+    PMSN_UNROLL
+    for (int j = 0; j < K; ++j) {
+        const L change_real = m.E_real[j] * h_real[j] - m.E_imag[j] * h_imag[j] + m.K_real[j] * x;
+        const L change_imag = m.E_real[j] * h_imag[j] + m.E_imag[j] * h_real[j] + m.K_imag[j] * x;
+        h_real[j] += change_real;
+        h_imag[j] += change_imag;
+        current += h_real[j];
+    }
+    return current;
+}
+
+// Adjoint of the hidden compartments. With dI[t] = dL/dI[t], backwards in time:
+//     lam[t]   = dI[t] + conj(A) lam[t+1]          dL/dh[t]; conj(A) lam[T] stands for dL/d(final h)
+//     mu[t-1]  = lam[t] + conj(A) mu[t]            mu[T-1] = 0
+//     dK       = sum_t lam[t] x[t]
+//     dE       = conj(K) sum_t mu[t] x[t] + mu[-1] conj(h[-1])
+//     dx[t]    = Re(sum_j conj(K_j) lam_j[t]) + D dI[t]
+template <class L, int K> struct HiddenAdjoint {
+    L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];
+};
+template <class L, int K> struct HiddenSums {  // over time
+    L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];
+};
+
+// One step back, from lam[t] and mu[t] to those of t - 1; dI_before is dI[t-1]. Returns the hidden compartments' part of
+// dx[t]. With dI_before = 0, conj(A) lam[t] is left: dL/dh before the step, and where the steps before it go on from.
+template <class L, int K>
+PMSN_FN L hidden_adjoint_step(const Modes<L, K>& m, HiddenAdjoint<L, K>& a, HiddenSums<L, K>& sums, L x, L dI_before) {
+    L dx = L{};
+    PMSN_UNROLL
+    for (int j = 0; j < K; ++j) {
+        const L lam_real = a.lam_real[j], lam_imag = a.lam_imag[j], mu_real = a.mu_real[j], mu_imag = a.mu_imag[j];
+        dx += m.K_real[j] * lam_real + m.K_imag[j] * lam_imag;
+        sums.lam_real[j] += lam_real * x;
+        sums.lam_imag[j] += lam_imag * x;
+        sums.mu_real[j] += mu_real * x;
+        sums.mu_imag[j] += mu_imag * x;
+        a.lam_real[j] = (lam_real + dI_before) + (m.E_real[j] * lam_real + m.E_imag[j] * lam_imag);
+        a.lam_imag[j] = lam_imag + (m.E_real[j] * lam_imag - m.E_imag[j] * lam_real);
+        a.mu_real[j] = mu_real + (m.E_real[j] * mu_real + m.E_imag[j] * mu_imag + lam_real);
+        a.mu_imag[j] = mu_imag + (m.E_real[j] * mu_imag - m.E_imag[j] * mu_real + lam_imag);
+    }
+    return dx;
+}
+
+enum Reset { RESET_MODULO, RESET_NONE, RESET_SERIAL };
+
+// What is sent out of u: spikes where u >= theta, where u > theta (STRICT), their number (BURST), or u itself (MEMBRANE).
+enum Fire { FIRE_SPIKE, FIRE_STRICT, FIRE_BURST, FIRE_MEMBRANE };
+
+template <int FIRE, class L> PMSN_FN L fire(L u, real_of<L> theta) {
+    const L one = splat<L>(1), threshold = splat<L>(theta);
+    if (FIRE == FIRE_SPIKE) return u >= threshold ? one : L{};
+    if (FIRE == FIRE_STRICT) return u > threshold ? one : L{};
+    if (FIRE == FIRE_BURST) return floor_nonnegative(positive_part(u / threshold));
+    return u;
+}
+
+template <class R> struct Threshold {
+    R theta, inverse, below;  // below: the largest number under theta
+    PMSN_FN explicit Threshold(R value) : theta(value), inverse(1 / value), below(from_bits<R>(to_bits<R>(value) - 1)) {}
+};
+
+// drive modulo theta, in [0, theta); exact where the compiler fuses the multiplication and subtraction.
+template <class L> PMSN_FN L modulo(L drive, const Threshold<real_of<L>>& threshold) {
+    const L rest = drive - nearest(drive * threshold.inverse) * threshold.theta;  // within half a theta of zero
+    // the last one catches a rest rounded up to theta, and drives so large that their rest has no digits
+    return least_nonnegative(least_nonnegative(rest, rest + threshold.theta), splat<L>(threshold.below));
+}
+
+// Charge by the current, fire, reset. v is updated; u is the membrane before reset, out what is sent.
+template <int RESET, int FIRE, class L>
+PMSN_FN void membrane_step(L current, L& v, L& u, L& out, const Threshold<real_of<L>>& threshold) {
+    const real_of<L> theta = threshold.theta;
+    const L drive = RESET == RESET_SERIAL ? current : positive_part(current);
+    u = v + drive;
+    out = fire<FIRE>(u, theta);
+    if (RESET == RESET_NONE) v = u;
+    if (RESET == RESET_SERIAL) v = u - out * theta;
+    if (RESET == RESET_MODULO) {
+        // with the drive reduced first, few operations depend on the last v: it is below theta, and so is the new one
+        const L charged = v + modulo(drive, threshold);
+        v = least_nonnegative(charged, charged - theta);
+    }
+}
+
+// dI[t] from dL/dout[t], slope = dout/du, the current I[t], and the membrane's adjoint, updated: dL/dv[t] before,
+// dL/dv[t-1] after. RESET_MODULO passes nothing through v.
+template <int RESET, class L>
+PMSN_FN L membrane_adjoint_step(L current, L slope, L grad_out, L& grad_v, real_of<L> theta) {
+    if (RESET == RESET_SERIAL) {
+        grad_v += (grad_out - grad_v * theta) * slope;
+        return grad_v;
+    }
+    L grad_u = grad_out * slope;
+    if (RESET == RESET_NONE) {
+        grad_u += grad_v;
+        grad_v = grad_u;
+    }
+    return current > L{} ? grad_u : L{};
+}
+
+}  // namespace PMSN_NAMESPACE

@@ -1,0 +1,61 @@
+// TC-LIF, one time step forward and one back, for one lane of elements; see pmsn_plugins/functional/tclif.py.
+#pragma once
+#include "surrogate.h"
+
+namespace PMSN_NAMESPACE {
+
+template <class L> struct TclifCoefficients {
+    L b1, b2;
+    real_of<L> a1, a2, gamma, theta;
+};
+
+template <bool STRICT, class L> PMSN_FN L tclif_fire(L soma, real_of<L> theta) {
+    const L threshold = splat<L>(theta), one = splat<L>(1);
+    return (STRICT ? soma > threshold : soma >= threshold) ? one : L{};
+}
+
+// One step. v and d are the soma and the dendrite of the state (after the resets, or before them with PRE_RESET);
+// the charged potentials u_soma and u_dendrite are what the adjoint needs.
+template <bool PRE_RESET, bool STRICT, class L>
+PMSN_FN L tclif_step(const TclifCoefficients<L>& c, L x, L& v, L& d, L& u_soma, L& u_dendrite) {
+    if (PRE_RESET) {
+        const L reset = tclif_fire<STRICT>(v, c.theta);
+        u_dendrite = d = d * c.a1 + c.b1 * v + x - reset * c.gamma;
+        u_soma = v = v * c.a2 + c.b2 * d - reset * c.theta;
+        return tclif_fire<STRICT>(v, c.theta);
+    }
+    u_dendrite = d * c.a1 + c.b1 * v + x;
+    u_soma = v * c.a2 + c.b2 * u_dendrite;
+    const L spike = tclif_fire<STRICT>(u_soma, c.theta);
+    d = u_dendrite - spike * c.gamma;
+    v = u_soma - spike * c.theta;
+    return spike;
+}
+
+// The adjoint of the state: dL/dv, dL/dd and, with PRE_RESET, what the next step's reset sends back to this step's
+// spike (it is decided by the potentials of the state).
+template <class L> struct TclifAdjoint {
+    L v, d, spike;
+};
+template <class L> struct TclifSums {  // over time: dL/db1, dL/db2
+    L b1, b2;
+};
+
+// One step back; returns dx[t]. slope is dS/du_soma, v_before the soma of the state before the step.
+template <bool PRE_RESET, bool DETACH, class L>
+PMSN_FN L tclif_adjoint_step(
+    const TclifCoefficients<L>& c, TclifAdjoint<L>& a, TclifSums<L>& sums, L grad_spike, L slope, L v_before, L u_dendrite
+) {
+    if (PRE_RESET) grad_spike += a.spike;
+    else if (!DETACH) grad_spike -= a.d * c.gamma + a.v * c.theta;
+    const L grad_soma = a.v + grad_spike * slope;
+    const L grad_dendrite = a.d + c.b2 * grad_soma;
+    sums.b1 += grad_dendrite * v_before;
+    sums.b2 += grad_soma * u_dendrite;
+    if (PRE_RESET && !DETACH) a.spike = -(grad_dendrite * c.gamma + grad_soma * c.theta);
+    a.v = grad_soma * c.a2 + c.b1 * grad_dendrite;
+    a.d = grad_dendrite * c.a1;
+    return grad_dendrite;
+}
+
+}  // namespace PMSN_NAMESPACE

@@ -1,0 +1,387 @@
+"""Which backend computes a call, and the call itself."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from .._checks import check_choice
+from ..functional import (
+    PMSNCoefficients,
+    PMSNOutput,
+    PMSNParameters,
+    PMSNState,
+    SurrogateSpec,
+    TCLIFOutput,
+    TCLIFState,
+    describe,
+    triangle,
+)
+from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, fire
+from ..functional.surrogate import SpikeFunction
+from ..functional.tclif import check_tclif_inputs
+from . import cpu, gpu, ops
+from .plan import SURROGATES
+
+BACKENDS = ("auto", "torch", "cpu", "cupy")
+
+_DEVICE_BACKEND = {"cpu": "cpu", "cuda": "cupy"}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can be used here, and why (or why not)."""
+
+    available: bool
+    reason: str
+
+
+class Choice(NamedTuple):
+    """The backend of one call, and why."""
+
+    backend: str
+    reason: str
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend by name, with whether it can be used on this machine and why."""
+    return {name: _status(name) for name in BACKENDS[1:]}
+
+
+@torch.compiler.assume_constant_result
+def _status(backend: str) -> BackendStatus:
+    if backend == "torch":
+        return BackendStatus(True, "PyTorch operations, any device")
+    if backend == "cpu":
+        return BackendStatus(cpu.library is not None, cpu.reason)
+    return BackendStatus(*gpu.status())
+
+
+def check_backend(backend: str) -> None:
+    """Raise ValueError for an unknown backend."""
+    check_choice("backend", backend, BACKENDS)
+
+
+def explain(function: Callable, *args: Any, **kwargs: Any) -> str:
+    """Which backend a call of ``pmsn_sequence`` or ``tclif_sequence`` would use, and why, without computing it.
+
+    Example:
+        ``explain(kernels.pmsn_sequence, x_seq, coefficients)``
+    """
+    call = inspect.signature(function).bind(*args, **kwargs)
+    call.apply_defaults()
+    given = call.arguments
+    firing = _firing(given["surrogate_function"], given["v_threshold"], given.get("burst", False))
+    choose = {"pmsn_sequence": _choose_pmsn, "tclif_sequence": _choose_tclif}[function.__name__]
+    used = inspect.signature(choose).parameters
+    choice = choose(**{name: value for name, value in given.items() if name in used}, firing=firing)
+    return f"{choice.backend}: {choice.reason}"
+
+
+def pmsn_sequence(
+    x_seq: Tensor,
+    coefficients: PMSNCoefficients,
+    state: PMSNState | None = None,
+    *,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    reset_mode: str = "modulo",
+    burst: bool = False,
+    context: str = "local",
+    return_v_seq: bool = False,
+    backend: str = "auto",
+) -> PMSNOutput:
+    """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend.
+
+    Raises:
+        ValueError: also for an unknown backend, or one that cannot take tensors of this device.
+        RuntimeError: the backend was asked for by name and is not available here.
+    """
+    dtype = check_pmsn_inputs(x_seq, coefficients, state, v_threshold, reset_mode, context)
+    firing = _firing(surrogate_function, v_threshold, burst)
+    choice = _choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, backend, firing)
+    if choice.backend == "torch":
+        return functional.pmsn_sequence(
+            x_seq,
+            coefficients,
+            state,
+            v_threshold=v_threshold,
+            surrogate_function=surrogate_function,
+            reset_mode=reset_mode,
+            burst=burst,
+            context=context,
+            return_v_seq=return_v_seq,
+        )
+    x = x_seq.to(dtype) if dtype == torch.float64 else x_seq
+    if context == "global":
+        x = x.to(dtype).mean(0, keepdim=True).expand(x.shape)
+    out, v, h_real, h_imag, v_seq, _ = ops.pmsn_forward(
+        x,
+        *(c.to(dtype) for c in coefficients),
+        *((None, None, None) if state is None else (s.to(dtype) for s in state)),
+        *_threshold(v_threshold, dtype),
+        reset_mode,
+        *firing,
+        True,
+        return_v_seq,
+        False,
+    )
+    if firing.fire == "membrane":
+        with torch.autocast(x.device.type, enabled=False):
+            out = fire(out, v_threshold, surrogate_function or triangle(), burst)
+    return PMSNOutput(out.to(x_seq.dtype), PMSNState(v, h_real, h_imag), v_seq if return_v_seq else None)
+
+
+def pmsn_step(
+    x: Tensor,
+    coefficients: PMSNCoefficients,
+    state: PMSNState | None = None,
+    *,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    reset_mode: str = "modulo",
+    burst: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, PMSNState]:
+    """:func:`pmsn_plugins.functional.pmsn_step` on the chosen backend; errors as in :func:`pmsn_sequence`."""
+    output = pmsn_sequence(
+        x.unsqueeze(0) if isinstance(x, Tensor) else x,
+        coefficients,
+        state,
+        v_threshold=v_threshold,
+        surrogate_function=surrogate_function,
+        reset_mode=reset_mode,
+        burst=burst,
+        backend=backend,
+    )
+    return output.spikes.squeeze(0), output.state
+
+
+def tclif_sequence(
+    x_seq: Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFState | None = None,
+    *,
+    gamma: float | Tensor = 0.5,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    soma_feedback: str = "post_reset",
+    detach_reset: bool = False,
+    leak: tuple[float, float] = (1.0, 1.0),
+    return_v_seq: bool = False,
+    backend: str = "auto",
+) -> TCLIFOutput:
+    """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend; errors as in :func:`pmsn_sequence`."""
+    dtype = check_tclif_inputs(x_seq, b1, b2, state, v_threshold, soma_feedback)
+    firing = _firing(surrogate_function, v_threshold, False)
+    choice = _choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, firing)
+    if choice.backend == "torch":
+        return functional.tclif_sequence(
+            x_seq,
+            b1,
+            b2,
+            state,
+            gamma=gamma,
+            v_threshold=v_threshold,
+            surrogate_function=surrogate_function,
+            soma_feedback=soma_feedback,
+            detach_reset=detach_reset,
+            leak=leak,
+            return_v_seq=return_v_seq,
+        )
+    couplings = _couplings(b1, b2, x_seq.shape[1:])
+    out, v, v_dendrite, v_seq, _ = ops.tclif_forward(
+        x_seq.to(dtype) if dtype == torch.float64 else x_seq,
+        *(_flat(b, couplings, x_seq, dtype) for b in (b1, b2)),
+        *((None, None) if state is None else (s.to(dtype) for s in state)),
+        *_threshold(v_threshold, dtype),
+        couplings.channels,
+        couplings.inner,
+        gamma,
+        *leak,
+        soma_feedback == "pre_reset",
+        detach_reset,
+        firing.fire == "strict",
+        *firing[1:],
+        return_v_seq,
+        False,
+    )
+    return TCLIFOutput(out.to(x_seq.dtype), TCLIFState(v, v_dendrite), v_seq if return_v_seq else None)
+
+
+def tclif_step(
+    x: Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFState | None = None,
+    *,
+    gamma: float | Tensor = 0.5,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    soma_feedback: str = "post_reset",
+    detach_reset: bool = False,
+    leak: tuple[float, float] = (1.0, 1.0),
+    backend: str = "auto",
+) -> tuple[Tensor, TCLIFState]:
+    """:func:`pmsn_plugins.functional.tclif_step` on the chosen backend; errors as in :func:`pmsn_sequence`."""
+    output = tclif_sequence(
+        x.unsqueeze(0) if isinstance(x, Tensor) else x,
+        b1,
+        b2,
+        state,
+        gamma=gamma,
+        v_threshold=v_threshold,
+        surrogate_function=surrogate_function,
+        soma_feedback=soma_feedback,
+        detach_reset=detach_reset,
+        leak=leak,
+        backend=backend,
+    )
+    return output.spikes.squeeze(0), output.state
+
+
+def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoefficients:
+    """:func:`pmsn_plugins.functional.discretize` on the chosen backend: one operator instead of forty.
+
+    A backend that was asked for by name and is not available here is not an error yet: the sequence will say so.
+    """
+    check_pmsn_parameters(parameters)
+    log_decay, name = parameters.log_decay, _DEVICE_BACKEND.get(parameters.log_decay.device.type)
+    fused = (
+        backend != "torch"
+        and name is not None
+        and _status(name).available
+        and log_decay.dtype in (torch.float32, torch.float64)
+        and all(p.dtype == log_decay.dtype and p.device == log_decay.device for p in parameters)
+        and log_decay.numel() > 0
+    )
+    if not fused:
+        return functional.discretize(parameters)
+    return PMSNCoefficients(*ops.discretize(*parameters[:-1]), parameters.D)
+
+
+class Firing(NamedTuple):
+    """What the kernel sends out (``plan.FIRES``), and the fused surrogate with its parameters."""
+
+    fire: str
+    surrogate: str = "triangle"
+    a: float = 1.0
+    b: float = 0.0
+    c: float = 0.0
+
+
+def _learnable(v_threshold: float | Tensor) -> bool:
+    return isinstance(v_threshold, Tensor) and v_threshold.requires_grad and torch.is_grad_enabled()
+
+
+def _firing(surrogate_function: SpikeFunction | None, v_threshold: float | Tensor, burst: bool) -> Firing:
+    if _learnable(v_threshold):
+        return Firing("membrane")
+    if burst:
+        return Firing("burst")
+    if surrogate_function is None:
+        surrogate_function = triangle()
+    is_function = isinstance(surrogate_function, FunctionType)
+    spec = _describe_function(surrogate_function) if is_function else describe(surrogate_function)
+    if spec is None or spec.name not in SURROGATES:
+        return Firing("membrane")
+    return Firing("strict" if spec.strict else "spike", spec.name, *spec.parameters)
+
+
+@torch.compiler.assume_constant_result
+def _describe_function(surrogate_function: FunctionType) -> SurrogateSpec | None:
+    """For torch.compile, which cannot look into a closure."""
+    return describe(surrogate_function)
+
+
+def _threshold(v_threshold: float | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
+    """As a tensor that the kernel reads, or as a number."""
+    if isinstance(v_threshold, Tensor):
+        return v_threshold.detach().to(dtype), 0.0
+    return None, float(v_threshold)
+
+
+class Couplings(NamedTuple):
+    """How the couplings of TC-LIF lie over one step: ``channels`` of them, each for ``inner`` neighbouring elements."""
+
+    shape: tuple[int, ...]
+    channels: int
+    inner: int
+
+
+def _couplings(b1: float | Tensor, b2: float | Tensor, step: torch.Size) -> Couplings | None:
+    """None if they do not broadcast over one step."""
+    shapes = [b.shape for b in (b1, b2) if isinstance(b, Tensor)]
+    if all(math.prod(shape) == 1 for shape in shapes):
+        return Couplings((), 1, step.numel())
+    try:
+        shape = torch.broadcast_shapes(*shapes)
+        if torch.broadcast_shapes(shape, step) != step:
+            return None
+    except RuntimeError:
+        return None
+    shape = (1,) * (len(step) - len(shape)) + tuple(shape)
+    axes = [axis for axis, size in enumerate(shape) if size > 1]
+    if len(axes) == 1:
+        return Couplings(shape, shape[axes[0]], math.prod(step[axes[0] + 1 :]))
+    return Couplings(tuple(step), step.numel(), 1)
+
+
+def _flat(b: float | Tensor, couplings: Couplings, x_seq: Tensor, dtype: torch.dtype) -> Tensor:
+    if not isinstance(b, Tensor):
+        return torch.full((couplings.channels,), b, dtype=dtype, device=x_seq.device)
+    shape = couplings.shape if couplings.channels > 1 else (1,) * b.ndim
+    return b.to(dtype).expand(shape).reshape(-1)
+
+
+def _choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice:
+    """The first tensor is the input. Raises for a backend asked for by name that cannot run here."""
+    check_backend(backend)
+    if backend == "torch":
+        return Choice("torch", "asked for")
+    x, *others = tensors
+    device = x.device.type
+    native = _DEVICE_BACKEND.get(device)
+    if backend not in ("auto", native):
+        needed = next(d for d, name in _DEVICE_BACKEND.items() if name == backend)
+        raise ValueError(f"backend {backend!r} needs tensors on a {needed} device, x_seq is on {x.device}")
+    if native is None:
+        return Choice("torch", f"no fused kernels for {device} tensors")
+    status = _status(native)
+    if not status.available:
+        if backend == "auto":
+            return Choice("torch", status.reason)
+        raise RuntimeError(f"backend {backend!r} cannot be used: {status.reason}")
+    if any(isinstance(t, Tensor) and t.device != x.device for t in others):
+        return Choice("torch", "the tensors are on different devices")
+    if x.dtype not in _DTYPES:
+        return Choice("torch", f"no fused kernels for {x.dtype}")
+    if x.numel() == 0:
+        return Choice("torch", "the input is empty")
+    return Choice("torch", obstacle) if obstacle else Choice(native, status.reason)
+
+
+def _choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, backend, firing) -> Choice:
+    obstacle = None
+    if firing.fire == "membrane" and reset_mode == "serial":
+        obstacle = "with reset_mode='serial' the gradient passes through this surrogate function or learnable threshold"
+    return _choose(backend, (x_seq, *coefficients, *(state or ()), v_threshold), obstacle)
+
+
+def _choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, firing) -> Choice:
+    obstacle = None
+    if firing.fire == "membrane":
+        obstacle = "the gradient passes through this surrogate function or learnable threshold"
+    elif not all(isinstance(number, (int, float)) for number in (gamma, *leak)):
+        obstacle = "gamma and leak are not numbers"
+    elif _couplings(b1, b2, x_seq.shape[1:]) is None:
+        obstacle = "b1 and b2 do not broadcast over one step"
+    return _choose(backend, (x_seq, b1, b2, *(state or ()), v_threshold), obstacle)

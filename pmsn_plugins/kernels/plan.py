@@ -1,0 +1,166 @@
+"""How a layer is cut into work: the numbers that the kernels are launched with. Pure Python, no device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+SURROGATES = (
+    "triangle",
+    "sigmoid",
+    "atan",
+    "piecewise_exp",
+    "soft_sign",
+    "super_spike",
+    "erf",
+    "leaky_k_relu",
+    "piecewise_leaky_relu",
+    "fast_sigmoid",
+    "straight_through",
+)
+"""The rows of :data:`pmsn_plugins.functional.SURROGATES` that are fused, in the order of ``enum Surrogate``."""
+
+RESETS = ("modulo", "none", "serial")
+"""In the order of ``enum Reset``."""
+
+FIRES = ("spike", "strict", "burst", "membrane")
+"""What a kernel sends out, in the order of ``enum Fire``."""
+
+
+class Layout(NamedTuple):
+    """How a sequence of T steps [N, C, S] is cut into work items; see ``csrc/args.h``.
+
+    Attributes:
+        T: time steps.
+        M: elements of one step, N * C * S.
+        C, S: channels, and neighbouring elements of one channel.
+        P: positions in a row, a multiple of C * S.
+        strip: positions of one item.
+        groups: groups of rows.
+        segment: time steps of one item.
+        interval: time steps from one checkpoint of the state to the next.
+    """
+
+    T: int
+    M: int
+    C: int
+    S: int
+    P: int
+    strip: int
+    groups: int
+    segment: int
+    interval: int
+
+    @property
+    def strips(self) -> int:
+        return -(-self.P // self.strip)
+
+    @property
+    def rows(self) -> int:
+        return -(-self.M // self.P)
+
+    @property
+    def segments(self) -> int:
+        return -(-self.T // self.segment)
+
+    @property
+    def items(self) -> int:
+        return self.strips * self.groups * self.segments
+
+    @property
+    def slots(self) -> int:
+        """Channels that a strip can touch."""
+        return (self.strip - 1) // self.S + 2
+
+
+def checkpoint_interval(state_size: int, state_bytes: int, input_bytes: int) -> int:
+    """Time steps between two checkpoints of ``state_size`` numbers, such that they take 15 % of the input's memory."""
+    steps = state_size * state_bytes / (0.15 * input_bytes)
+    return max(32, -(-int(steps) // 16) * 16)
+
+
+def checkpoint_count(T: int, interval: int) -> int:
+    """Checkpoints of a sequence of T steps: one at the start of every interval but the first."""
+    return (T - 1) // interval
+
+
+@lru_cache(1024)
+def cpu_layout(T: int, N: int, C: int, S: int, interval: int) -> Layout:
+    """Cut a sequence [T, N, C, S] for the CPU.
+
+    A strip makes a tile of about 16 KiB. There are about 64 items, but none shorter than 256 steps, for every item has
+    to fetch its parameters.
+    """
+    elements = N * C * S
+    depth = min(T, interval)
+    S, row = _rows(N, C, S, fill=16)
+    rows = -(-elements // row)
+    strip = min(256, max(64, 4096 // depth // 16 * 16))
+    if rows * -(-row // strip) < 8:
+        strip = 16  # few neurons: every lane counts
+    strip = min(strip, -(-row // 16) * 16)
+    groups = max(1, min(rows, 64 // -(-row // strip), rows * T // 256))
+    return Layout(T, elements, C, S, row, strip, groups, T, depth)
+
+
+GPU_BLOCK = 128
+"""Threads of a block, each with one position of a strip."""
+
+
+@lru_cache(1024)
+def gpu_layout(T: int, N: int, C: int, S: int, interval: int, multiprocessors: int, cut_time: bool) -> Layout:
+    """Cut a sequence [T, N, C, S] for a GPU, one thread for a position of a strip in a group of rows.
+
+    A group has several rows only when there are threads enough, since every thread has to fetch its parameters and to
+    leave its sums. With few neurons and a long sequence, time is cut into segments, where the neuron can (``cut_time``).
+    """
+    elements = N * C * S
+    S, row = _rows(N, C, S, fill=GPU_BLOCK)
+    rows = -(-elements // row)
+    wanted = multiprocessors * 2048
+    groups = min(rows, 65535, max(1, -(-wanted // row)))
+    segment = T
+    if cut_time and 4 * interval < T and 4 * groups * row < wanted:
+        segments = min(-(-T // interval), 65535, wanted // (groups * row))
+        segment = -(-T // segments // interval) * interval
+    return Layout(T, elements, C, S, row, GPU_BLOCK, groups, segment, interval)
+
+
+def _rows(N: int, C: int, S: int, fill: int) -> tuple[int, int]:
+    """S and the length of a row: as many samples as make a multiple of ``fill`` positions, or nearly so."""
+    if C == 1:  # one set of parameters: rows may be cut anywhere
+        return (row := min(256, N * S)), row
+    sample = C * S
+
+    def waste(samples: int) -> float:
+        return -(-samples * sample // fill) * fill / (samples * sample)
+
+    samples = range(1, min(N, fill) + 1)
+    return S, sample * next((r for r in samples if waste(r) <= 1.1), samples[-1])
+
+
+class Launch(NamedTuple):
+    """One CUDA kernel: its name, blocks in three directions, threads of a block."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+
+
+def gpu_launches(kernel: str, layout: Layout, reset_mode: str | None, sums: int) -> list[Launch]:
+    """The CUDA kernels behind ``kernel``, in order; ``sums`` is the number of sums per channel that backward leaves."""
+    neuron, _, direction = kernel.partition("_")
+    items = (layout.strips, layout.groups, layout.segments)
+    elements = (layout.strips, layout.groups, 1)
+    locally = []
+    if layout.segments > 1:
+        names = ("hidden", "membrane") if direction == "forward" else ("adjoint",)
+        if direction == "backward" and reset_mode == "none":
+            names = ("grad_v", *names)
+        for name in names:
+            locally.append(Launch(f"{neuron}_{name}_local", items, GPU_BLOCK))
+            locally.append(Launch(f"{neuron}_{name}_carry", elements, GPU_BLOCK))
+    launches = [*locally, Launch(kernel, items, GPU_BLOCK)]
+    if direction == "backward":
+        launches.append(Launch(f"{neuron}_reduce", (-(-layout.C * sums // GPU_BLOCK), 1, 1), GPU_BLOCK))
+    return launches

@@ -1,0 +1,62 @@
+"""Builds the CPU kernels, a plain C library without Python or PyTorch headers; everything else is in pyproject.toml.
+
+The kernels are optional: without a C++ compiler, or on Windows, the package installs all the same and runs on PyTorch
+operations (``pmsn_plugins.backends()`` says so).
+"""
+
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE = "pmsn_plugins/kernels/csrc/"
+FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-pthread", "-Wno-psabi"]
+
+# every instruction set is compiled from the same source; the library picks one when it is loaded
+INSTRUCTION_SETS = {"baseline": ["-DPMSN_LANE_BYTES=16"]}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    INSTRUCTION_SETS["avx2"] = ["-DPMSN_LANE_BYTES=32", "-mavx2", "-mfma"]
+    INSTRUCTION_SETS["avx512"] = [
+        *("-DPMSN_LANE_BYTES=64", "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma"),
+        "-mprefer-vector-width=512",
+    ]
+
+
+class BuildKernels(build_ext):
+    """Compiles one source several times, with other flags, into one library with a fixed name."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, extension: Extension) -> None:
+        jobs = [(SOURCE + "cpu_library.cpp", "", []), (SOURCE + "cpu_pool.cpp", "", [])]
+        jobs += [
+            (SOURCE + "cpu_kernels.cpp", name, [f"-DPMSN_ISA={name}", *flags])
+            for name, flags in INSTRUCTION_SETS.items()
+        ]
+
+        def compile_one(job: tuple[str, str, list[str]]) -> list[str]:
+            source, folder, flags = job
+            output = os.path.join(self.build_temp, folder)
+            return self.compiler.compile([source], output, extra_postargs=FLAGS + flags, depends=extension.depends)
+
+        with ThreadPoolExecutor() as pool:
+            objects = [path for paths in pool.map(compile_one, jobs) for path in paths]
+        self.compiler.link_shared_object(
+            objects, self.get_ext_fullpath(extension.name), extra_postargs=["-pthread"], target_lang="c++"
+        )
+
+
+def headers() -> list[str]:
+    return [SOURCE + name for name in sorted(os.listdir(SOURCE)) if name.endswith(".h")]
+
+
+setup(
+    ext_modules=[]
+    if sys.platform == "win32"
+    else [Extension("pmsn_plugins.kernels._cpu", [SOURCE + "cpu_kernels.cpp"], depends=headers(), optional=True)],
+    cmdclass={"build_ext": BuildKernels},
+)

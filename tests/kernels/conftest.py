@@ -1,0 +1,189 @@
+"""Comparisons run on the CPU kernels, on the CUDA kernels emulated on the CPU, and on a GPU where there is one."""
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from pmsn_plugins.functional import PMSNCoefficients, PMSNState, TCLIFState, discretize, pmsn_initial_parameters
+from pmsn_plugins.kernels import cpu, gpu
+from pmsn_plugins.kernels.plan import gpu_layout
+
+ARGUMENTS = {"pmsn": "PmsnArgs", "tclif": "TclifArgs", "discretize": "DiscretizeArgs"}
+
+
+class Backend(NamedTuple):
+    name: str
+    device: str
+    emulated: bool
+
+
+class EmulatedDevice(gpu.CupyDevice):
+    """The CUDA kernels as C++: compiled by g++ and run thread by thread."""
+
+    multiprocessors = 1
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.libraries = {}
+
+    def layout(self, x, N, C, S, interval, cut_time):
+        return gpu_layout(len(x), N, C, S, interval, self.multiprocessors, cut_time)
+
+    def launch(self, neuron, compiled_for, launches, args, device):
+        library = self.library(neuron, compiled_for)
+        for name, grid, threads in launches:
+            kernel = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+            library.emulate(kernel, ctypes.c_void_p(ctypes.addressof(args)), *grid, threads)
+
+    def library(self, neuron, compiled_for):
+        if (neuron, compiled_for) not in self.libraries:
+            emulator = (Path(__file__).parent / "cuda_emulator.h").read_text()
+            text = f"{emulator}\n{gpu.source(f'gpu_{neuron}.cu')}\nEMULATE({ARGUMENTS[neuron]})\n"
+            options = gpu.compile_options(compiled_for)
+            path = self.folder / (hashlib.sha1(f"{text}{options}".encode()).hexdigest() + ".so")
+            command = ["g++", "-x", "c++", "-O1", "-w", "-shared", "-fPIC", *options, "-", "-o", str(path)]
+            subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+            self.libraries[neuron, compiled_for] = ctypes.CDLL(str(path))
+        return self.libraries[neuron, compiled_for]
+
+
+@pytest.fixture(scope="session")
+def emulated_device(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to emulate the CUDA kernels with")
+    return EmulatedDevice(tmp_path_factory.mktemp("emulated"))
+
+
+def needs_cpu_kernels():
+    if cpu.library is None:
+        pytest.skip(cpu.reason)
+
+
+@pytest.fixture
+def cpu_kernels():
+    needs_cpu_kernels()
+
+
+@pytest.fixture
+def emulated(monkeypatch, emulated_device):
+    """The CPU operators run the CUDA kernels."""
+    monkeypatch.setattr(cpu, "library", cpu.library or object())
+    monkeypatch.setattr(cpu.CpuDevice, "layout", lambda self, *args: emulated_device.layout(*args))
+    monkeypatch.setattr(cpu.CpuDevice, "run", lambda self, *args: emulated_device.run(*args))
+    return emulated_device
+
+
+@pytest.fixture(params=["cpu", "emulated", pytest.param("cupy", marks=pytest.mark.gpu)])
+def backend(request):
+    if request.param == "cupy":
+        if not gpu.status()[0]:
+            pytest.skip(gpu.status()[1])
+        return Backend("cupy", "cuda", False)
+    if request.param == "cpu":
+        needs_cpu_kernels()
+        return Backend("cpu", "cpu", False)
+    request.getfixturevalue("emulated")
+    return Backend("cpu", "cpu", True)
+
+
+def pmsn_case(shape, k, dtype, with_state, device="cpu"):
+    """(x_seq, coefficients, state) of random numbers, where slow and fast modes both matter."""
+    generator = torch.Generator().manual_seed(sum(shape) + k)
+    coefficients = discretize(pmsn_initial_parameters(shape[2], k + 1, generator=generator, dtype=torch.float64))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    shapes = (shape[1:], (k, *shape[1:]), (k, *shape[1:]))
+    state = tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+
+    def put(tensors):
+        return (t.to(device, dtype) for t in tensors)
+
+    return x.to(device, dtype), PMSNCoefficients(*put(coefficients)), PMSNState(*put(state)) if with_state else None
+
+
+def tclif_case(shape, coupling_shape, dtype, with_state, device="cpu"):
+    """(x_seq, b1, b2, state) of random numbers."""
+    generator = torch.Generator().manual_seed(sum(shape))
+
+    def draw(shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    state = TCLIFState(draw(shape[1:]), draw(shape[1:])) if with_state else None
+    return draw(shape), -torch.sigmoid(draw(coupling_shape)), torch.sigmoid(draw(coupling_shape)), state
+
+
+class Result(NamedTuple):
+    """Spikes, other outputs (state, v_seq), and the gradients of a random linear function of all of them."""
+
+    spikes: torch.Tensor
+    others: tuple
+    gradients: tuple
+
+
+def run(function, *arguments, **options):
+    """Call a sequence function on fresh leaves and differentiate."""
+    leaves = []
+
+    def leaf(value):
+        if isinstance(value, torch.Tensor):
+            leaves.append(value.detach().clone().requires_grad_())
+            return leaves[-1]
+        if isinstance(value, tuple):
+            return type(value)(*map(leaf, value))
+        return value
+
+    output = function(*map(leaf, arguments), return_v_seq=True, **options)
+    outputs = (output.spikes, *output.state, output.v_seq)
+    generator = torch.Generator().manual_seed(1)
+    loss = 0.0
+    for tensor in outputs:
+        weight = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+        loss = loss + (tensor * weight).sum() if tensor.requires_grad else loss
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    return Result(output.spikes.detach(), tuple(o.detach() for o in outputs[1:]), gradients)
+
+
+def relative_error(actual, expected):
+    error, scale = (actual.double() - expected.double()).abs().max(), expected.double().abs().max()
+    return (error / scale if scale > 0 else error).item()
+
+
+def assert_equal(actual: Result, expected: Result, tolerance: float):
+    """Spikes exactly, everything else to a relative tolerance."""
+    assert torch.equal(actual.spikes, expected.spikes)
+    for name, values, wanted in zip(("output", "gradient"), actual[1:], expected[1:], strict=True):
+        for i, (value, want) in enumerate(zip(values, wanted, strict=True)):
+            assert value.shape == want.shape and value.dtype == want.dtype
+            assert relative_error(value, want) <= tolerance, f"{name} {i}: {relative_error(value, want)}"
+
+
+class Tools(NamedTuple):
+    """What the test modules share (they cannot import one another)."""
+
+    pmsn_case = staticmethod(pmsn_case)
+    tclif_case = staticmethod(tclif_case)
+    run = staticmethod(run)
+    relative_error = staticmethod(relative_error)
+    assert_equal = staticmethod(assert_equal)
+
+
+@pytest.fixture(scope="session")
+def tools():
+    return Tools()
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Fresh memory is NaN: what a kernel forgets to write is seen."""
+    new_empty, empty = torch.Tensor.new_empty, torch.empty
+
+    def poison(tensor):
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() and tensor.device.type != "meta" else tensor
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: poison(new_empty(*args, **kwargs)))
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: poison(empty(*args, **kwargs)))

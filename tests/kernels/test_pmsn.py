@@ -1,0 +1,144 @@
+"""The fused PMSN equals the reference: outputs, final state, and every gradient."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pmsn_plugins import functional, kernels
+from pmsn_plugins.functional import PMSNState
+from pmsn_plugins.functional.pmsn import RESET_MODES
+
+SHAPES = [(7, 3, 5), (1, 2, 3), (130, 2, 3, 5, 7), (70, 20, 32), (5, 2, 3, 16), (200, 1, 1), (4, 9, 40)]
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("burst", [False, True])
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 8, 16])
+def test_float64(tools, cpu_kernels, poisoned, k, reset_mode, burst, with_state):
+    for shape in SHAPES:
+        case = tools.pmsn_case(shape, k, torch.float64, with_state)
+        options = dict(reset_mode=reset_mode, burst=burst, v_threshold=0.7)
+        expected = tools.run(functional.pmsn_sequence, *case, **options)
+        tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+@pytest.mark.parametrize("shape", [(7, 3, 5), (100, 2, 3, 5, 7), (4, 9, 40)])
+def test_float64_on_every_backend(tools, backend, poisoned, shape, reset_mode, with_state):
+    case = tools.pmsn_case(shape, 3, torch.float64, with_state, backend.device)
+    options = dict(reset_mode=reset_mode, v_threshold=0.7)
+    expected = tools.run(functional.pmsn_sequence, *case, **options)
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend=backend.name, **options), expected, 1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 90), st.integers(1, 9), st.integers(1, 40), st.integers(1, 20)),
+    k=st.integers(1, 6),
+    v_threshold=st.floats(0.05, 5.0),
+    reset_mode=st.sampled_from(RESET_MODES),
+    with_state=st.booleans(),
+)
+def test_any_shape(tools, shape, k, v_threshold, reset_mode, with_state):
+    if not kernels.backends()["cpu"].available:
+        pytest.skip(kernels.backends()["cpu"].reason)
+    case = tools.pmsn_case(shape, k, torch.float64, with_state)
+    options = dict(reset_mode=reset_mode, v_threshold=v_threshold)
+    expected = tools.run(functional.pmsn_sequence, *case, **options)
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
+
+
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+@pytest.mark.parametrize("shape", [(8192, 4, 32), (250, 40, 64), (4, 8, 32, 14, 14)])
+def test_float32(tools, backend, shape, reset_mode):
+    if backend.emulated:
+        shape = (shape[0] // 2, 1, 8)
+    x, coefficients, _ = tools.pmsn_case(shape, 4, torch.float32, False, backend.device)
+    exact = (x.double(), type(coefficients)(*(c.double() for c in coefficients)), None)
+    expected = tools.run(functional.pmsn_sequence, *exact, reset_mode=reset_mode)
+    actual = tools.run(kernels.pmsn_sequence, x, coefficients, None, reset_mode=reset_mode, backend=backend.name)
+    assert (actual.spikes != expected.spikes).double().mean() < 1e-5
+    # Where rounding moves a current across 0, or a membrane across the threshold, the gradient jumps. That happens to
+    # single neurons, and so to the parameters of some channels.
+    for value, want in zip(actual.gradients, expected.gradients, strict=True):
+        error = ((value.double() - want).abs() / want.abs().max()).movedim(2 if value.ndim > 2 else 0, 0)
+        assert error.reshape(len(error), -1).amax(1).median() < 1e-4
+
+
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+def test_chunks_and_steps_equal_the_whole(tools, cpu_kernels, reset_mode):
+    for dtype in (torch.float32, torch.float64):
+        x, coefficients, _ = tools.pmsn_case((300, 3, 5, 3), 4, dtype, False)
+        options = dict(reset_mode=reset_mode, v_threshold=0.3, backend="cpu")
+        whole = kernels.pmsn_sequence(x, coefficients, **options)
+        state, chunks = None, []
+        for chunk in x.split([1, 64, 100, 3, 132]):
+            spikes, state, _ = kernels.pmsn_sequence(chunk, coefficients, state, **options)
+            chunks.append(spikes)
+        assert torch.equal(torch.cat(chunks), whole.spikes)
+        assert all(torch.equal(a, b) for a, b in zip(state, whole.state, strict=True))
+        state, steps = None, []
+        for step in x:
+            spikes, state = kernels.pmsn_step(step, coefficients, state, **options)
+            steps.append(spikes)
+        assert torch.equal(torch.stack(steps), whole.spikes)
+        assert all(torch.equal(a, b) for a, b in zip(state, whole.state, strict=True))
+
+
+@pytest.mark.parametrize("reset_mode", ["modulo", "none"])
+@pytest.mark.parametrize("T", [300, 431])
+def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
+    case = tools.pmsn_case((T, 1, 5), 2, torch.float64, True)
+    monkeypatch.setattr(type(emulated), "multiprocessors", 1000)
+    assert emulated.layout(case[0], 1, 5, 1, 32, True).segments > 5
+    expected = tools.run(functional.pmsn_sequence, *case, reset_mode=reset_mode)
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", reset_mode=reset_mode), expected, 1e-9)
+
+
+def test_slow_modes_in_float32(tools, backend):
+    """Time constants of 10^5 steps: A = 1 - 1e-5 itself has only two digits in float32."""
+    T, dtype = (4000 if backend.emulated else 40000), torch.float64
+    E = torch.tensor([[-1e-5], [-3e-5]], dtype=dtype)
+    zero = torch.zeros_like(E)
+    coefficients = functional.PMSNCoefficients(E, zero, zero + 1e-4, zero, torch.tensor([0.0, 0.1], dtype=dtype))
+    x = torch.rand(T, 1, 2, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    expected = functional.pmsn_sequence(x, coefficients)
+    actual = kernels.pmsn_sequence(
+        x.float().to(backend.device),
+        type(coefficients)(*(c.float().to(backend.device) for c in coefficients)),
+        backend=backend.name,
+    )
+    assert tools.relative_error(actual.state.h_real.cpu(), expected.state.h_real) < 1e-4
+
+
+def test_modulo_state_stays_below_the_threshold(cpu_kernels):
+    """Rounding must not leave v at (or above) the threshold: it would fire without input."""
+    one = torch.ones(1, 1)
+    silent = functional.PMSNCoefficients(0 * one, 0 * one, 0 * one, 0 * one, torch.ones(1))
+    generator = torch.Generator().manual_seed(0)
+    for v_threshold in (1.0, 0.1, 0.7, 3.3, 1e-3):
+        x = torch.randn(4000, 16, 1, generator=generator) * v_threshold * 2
+        x[::7] = v_threshold  # exact multiples
+        x[3::7] = torch.nextafter(torch.tensor(v_threshold), torch.tensor(0.0))
+        x[5::70] = 1e8 * v_threshold
+        output = kernels.pmsn_sequence(x, silent, v_threshold=v_threshold, return_v_seq=True, backend="cpu")
+        threshold = torch.tensor(v_threshold)
+        assert ((output.v_seq >= 0) & (output.v_seq < threshold)).all()
+
+
+def test_initial_v_is_taken_modulo_the_threshold(tools, backend):
+    x, coefficients, state = tools.pmsn_case((5, 2, 3), 2, torch.float64, True, backend.device)
+    state = PMSNState(state.v * 10, state.h_real, state.h_imag)
+    expected = functional.pmsn_sequence(x, coefficients, state)
+    actual = kernels.pmsn_sequence(x, coefficients, state, backend=backend.name)
+    assert torch.equal(actual.spikes, expected.spikes)
+    assert tools.relative_error(actual.state.v, expected.state.v) < 1e-12
+
+
+def test_global_context(tools, backend):
+    case = tools.pmsn_case((6, 2, 3, 4), 2, torch.float64, False, backend.device)
+    expected = tools.run(functional.pmsn_sequence, *case, context="global")
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, context="global", backend=backend.name), expected, 1e-9)

@@ -1,0 +1,115 @@
+"""Fused surrogates equal their rows of the table; all others run as the user's own code, with the same result."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from snntorch import surrogate as snn_surrogate
+from spikingjelly.activation_based import surrogate as sj_surrogate
+
+from pmsn_plugins import functional, kernels
+from pmsn_plugins.functional import SURROGATES, TableSurrogate
+from pmsn_plugins.kernels import cpu, plan
+
+
+def test_names_are_those_of_the_c_enum():
+    text = (Path(plan.__file__).parent / "csrc" / "surrogate.h").read_text()
+    names = re.findall(r"^ {4}SURROGATE_(\w+),$", text, re.MULTILINE)
+    assert tuple(name.lower() for name in names) == plan.SURROGATES
+    assert set(plan.SURROGATES) <= set(SURROGATES)
+
+
+@pytest.mark.parametrize("name", plan.SURROGATES)
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+def test_formula_equals_the_row(cpu_kernels, name, instruction_set):
+    if cpu.library.pmsn_use_instruction_set(instruction_set.encode()):
+        pytest.skip(f"this processor has no {instruction_set}")
+    try:
+        row = SURROGATES[name]
+        x = torch.cat([torch.linspace(-60, 60, 1001), torch.linspace(-2, 2, 1001)]).double()
+        parameters = torch.tensor([*(v * 1.3 + 0.1 for v in row.defaults.values()), 0.0, 0.0, 0.0], dtype=torch.float64)
+        actual = x.clone()
+        cpu.library.pmsn_surrogate(plan.SURROGATES.index(name), parameters.data_ptr(), x.numel(), actual.data_ptr())
+        expected = row.derivative(x, *parameters[: len(row.defaults)].tolist())
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15)
+    finally:
+        cpu.library.pmsn_use_instruction_set(cpu.reason.split("(")[1].rstrip(")").encode())
+
+
+SPIKINGJELLY = {
+    kind: getattr(sj_surrogate, kind)()
+    for kind in (
+        *("Sigmoid", "ATan", "PiecewiseQuadratic", "PiecewiseExp", "SoftSign", "SuperSpike", "Erf", "LeakyKReLU"),
+        "PiecewiseLeakyReLU",
+    )
+    if hasattr(sj_surrogate, kind)
+}
+FUSED = {
+    **SPIKINGJELLY,
+    "snnTorch atan": snn_surrogate.atan(alpha=1.5),
+    "snnTorch fast_sigmoid": snn_surrogate.fast_sigmoid(slope=3),
+    "snnTorch straight-through": snn_surrogate.straight_through_estimator(),
+    "triangle": functional.triangle(alpha=0.8),
+}
+UNKNOWN = {
+    "snnTorch sigmoid": snn_surrogate.sigmoid(slope=2),
+    "rect": TableSurrogate("rect", alpha=0.7),
+    "own": lambda x: (x >= 0).to(x) + (torch.sigmoid(3 * x) - torch.sigmoid(3 * x).detach()),
+}
+
+
+@pytest.mark.parametrize("surrogate_function", FUSED.values(), ids=FUSED)
+def test_fused_in_both_neurons(tools, cpu_kernels, surrogate_function):
+    assert kernels.dispatch._firing(surrogate_function, 1.0, False).fire in ("spike", "strict")
+    # snnTorch's spikes are float32, and so is what passes through them
+    tolerance = 1e-6 if getattr(surrogate_function, "__module__", "").startswith("snntorch") else 1e-9
+    case = tools.pmsn_case((20, 3, 5), 2, torch.float64, False)
+    for reset_mode in ("modulo", "serial"):
+        options = dict(surrogate_function=surrogate_function, reset_mode=reset_mode)
+        expected = tools.run(functional.pmsn_sequence, *case, **options)
+        tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, tolerance)
+    case = tools.tclif_case((20, 3, 5), (), torch.float64, False)
+    expected = tools.run(functional.tclif_sequence, *case, surrogate_function=surrogate_function)
+    actual = tools.run(kernels.tclif_sequence, *case, surrogate_function=surrogate_function, backend="cpu")
+    tools.assert_equal(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize("burst", [False, True])
+@pytest.mark.parametrize("reset_mode", ["modulo", "none", "serial"])
+@pytest.mark.parametrize("surrogate_function", UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_functions_run_as_they_are(tools, cpu_kernels, surrogate_function, reset_mode, burst):
+    case = tools.pmsn_case((20, 3, 5), 2, torch.float64, True)
+    options = dict(surrogate_function=surrogate_function, reset_mode=reset_mode, burst=burst)
+    expected = tools.run(functional.pmsn_sequence, *case, **options)
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
+
+
+@pytest.mark.parametrize("surrogate_function", UNKNOWN.values(), ids=UNKNOWN)
+def test_unknown_functions_in_tclif(tools, cpu_kernels, surrogate_function):
+    case = tools.tclif_case((20, 3, 5), (), torch.float64, True)
+    expected = tools.run(functional.tclif_sequence, *case, surrogate_function=surrogate_function)
+    actual = tools.run(kernels.tclif_sequence, *case, surrogate_function=surrogate_function, backend="cpu")
+    tools.assert_equal(actual, expected, 0.0)
+
+
+@pytest.mark.parametrize("reset_mode", ["modulo", "none", "serial"])
+@pytest.mark.parametrize("burst", [False, True])
+def test_learnable_threshold(tools, cpu_kernels, reset_mode, burst):
+    x, coefficients, _ = tools.pmsn_case((20, 3, 5), 2, torch.float64, False)
+    gradients = []
+    for function, backend in ((functional.pmsn_sequence, {}), (kernels.pmsn_sequence, {"backend": "cpu"})):
+        v_threshold = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        output = function(x, coefficients, v_threshold=v_threshold, reset_mode=reset_mode, burst=burst, **backend)
+        gradients.append(torch.autograd.grad((output.spikes * x).sum(), v_threshold)[0])
+    assert tools.relative_error(gradients[1], gradients[0]) < 1e-9
+
+
+@pytest.mark.parametrize("v_threshold", [torch.tensor(0.7), torch.tensor([0.7]), torch.tensor(0.7, requires_grad=True)])
+def test_threshold_as_a_tensor(tools, backend, v_threshold):
+    v_threshold = v_threshold.to(backend.device)
+    case = tools.pmsn_case((9, 3, 5), 2, torch.float64, False, backend.device)
+    with torch.no_grad():
+        expected = functional.pmsn_sequence(*case, v_threshold=v_threshold)
+        actual = kernels.pmsn_sequence(*case, v_threshold=v_threshold, backend=backend.name)
+    assert torch.equal(actual.spikes, expected.spikes)
