@@ -1,0 +1,130 @@
+"""Command line of the benchmark: checks, then times, then (on request) JSON and the acceleration figure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from .checks import run_checks
+from .contenders import contenders
+from .measure import Measurement, copy_bandwidth, measure
+
+QUICK_SHAPES = [(4, 32, 64, 8, 8), (32, 64, 128), (250, 40, 352), (1024, 64, 128)]
+SHAPES = [
+    (4, 32, 64, 56, 56),  # SEW ResNet-18, first stage
+    (32, 128, 128, 32),  # sequential CIFAR by columns
+    (128, 64, 128),
+    (250, 40, 352),  # spoken digits
+    (512, 64, 128),
+    (1024, 64, 128),  # sequential CIFAR by pixels
+    (4096, 16, 128),
+    (16384, 1, 64),
+]
+FORWARD_BYTES, BACKWARD_BYTES = 8, 12
+"""Least traffic of a float32 layer per element: read x, write S; then read x and dS, write dx."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns 1 if a kernel is wrong."""
+    arguments = _parser().parse_args(argv)
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
+    for path in (arguments.json, arguments.plot):
+        if path and not path.parent.is_dir():
+            raise SystemExit(f"{path}: the folder {path.parent} does not exist")
+
+    checks = run_checks(device, arguments.quick)
+    print("kernel                    shape                  spikes that differ   gradient error")
+    for check in checks:
+        verdict = "" if check.passed else "   WRONG"
+        shape = "x".join(map(str, check.shape))
+        print(f"{check.name:25} {shape:22} {check.spikes:18.1e} {check.gradient:16.1e}{verdict}")
+    if not all(check.passed for check in checks):
+        print("a kernel is wrong: nothing was timed", file=sys.stderr)
+        return 1
+
+    bandwidth = copy_bandwidth(device)
+    machine = _machine(device)
+    print(f"\n{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}")
+    print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s (read + write)")
+    results: list[Measurement] = []
+    for shape in QUICK_SHAPES if arguments.quick else SHAPES:
+        rows = _measure_shape(shape, device, budget_s=0.15 if arguments.quick else 0.5)
+        _print_shape(shape, rows, bandwidth)
+        results += rows
+    if arguments.json:
+        record = {**machine, "copy_bandwidth": bandwidth, "results": [row._asdict() for row in results]}
+        arguments.json.write_text(json.dumps(record, indent=1))
+    if arguments.plot:
+        from ..analysis.acceleration import plot_acceleration
+
+        plot_acceleration([row._asdict() for row in results]).savefig(arguments.plot, dpi=150)
+    return 0
+
+
+def _measure_shape(shape: tuple[int, ...], device: torch.device, budget_s: float) -> list[Measurement]:
+    from tqdm import tqdm
+
+    rows = []
+    able = [c for c in contenders(device) if shape[0] <= c.longest]
+    for contender in tqdm(able, desc=f"{list(shape)}", leave=False, disable=None):
+        try:
+            rows.append(measure(contender.name, contender.make(shape), shape, device, budget_s))
+        except (RuntimeError, ValueError, NotImplementedError) as error:  # e.g. StateLeaky takes [T, N, C] only
+            print(f"  {contender.name}: left out, {str(error).splitlines()[0][:90]}")
+    return rows
+
+
+def _print_shape(shape: tuple[int, ...], rows: list[Measurement], bandwidth: float) -> None:
+    elements = torch.Size(shape).numel()
+    fastest = rows[0]  # ours, on the fused backend where there is one
+    header = f"\n{list(shape)!s:32} {'forward':>10} {'fwd + bwd':>10} {'ratio':>7} {'kept':>6}"
+    print(header + "   ratio: to the first line; kept: bytes between forward and backward over the input's")
+    for row in rows:
+        print(
+            f"  {row.name:30} {row.forward_s * 1e3:7.2f} ms {row.forward_backward_s * 1e3:7.2f} ms "
+            f"{row.forward_backward_s / fastest.forward_backward_s:7.1f} {row.kept_bytes / (4 * elements):6.1f}"
+        )
+    share = (FORWARD_BYTES + BACKWARD_BYTES) * elements / fastest.forward_backward_s / bandwidth
+    print(f"  {fastest.name} moves its data at {100 * share:.0f} % of the copy bandwidth")
+
+
+def _machine(device: torch.device) -> dict[str, object]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "pmsn_plugins": __version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m pmsn_plugins.bench", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and runs: under a minute on two cores")
+    parser.add_argument("--json", type=Path, help="write machine and measurements here")
+    parser.add_argument("--plot", type=Path, help="write the acceleration figure (PMSN paper, Fig. 5) here")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

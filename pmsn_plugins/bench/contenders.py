@@ -1,0 +1,159 @@
+"""The layers that are timed: ours on every backend, the papers' own methods, and both frameworks' neurons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import kernels
+from ..functional import pmsn_impulse_response, triangle
+from ..parameters import PMSNParametersMixin, TCLIFParametersMixin
+
+LOOP_LIMIT = 1024
+"""Longest sequence given to the layers that loop over time in Python; beyond it they only cost minutes."""
+
+
+class Contender(NamedTuple):
+    """One layer of the table.
+
+    Attributes:
+        name: as printed.
+        make: builds the layer for an input of shape [T, N, C, *]; its forward maps such an input to spikes.
+        longest: longest sequence it is run on.
+    """
+
+    name: str
+    make: Callable[[tuple[int, ...]], nn.Module]
+    longest: int = 1 << 30
+
+
+class PMSN(PMSNParametersMixin, nn.Module):
+    """PMSN layer with n = 5 compartments on one backend."""
+
+    def __init__(self, shape: tuple[int, ...], backend: str, reset_mode: str = "modulo") -> None:
+        super().__init__()
+        self._create_parameters(shape[2], 5, "sequential")
+        self.backend, self.reset_mode = backend, reset_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.pmsn_sequence(x, self.coefficients(), reset_mode=self.reset_mode, backend=self.backend).spikes
+
+
+class TCLIF(TCLIFParametersMixin, nn.Module):
+    """TC-LIF layer on one backend."""
+
+    def __init__(self, shape: tuple[int, ...], backend: str) -> None:
+        super().__init__()
+        self._create_parameters((-0.5, 0.5), None)
+        self.backend = backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.tclif_sequence(x, *self.couplings(x.ndim - 1), backend=self.backend).spikes
+
+
+class FFTPMSN(PMSNParametersMixin, nn.Module):
+    """The PMSN paper's own method in its leanest arrangement: FFT convolution, then a cumulative sum for the membrane.
+
+    It is a baseline, not a reference: in float32 its cumulative sum loses spike times on long sequences.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._create_parameters(shape[2], 5, "sequential")
+        self.backend = "auto"  # of the discretisation alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        T = len(x)
+        response = pmsn_impulse_response(self.coefficients(), T)
+        rows = x.flatten(3).permute(1, 2, 3, 0).contiguous() if x.ndim > 3 else x.permute(1, 2, 0).contiguous()
+        response = response[:, None] if x.ndim > 3 else response
+        current = torch.fft.irfft(torch.fft.rfft(rows, 2 * T) * torch.fft.rfft(response, 2 * T), 2 * T)[..., :T].relu()
+        with torch.no_grad():
+            charge = current.cumsum(-1)
+            before = charge.floor() - charge  # what the resets took away before this step, minus the charge itself
+            before = torch.nn.functional.pad(-before[..., :-1], (1, 0))
+        spikes = triangle()(current + before - 1.0)
+        return spikes.permute(2, 0, 1) if x.ndim == 3 else spikes.permute(3, 0, 1, 2).reshape(x.shape)
+
+
+class Loop(nn.Module):
+    """An snnTorch layer in the loop its tutorials write."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        mem, spikes = self.layer.reset_mem(), []
+        for x_t in x:
+            spike, mem = self.layer(x_t, mem)
+            spikes.append(spike)
+        return torch.stack(spikes)
+
+
+class FirstOutput(nn.Module):
+    """A layer that returns (spikes, membrane)."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+
+class Reset(nn.Module):
+    """A SpikingJelly node, reset before each sequence."""
+
+    def __init__(self, node: nn.Module) -> None:
+        super().__init__()
+        self.node = node
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self.node, "reset"):
+            self.node.reset()
+        return self.node(x)
+
+
+def contenders(device: torch.device) -> list[Contender]:
+    """Everything that can run on ``device`` with what is installed; ours first, fastest backend first."""
+    fused = {"cpu": "cpu", "cuda": "cupy"}[device.type]
+    ours = [b for b in (fused, "torch") if (status := kernels.backends().get(b)) and status.available]
+    found = [Contender(f"PMSN ({b})", lambda shape, b=b: PMSN(shape, b)) for b in ours]
+    found += [
+        Contender(f"TC-LIF ({b})", lambda shape, b=b: TCLIF(shape, b), LOOP_LIMIT if b == "torch" else 1 << 30)
+        for b in ours
+    ]
+    found += [
+        Contender("PMSN, FFT (the paper's method)", FFTPMSN),
+        Contender("PMSN, serial reset (torch)", lambda shape: PMSN(shape, "torch", "serial"), LOOP_LIMIT),
+    ]
+    return found + _spikingjelly() + _snntorch()
+
+
+def _spikingjelly() -> list[Contender]:
+    try:
+        from spikingjelly.activation_based import neuron
+    except ImportError:
+        return []
+    return [
+        Contender("SpikingJelly LIFNode", lambda shape: Reset(neuron.LIFNode(v_reset=None, step_mode="m"))),
+        Contender("SpikingJelly PSN", lambda shape: Reset(neuron.PSN(shape[0])), 4096),
+        Contender("SpikingJelly SlidingPSN, k = 32", lambda shape: Reset(neuron.SlidingPSN(32, step_mode="m")), 4096),
+    ]
+
+
+def _snntorch() -> list[Contender]:
+    try:
+        import snntorch
+    except ImportError:
+        return []
+    found = [Contender("snnTorch Leaky, loop", lambda shape: Loop(snntorch.Leaky(0.9)), LOOP_LIMIT)]
+    if hasattr(snntorch, "StateLeaky"):  # since 1.0.0; [T, N, C] only
+        found.append(
+            Contender("snnTorch StateLeaky", lambda shape: FirstOutput(snntorch.StateLeaky(0.9, shape[2])), 4096)
+        )
+    return found

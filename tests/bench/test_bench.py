@@ -1,0 +1,102 @@
+"""The benchmark: its baselines compute what they claim, its checks catch a wrong kernel, its command reports."""
+
+import json
+
+import pytest
+import torch
+
+from pmsn_plugins import kernels
+from pmsn_plugins.bench import __main__ as command
+from pmsn_plugins.bench import checks
+from pmsn_plugins.bench.contenders import FFTPMSN, PMSN, contenders
+from pmsn_plugins.bench.measure import Measurement, measure
+from pmsn_plugins.functional import pmsn_sequence
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("shape", [(100, 3, 5), (50, 2, 3, 4, 2)])
+def test_the_fft_baseline_is_a_pmsn(shape):
+    layer = FFTPMSN(shape).double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    spikes, expected = layer(x), pmsn_sequence(x, layer.coefficients()).spikes
+    assert torch.equal(spikes, expected)
+    weight = torch.randn_like(spikes)
+    wrt = [x, *layer.parameters()]
+    for a, b in zip(torch.autograd.grad(spikes, wrt, weight), torch.autograd.grad(expected, wrt, weight), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_every_contender_maps_a_sequence_to_spikes():
+    shape = (12, 2, 3)
+    found = contenders(CPU)
+    assert {"PMSN (torch)", "TC-LIF (torch)", "PMSN, FFT (the paper's method)"} <= {c.name for c in found}
+    for contender in found:
+        x = torch.randn(shape, requires_grad=True)
+        spikes = contender.make(shape)(x)
+        assert spikes.shape == shape, contender.name
+        assert set(spikes.unique().tolist()) <= {0.0, 1.0}, contender.name
+        spikes.sum().backward()
+        assert x.grad.isfinite().all(), contender.name
+
+
+def test_the_checks_pass_and_catch_a_wrong_kernel(monkeypatch):
+    assert all(check.passed for check in checks.run_checks(CPU, quick=True))
+    right = kernels.pmsn_sequence
+
+    def wrong(x, *args, **kwargs):
+        output = right(x, *args, **kwargs)
+        return output._replace(spikes=output.spikes.roll(1, 0))
+
+    monkeypatch.setattr(kernels, "pmsn_sequence", wrong)
+    found = checks.run_checks(CPU, quick=True)
+    assert not any(check.passed for check in found if check.name == "PMSN (torch)")
+
+
+def test_measurement_counts_what_is_kept():
+    class Square(torch.nn.Module):
+        def forward(self, x):
+            return x * x.exp()
+
+    result = measure("square", Square(), (8, 4, 4), CPU, budget_s=0.01)
+    assert 0 < result.forward_s < result.forward_backward_s * 100
+    assert result.kept_bytes == 2 * 8 * 4 * 4 * 4  # the input and its exponential
+    kept = measure("pmsn", PMSN((64, 8, 16), "torch"), (64, 8, 16), CPU, budget_s=0.01).kept_bytes
+    assert kept > 64 * 8 * 16 * 4
+
+
+def test_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "QUICK_SHAPES", [(4, 2, 3), (16, 2, 3)])
+    monkeypatch.setattr(command, "copy_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr(
+        command, "measure", lambda name, layer, shape, *_: Measurement(name, shape[0], shape, 1e-3, 2e-3, 96)
+    )
+    record, figure = tmp_path / "bench.json", tmp_path / "bench.png"
+    arguments = ["--device", "cpu", "--quick", "--json", str(record), "--plot", str(figure)]
+    assert command.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "copy bandwidth 10.0 GB/s" in printed
+    assert "2.00 ms     1.0" in printed
+    results = json.loads(record.read_text())["results"]
+    assert {tuple(r["shape"]) for r in results} == {(4, 2, 3), (16, 2, 3)}
+    assert figure.stat().st_size > 1000
+
+
+def test_command_times_nothing_when_a_kernel_is_wrong(capsys, monkeypatch):
+    bad = [checks.Check("PMSN (torch)", (4, 2, 3), 0.5, 0.1)]
+    monkeypatch.setattr(command, "run_checks", lambda *_: bad)
+    assert command.main(["--device", "cpu", "--quick"]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--device", "cpu", "--json", "/no/such/folder/b.json"], "the folder /no/such/folder does not exist"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        command.main(arguments)
+    assert message in str(error.value) + capsys.readouterr().err
