@@ -1,0 +1,70 @@
+"""Draw the figures of the README's gallery.
+
+python examples/gallery.py impulse_response
+python examples/gallery.py                      # all but the last, which needs a benchmark
+python -m pmsn_plugins.bench --json bench.json && python examples/gallery.py acceleration --benchmark bench.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from pmsn_plugins import analysis
+from pmsn_plugins.spikingjelly import PMSNNode
+
+
+def impulse_response() -> Figure:
+    """What the four hidden compartments of one PMSN neuron answer to one unit of input, and what they add up to."""
+    torch.manual_seed(3)
+    response = analysis.impulse_response(PMSNNode(8), T=300)
+    return analysis.plot_impulse_response(next(iter(response.values())), channel=0)
+
+
+def gradient_over_time() -> Figure:
+    """How far the gradient of a loss at the last step reaches back."""
+    return analysis.plot_gradient_over_time(analysis.compare_gradients())
+
+
+def norm_plane() -> Figure:
+    """The infinity norm of TC-LIF's Jacobian over its two couplings."""
+    return analysis.plot_norm_plane(analysis.norm_plane())
+
+
+def acceleration(benchmark: Path) -> Figure:
+    """How much faster than the serial reset each layer is, over the length of the sequence."""
+    return analysis.plot_acceleration(json.loads(benchmark.read_text())["results"])
+
+
+FIGURES = {f.__name__: f for f in (impulse_response, gradient_over_time, norm_plane)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("figure", nargs="*", help=f"among {', '.join([*FIGURES, 'acceleration'])}; default: all")
+    parser.add_argument("--benchmark", type=Path, help="JSON written by python -m pmsn_plugins.bench --json")
+    parser.add_argument("--output", type=Path, default=Path("examples/figures"), help="folder for the figures")
+    args = parser.parse_args()
+    figures = dict(FIGURES)
+    if args.benchmark:
+        if not args.benchmark.is_file():
+            parser.error(f"argument --benchmark: no such file, got {str(args.benchmark)!r}")
+        figures["acceleration"] = lambda: acceleration(args.benchmark)
+    for name in args.figure:
+        if name == "acceleration" and not args.benchmark:
+            parser.error("acceleration is drawn from a benchmark: give --benchmark")
+        if name not in figures:
+            parser.error(f"argument figure: must be among {', '.join([*FIGURES, 'acceleration'])}, got {name!r}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name in args.figure or figures:
+        path = args.output / f"{name}.png"
+        figures[name]().savefig(path, dpi=110)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

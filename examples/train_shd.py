@@ -1,0 +1,61 @@
+"""Spoken digits (SHD): the PMSN paper's network with PMSN and LIF, and the TC-LIF paper's two, in one table.
+
+    python examples/train_shd.py --data-dir data/SHD                      # 30 epochs each
+    python examples/train_shd.py --data-dir data/SHD --runs PMSN --epochs 150
+
+The folder is the one SpikingJelly reads SHD from (``--download`` fetches it). Each network is selected on a validation
+part of the training set; the test set is read once, at the end. Interrupted runs go on where they were.
+"""
+
+import argparse
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+from pmsn_plugins.models import count_parameters
+from pmsn_plugins.training import PRESETS, Trainer, build_network, open_source, snapshot, with_neuron
+from pmsn_plugins.training.distributed import start
+
+RUNS = {
+    "PMSN": PRESETS["shd"],
+    "LIF": replace(with_neuron(PRESETS["shd"], "lif"), lr=1e-3, network_options={"hidden": (256, 256)}),
+    "TC-LIF ff": PRESETS["shd-tclif-ff"],
+    "TC-LIF rec": PRESETS["shd-tclif-rec"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/shd"))
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--runs", default=",".join(RUNS), help="comma-separated, of: " + ", ".join(RUNS))
+    parser.add_argument("--download", action="store_true")
+    parser.add_argument("--device")
+    args = parser.parse_args()
+
+    process = start(args.device)
+    rows = []
+    for name in args.runs.split(","):
+        settings = replace(RUNS[name], epochs=args.epochs, batch_size=40)
+        output_dir = args.output_dir / name.replace(" ", "-").lower()
+        output_dir.mkdir(parents=True, exist_ok=True)
+        source = open_source(settings, args.data_dir, download=args.download)
+        net = build_network(settings, source)
+        trainer = Trainer(net, source, settings, output_dir, process)
+        if (output_dir / "last.pt").exists():
+            trainer.restore(snapshot.load(output_dir / "last.pt"))
+        print(f"{name}: {count_parameters(net):,} parameters")
+        trainer.fit()
+        validation = trainer.load_best()
+        test = trainer.test()
+        seconds = statistics.median(row["seconds"] for row in trainer.progress.curve)
+        rows.append((name, count_parameters(net), validation, test.accuracy, seconds))
+
+    print(f"\n{'':12}{'parameters':>11}{'validation':>12}{'test':>8}{'s/epoch':>9}")
+    for name, parameters, validation, test, seconds in rows:
+        print(f"{name:12}{parameters:>11,}{100 * validation:>11.1f}%{100 * test:>7.1f}%{seconds:>9.1f}")
+
+
+if __name__ == "__main__":
+    main()
