@@ -1,9 +1,16 @@
-"""Batch normalisation over two gloo processes against one process with all samples, in float64."""
+"""Batch normalisation over two gloo processes against one process with all samples, in float64.
+
+This file is also the script that the two processes run: ``test_sync_batchnorm.py RANK FOLDER``.
+"""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import multiprocessing, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pmsn_plugins.layers import reset_states
@@ -47,7 +54,15 @@ def worker(rank, folder):
 
 
 def test_two_processes_normalise_as_one_does(tmp_path):
-    multiprocessing.spawn(worker, (tmp_path,), nprocs=2)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    workers = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)
+    ]
+    try:
+        assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
     net = make_net()
     expected = train(net, net, slice(None))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
@@ -70,3 +85,7 @@ def test_conversion_keeps_parameters_buffers_and_evaluation():
     assert torch.equal(converted(x), expected)
     with pytest.raises(ValueError, match=r"expected 8 channels on axis 1"):
         SyncBatchNorm(8)(torch.zeros(2, 7))
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), sys.argv[2])
