@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE = "pmsn_plugins/kernels/csrc/"
-FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-pthread", "-Wno-psabi"]
+FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-g0", "-pthread", "-Wno-psabi"]
 
 # every instruction set is compiled from the same source; the library picks one when it is loaded
 INSTRUCTION_SETS = {"baseline": ["-DPMSN_LANE_BYTES=16"]}
@@ -32,7 +32,8 @@ class BuildKernels(build_ext):
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, extension: Extension) -> None:
-        jobs = [(SOURCE + "cpu_library.cpp", "", []), (SOURCE + "cpu_pool.cpp", "", [])]
+        choice = ["-DPMSN_CHOOSE_AVX"] if "avx2" in INSTRUCTION_SETS else []
+        jobs = [(SOURCE + "cpu_library.cpp", "", choice), (SOURCE + "cpu_pool.cpp", "", [])]
         jobs += [
             (SOURCE + "cpu_kernels.cpp", name, [f"-DPMSN_ISA={name}", *flags])
             for name, flags in INSTRUCTION_SETS.items()

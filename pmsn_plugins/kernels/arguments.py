@@ -52,7 +52,7 @@ DiscretizeArgs = _structure(
 )
 
 
-def contiguous(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def contiguous(tensors: Sequence[Tensor | None]) -> list[Any]:
     """The tensors as the kernels read them; whoever takes their addresses keeps them alive."""
     return [None if t is None else t.contiguous() for t in tensors]
 
@@ -68,7 +68,7 @@ def point(args: ctypes.Structure, names: str, tensors: Sequence[Tensor | None]) 
         setattr(args, name, pointer)
 
 
-def pmsn_args(layout: Layout, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> ctypes.Structure:
+def pmsn_args(layout: Layout, tensors: Sequence[Any], options: Sequence[Any]) -> ctypes.Structure:
     """What forward and backward of PMSN share; tensors and options in the order of the operators in :mod:`.ops`."""
     theta, reset_mode, fire, surrogate, *parameters = options
     x, K_real, D = tensors[0], tensors[3], tensors[5]
@@ -82,7 +82,7 @@ def pmsn_args(layout: Layout, tensors: Sequence[Tensor | None], options: Sequenc
     )
 
 
-def tclif_args(layout: Layout, tensors: Sequence[Tensor | None], options: Sequence[Any]) -> ctypes.Structure:
+def tclif_args(layout: Layout, tensors: Sequence[Any], options: Sequence[Any]) -> ctypes.Structure:
     """What forward and backward of TC-LIF share; tensors and options in the order of the operators in :mod:`.ops`."""
     theta, _, _, gamma, a1, a2, pre_reset, detach_reset, strict, surrogate, *parameters = options
     x, b1 = tensors[:2]

@@ -16,7 +16,7 @@ _LIBRARY = Path(__file__).with_name("_cpu.so")
 def _load() -> tuple[ctypes.CDLL | None, str]:
     if not _LIBRARY.exists():
         return None, (
-            "the CPU kernels were not built when pmsn_plugins was installed; install again where a C++ compiler (g++ or "
+            "the CPU kernels were not built when pmsn_plugins was installed; install again where a C++ compiler (g++, "
             "clang++) is found: pip install --force-reinstall --no-deps --no-cache-dir pmsn_plugins"
         )
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable
+from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -75,13 +77,15 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> str:
     Example:
         ``explain(kernels.pmsn_sequence, x_seq, coefficients)``
     """
+    choosers = {"pmsn_sequence": _choose_pmsn, "tclif_sequence": _choose_tclif}
+    check_choice("function", function.__name__, choosers)
+    choose = choosers[function.__name__]
     call = inspect.signature(function).bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
     firing = _firing(given["surrogate_function"], given["v_threshold"], given.get("burst", False))
-    choose = {"pmsn_sequence": _choose_pmsn, "tclif_sequence": _choose_tclif}[function.__name__]
-    used = inspect.signature(choose).parameters
-    choice = choose(**{name: value for name, value in given.items() if name in used}, firing=firing)
+    relevant = {name: given[name] for name in inspect.signature(choose).parameters if name in given}
+    choice = choose(**relevant, firing=firing)
     return f"{choice.backend}: {choice.reason}"
 
 
@@ -96,9 +100,14 @@ def pmsn_sequence(
     burst: bool = False,
     context: str = "local",
     return_v_seq: bool = False,
+    return_state: bool = True,
     backend: str = "auto",
 ) -> PMSNOutput:
     """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend.
+
+    Args:
+        return_state: False leaves out the final state (None). For a few steps of many neurons it is larger than the
+            sequence.
 
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
@@ -108,7 +117,7 @@ def pmsn_sequence(
     firing = _firing(surrogate_function, v_threshold, burst)
     choice = _choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, backend, firing)
     if choice.backend == "torch":
-        return functional.pmsn_sequence(
+        output = functional.pmsn_sequence(
             x_seq,
             coefficients,
             state,
@@ -119,6 +128,7 @@ def pmsn_sequence(
             context=context,
             return_v_seq=return_v_seq,
         )
+        return output if return_state else output._replace(state=None)
     x = x_seq.to(dtype) if dtype == torch.float64 else x_seq
     if context == "global":
         x = x.to(dtype).mean(0, keepdim=True).expand(x.shape)
@@ -129,14 +139,15 @@ def pmsn_sequence(
         *_threshold(v_threshold, dtype),
         reset_mode,
         *firing,
-        True,
+        return_state,
         return_v_seq,
         False,
     )
     if firing.fire == "membrane":
         with torch.autocast(x.device.type, enabled=False):
             out = fire(out, v_threshold, surrogate_function or triangle(), burst)
-    return PMSNOutput(out.to(x_seq.dtype), PMSNState(v, h_real, h_imag), v_seq if return_v_seq else None)
+    final = PMSNState(v, h_real, h_imag) if return_state else None
+    return PMSNOutput(out.to(x_seq.dtype), final, v_seq if return_v_seq else None)
 
 
 def pmsn_step(
@@ -348,25 +359,33 @@ def _choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choic
     if backend == "torch":
         return Choice("torch", "asked for")
     x, *others = tensors
-    device = x.device.type
-    native = _DEVICE_BACKEND.get(device)
-    if backend not in ("auto", native):
-        needed = next(d for d, name in _DEVICE_BACKEND.items() if name == backend)
-        raise ValueError(f"backend {backend!r} needs tensors on a {needed} device, x_seq is on {x.device}")
-    if native is None:
-        return Choice("torch", f"no fused kernels for {device} tensors")
-    status = _status(native)
+    native = _DEVICE_BACKEND.get(x.device.type)
+    name = native if backend == "auto" else backend
+    if name is None:
+        return Choice("torch", f"no fused kernels for {x.device.type} tensors")
+    status = _status(name)
+    reason = status.reason
     if not status.available:
-        if backend == "auto":
-            return Choice("torch", status.reason)
-        raise RuntimeError(f"backend {backend!r} cannot be used: {status.reason}")
+        if backend != "auto":
+            raise RuntimeError(f"backend {backend!r} cannot be used: {reason}")
+        _announce_once(f"running on PyTorch operations, many times slower than the fused kernels: {reason}")
+        return Choice("torch", reason)
+    if name != native:
+        needed = next(device for device, b in _DEVICE_BACKEND.items() if b == name)
+        raise ValueError(f"backend {name!r} needs tensors on a {needed} device, x_seq is on {x.device}")
     if any(isinstance(t, Tensor) and t.device != x.device for t in others):
         return Choice("torch", "the tensors are on different devices")
     if x.dtype not in _DTYPES:
         return Choice("torch", f"no fused kernels for {x.dtype}")
     if x.numel() == 0:
         return Choice("torch", "the input is empty")
-    return Choice("torch", obstacle) if obstacle else Choice(native, status.reason)
+    return Choice("torch", obstacle) if obstacle else Choice(name, reason)
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _announce_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
 
 
 def _choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, backend, firing) -> Choice:

@@ -93,14 +93,29 @@ class CupyDevice:
         self, neuron: str, compiled_for: tuple, launches: list[Launch], args: ctypes.Structure, device: torch.device
     ) -> None:
         """Launch the kernels one after the other, with the arguments by value."""
-        import cupy
-
-        by_value = np.frombuffer(args, dtype=f"V{ctypes.sizeof(args)}")
-        stream = torch.cuda.current_stream(device)
-        with cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream.cuda_stream, device.index):
+        by_value = np.frombuffer(bytes(args), dtype=f"V{ctypes.sizeof(args)}")
+        with torch.cuda.device(device), _cupy_stream(torch.cuda.current_stream(device).cuda_stream):
             module = _module(neuron, compiled_for, device.index)
             for name, grid, threads in launches:
                 module.get_function(name)(grid, (threads, 1, 1), (by_value,))
+
+
+class _TorchStream:
+    """PyTorch's stream in the protocol that CuPy 14 asks for."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
+
+
+def _cupy_stream(address: int) -> Any:
+    import cupy
+
+    if hasattr(cupy.cuda.Stream, "from_external"):
+        return cupy.cuda.Stream.from_external(_TorchStream(address))
+    return cupy.cuda.ExternalStream(address)
 
 
 def _temporary(kernel: str, args: ctypes.Structure, layout: Layout, sums: int, x: Tensor) -> list[Tensor]:

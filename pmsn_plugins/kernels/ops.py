@@ -34,7 +34,6 @@ _TCLIF = (
 )
 _PARAMETERS = "Tensor log_dt, Tensor log_decay, Tensor freq, Tensor B_real, Tensor B_imag, Tensor R_real, Tensor R_imag"
 
-
 _devices = {"CPU": CpuDevice(), "CUDA": CupyDevice()}
 
 
@@ -177,7 +176,7 @@ def _remember(
 def _call_backward(
     ctx: Any, operator: Callable, grads: tuple[Tensor | None, ...], plain: int, states: int
 ) -> tuple[Tensor | None, ...]:
-    """Of the inputs the first ones, ``plain`` in number, are always differentiated, then the ``states`` where wanted."""
+    """Of the inputs the first ``plain`` ones are always differentiated, and after them the ``states`` where wanted."""
     *inputs, checkpoints = ctx.saved_tensors
     state_gradients = any(ctx.needs_input_grad[plain : plain + states])
     results = operator(*grads[:-1], checkpoints, state_gradients, *inputs, *ctx.options)

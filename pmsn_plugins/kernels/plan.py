@@ -112,7 +112,7 @@ def gpu_layout(T: int, N: int, C: int, S: int, interval: int, multiprocessors: i
     """Cut a sequence [T, N, C, S] for a GPU, one thread for a position of a strip in a group of rows.
 
     A group has several rows only when there are threads enough, since every thread has to fetch its parameters and to
-    leave its sums. With few neurons and a long sequence, time is cut into segments, where the neuron can (``cut_time``).
+    leave its sums. With few neurons and a long sequence time is cut into segments, where the neuron can (``cut_time``).
     """
     elements = N * C * S
     S, row = _rows(N, C, S, fill=GPU_BLOCK)

@@ -156,6 +156,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
             burst=self.burst,
             context=self.context,
             return_v_seq=self.output,
+            return_state=self.init_hidden,
             backend=self.backend,
         )
         if self.init_hidden:

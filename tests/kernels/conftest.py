@@ -74,7 +74,7 @@ def cpu_kernels():
 def emulated(monkeypatch, emulated_device):
     """The CPU operators run the CUDA kernels."""
     monkeypatch.setattr(cpu, "library", cpu.library or object())
-    monkeypatch.setattr(cpu.CpuDevice, "layout", lambda self, *args: emulated_device.layout(*args))
+    monkeypatch.setattr(cpu.CpuDevice, "layout", lambda self, *args, **kwargs: emulated_device.layout(*args, **kwargs))
     monkeypatch.setattr(cpu.CpuDevice, "run", lambda self, *args: emulated_device.run(*args))
     return emulated_device
 

@@ -32,7 +32,7 @@ static void enter() {
 
 // Every thread runs to the next __syncthreads() before any goes on.
 static void run_block() {
-    for (Thread &thread : threads) {
+    for (Thread& thread : threads) {
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = thread.stack.data();
         thread.context.uc_stack.ss_size = thread.stack.size();
@@ -56,7 +56,7 @@ static void run(void (*kernel)(), int grid_x, int grid_y, int grid_z, int block)
     gridDim = {grid_x, grid_y, grid_z};
     blockDim = {block, 1, 1};
     threads.resize(block);
-    for (Thread &thread : threads) thread.stack.resize(1 << 17);
+    for (Thread& thread : threads) thread.stack.resize(1 << 17);
     for (blockIdx.z = 0; blockIdx.z < grid_z; ++blockIdx.z)
         for (blockIdx.y = 0; blockIdx.y < grid_y; ++blockIdx.y)
             for (blockIdx.x = 0; blockIdx.x < grid_x; ++blockIdx.x) run_block();
@@ -65,11 +65,11 @@ static void run(void (*kernel)(), int grid_x, int grid_y, int grid_z, int block)
 }  // namespace emulator
 
 // Kernels take one structure by value: defines `emulate(kernel, arguments, grid, block)` for it.
-#define EMULATE(Args)                                                                                              \
-    static void (*emulated_kernel)(Args);                                                                          \
-    static Args emulated_args;                                                                                     \
-    extern "C" void emulate(void (*kernel)(Args), const Args *args, int x, int y, int z, int block) {              \
-        emulated_kernel = kernel;                                                                                  \
-        emulated_args = *args;                                                                                     \
-        emulator::run([] { emulated_kernel(emulated_args); }, x, y, z, block);                                     \
+#define EMULATE(Args)                                                                                 \
+    static void (*emulated_kernel)(Args);                                                             \
+    static Args emulated_args;                                                                        \
+    extern "C" void emulate(void (*kernel)(Args), const Args* args, int x, int y, int z, int block) { \
+        emulated_kernel = kernel;                                                                     \
+        emulated_args = *args;                                                                        \
+        emulator::run([] { emulated_kernel(emulated_args); }, x, y, z, block);                        \
     }

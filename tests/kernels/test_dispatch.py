@@ -1,6 +1,7 @@
 """Which backend is used, and what is said when it cannot be."""
 
 import sys
+import warnings
 
 import pytest
 import torch
@@ -58,13 +59,20 @@ def test_unknown_backend(tools):
             function(*arguments, backend="cuda")
 
 
-def test_tensors_on_another_device(tools):
+def test_tensors_on_another_device(tools, cpu_kernels, monkeypatch):
     x, coefficients = case(tools)
-    with pytest.raises(ValueError, match="'cupy' needs tensors on a cuda device, x_seq is on cpu"):
-        kernels.pmsn_sequence(x, coefficients, backend="cupy")
     with pytest.raises(ValueError, match="'cpu' needs tensors on a cpu device, x_seq is on meta"):
         kernels.pmsn_sequence(x.to("meta"), coefficients, backend="cpu")
     assert "meta" in kernels.explain(kernels.pmsn_sequence, x.to("meta"), coefficients)
+    monkeypatch.setattr(gpu, "status", lambda: (True, "works"))
+    with pytest.raises(ValueError, match="'cupy' needs tensors on a cuda device, x_seq is on cpu"):
+        kernels.pmsn_sequence(x, coefficients, backend="cupy")
+
+
+def test_a_backend_that_is_not_available_names_the_remedy(tools, monkeypatch):
+    monkeypatch.setattr(gpu, "status", lambda: (False, f"no GPU: {gpu._INSTALL}"))
+    with pytest.raises(RuntimeError, match=r"'cupy' cannot be used: .*pip install \"pmsn_plugins\[cuda13\]\""):
+        kernels.pmsn_sequence(*case(tools), backend="cupy")
 
 
 @pytest.mark.parametrize("function", ["pmsn", "tclif"])
@@ -91,9 +99,14 @@ def without_library(monkeypatch, reason="not built"):
 def test_without_the_library_everything_runs_on_torch(tools, monkeypatch):
     without_library(monkeypatch)
     x, coefficients = case(tools)
-    assert kernels.explain(kernels.pmsn_sequence, x, coefficients) == "torch: not built"
     expected = functional.pmsn_sequence(x, coefficients)
-    assert torch.equal(kernels.pmsn_sequence(x, coefficients).spikes, expected.spikes)
+    kernels.dispatch._announce_once.cache_clear()
+    with pytest.warns(UserWarning, match="PyTorch operations.*not built"):
+        assert torch.equal(kernels.pmsn_sequence(x, coefficients).spikes, expected.spikes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernels.pmsn_sequence(x, coefficients)  # said once
+        assert kernels.explain(kernels.pmsn_sequence, x, coefficients) == "torch: not built"
     parameters = functional.pmsn_initial_parameters(3, 4)
     assert torch.equal(kernels.discretize(parameters).E_real, functional.discretize(parameters).E_real)
     with pytest.raises(RuntimeError, match="'cpu' cannot be used: not built"):

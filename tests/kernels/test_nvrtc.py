@@ -30,7 +30,7 @@ CASES = {
 
 
 def compile_source(neuron, options, architecture):
-    nvrtc = pytest.importorskip("cupy.cuda.nvrtc")
+    nvrtc = pytest.importorskip("cupy").cuda.nvrtc
     program = nvrtc.createProgram(gpu.source(f"gpu_{neuron}.cu"), f"gpu_{neuron}.cu", (), ())
     flags = (*gpu.compile_options(tuple(options.items())), f"--gpu-architecture={architecture}", "--ptxas-options=-v")
     try:

@@ -1,4 +1,5 @@
-// What a kernel is called with: mirrored field by field in pmsn_plugins/kernels/arguments.py. Plain C, for all compilers.
+// What a kernel is called with: mirrored field by field in pmsn_plugins/kernels/arguments.py. Plain C, for all
+// compilers.
 #pragma once
 
 enum Storage { STORAGE_FLOAT, STORAGE_DOUBLE, STORAGE_HALF, STORAGE_BFLOAT16 };
@@ -20,10 +21,10 @@ struct PmsnArgs {
     double theta, surrogate_a, surrogate_b, surrogate_c;
     const void *x, *E_real, *E_imag, *K_real, *K_imag, *D;
     const void *v, *h_real, *h_imag;  // state before; null: zero
-    const void *theta_tensor;         // overrides theta when not null
+    const void* theta_tensor;         // overrides theta when not null
     // forward; all but out may be null
     void *out, *v_after, *h_real_after, *h_imag_after, *v_seq;
-    void *checkpoints;  // [number, 1 + 2k, M]: v, h_real, h_imag
+    void* checkpoints;  // [number, 1 + 2k, M]: v, h_real, h_imag
     // backward; a null gradient is zero
     const void *grad_out, *grad_v_after, *grad_h_real_after, *grad_h_imag_after, *grad_v_seq;
     void *grad_x, *grad_E_real, *grad_E_imag, *grad_K_real, *grad_K_imag, *grad_D;
@@ -37,12 +38,12 @@ struct TclifArgs {
     double theta, surrogate_a, surrogate_b, surrogate_c, gamma, a1, a2;
     const void *x, *b1, *b2;
     const void *v, *d;
-    const void *theta_tensor;
+    const void* theta_tensor;
     void *out, *v_after, *d_after, *v_seq;
-    void *checkpoints;  // [number, 2, M]: v, d
+    void* checkpoints;  // [number, 2, M]: v, d
     const void *grad_out, *grad_v_after, *grad_d_after, *grad_v_seq;
     void *grad_x, *grad_b1, *grad_b2, *grad_v, *grad_d;
-    void *partials;
+    void* partials;
 };
 
 // Parameters [C, k] (log_dt: [C]) to coefficients, and back.

@@ -5,7 +5,8 @@
 
 namespace PMSN_NAMESPACE {
 
-template <class R> struct DiscretizeCpu {
+template <class R>
+struct DiscretizeCpu {
     typedef double_lane L;
     const DiscretizeArgs& args;
     index_t first, valid;  // the modes of this lane, counted over [C, k]
@@ -25,7 +26,9 @@ template <class R> struct DiscretizeCpu {
     }
     Complex<L> B() const { return {load(args.B_real), load(args.B_imag)}; }
     Complex<L> readout() const { return {load(args.R_real), load(args.R_imag)}; }
-    Mode<L> mode() const { return discretize_mode(load_log_dt(), load(args.log_decay), load(args.freq), B(), readout()); }
+    Mode<L> mode() const {
+        return discretize_mode(load_log_dt(), load(args.log_decay), load(args.freq), B(), readout());
+    }
 
     void forward() const {
         const Mode<L> m = mode();
@@ -37,8 +40,9 @@ template <class R> struct DiscretizeCpu {
     }
 
     void backward(double* grad_log_dt) const {
-        const ModeGradient<L> g = discretize_mode_adjoint(
-            mode(), B(), readout(), {load(args.grad_E_real), load(args.grad_E_imag)}, {load(args.grad_K_real), load(args.grad_K_imag)});
+        const ModeGradient<L> g =
+            discretize_mode_adjoint(mode(), B(), readout(), {load(args.grad_E_real), load(args.grad_E_imag)},
+                                    {load(args.grad_K_real), load(args.grad_K_imag)});
         store(args.grad_log_decay, g.log_decay);
         store(args.grad_freq, g.freq);
         store(args.grad_B_real, g.B.real);

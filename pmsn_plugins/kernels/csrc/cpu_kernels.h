@@ -3,12 +3,12 @@
 #include "args.h"
 
 struct Kernels {
-    const char *instruction_set;
-    int (*pmsn_forward)(const PmsnArgs *, int threads);
-    int (*pmsn_backward)(const PmsnArgs *, int threads);
-    int (*tclif_forward)(const TclifArgs *, int threads);
-    int (*tclif_backward)(const TclifArgs *, int threads);
-    void (*discretize)(const DiscretizeArgs *);
-    void (*discretize_backward)(const DiscretizeArgs *);
-    void (*surrogate)(long long kind, const double *parameters, long long count, double *x);  // x becomes g(x)
+    const char* instruction_set;
+    int (*pmsn_forward)(const PmsnArgs*, int threads);
+    int (*pmsn_backward)(const PmsnArgs*, int threads);
+    int (*tclif_forward)(const TclifArgs*, int threads);
+    int (*tclif_backward)(const TclifArgs*, int threads);
+    void (*discretize)(const DiscretizeArgs*);
+    void (*discretize_backward)(const DiscretizeArgs*);
+    void (*surrogate)(long long kind, const double* parameters, long long count, double* x);  // x becomes g(x)
 };

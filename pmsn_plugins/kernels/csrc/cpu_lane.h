@@ -15,23 +15,37 @@ typedef unsigned unsigned_lane __attribute__((vector_size(PMSN_LANE_BYTES)));
 typedef unsigned long long long_lane __attribute__((vector_size(PMSN_LANE_BYTES)));
 typedef unsigned short short_lane __attribute__((vector_size(PMSN_LANE_BYTES / 2)));
 
-template <> struct lane_traits<float_lane> {
+template <>
+struct lane_traits<float_lane> {
     typedef float real;
     typedef unsigned_lane bits;
 };
-template <> struct lane_traits<double_lane> {
+template <>
+struct lane_traits<double_lane> {
     typedef double real;
     typedef long_lane bits;
 };
 
-template <class R> struct lane_for;
-template <> struct lane_for<float> { typedef float_lane type; };
-template <> struct lane_for<double> { typedef double_lane type; };
-template <class R> using lane_of = typename lane_for<R>::type;
-template <class R> constexpr index_t lane_width() { return PMSN_LANE_BYTES / sizeof(R); }
+template <class R>
+struct lane_for;
+template <>
+struct lane_for<float> {
+    typedef float_lane type;
+};
+template <>
+struct lane_for<double> {
+    typedef double_lane type;
+};
+template <class R>
+using lane_of = typename lane_for<R>::type;
+template <class R>
+constexpr index_t lane_width() {
+    return PMSN_LANE_BYTES / sizeof(R);
+}
 
 // How T lies in memory: load and store one lane of R from any address.
-template <class L> struct Plain {
+template <class L>
+struct Plain {
     typedef real_of<L> element;
     static PMSN_FN L load(const element* from) {
         L lane;

@@ -7,19 +7,19 @@
 #include "cpu_kernels.h"
 
 extern const Kernels kernels_baseline;
-#if defined(__x86_64__)
+#if defined(PMSN_CHOOSE_AVX)
 extern const Kernels kernels_avx2, kernels_avx512;
 #endif
 
 namespace {
 
-const Kernels *const *available() {
-    static const Kernels *sets[4] = {};
+const Kernels* const* available() {
+    static const Kernels* sets[4] = {};
     int count = 0;
-#if defined(__x86_64__)
+#if defined(PMSN_CHOOSE_AVX)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw")
-        && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
         sets[count++] = &kernels_avx512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets[count++] = &kernels_avx2;
 #endif
@@ -27,30 +27,30 @@ const Kernels *const *available() {
     return sets;
 }
 
-const Kernels *kernels = *available();
+const Kernels* kernels = *available();
 
 // Fresh memory is mapped at its first use, page by page: for a large output that takes longer than computing it.
-void use_huge_pages(void *memory, int64_t bytes) {
+void use_huge_pages(void* memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
     const uintptr_t page = 1 << 21, begin = (uintptr_t)memory;
     const uintptr_t first = (begin + page - 1) / page * page, last = (begin + bytes) / page * page;
-    if (memory && first < last) madvise((void *)first, last - first, MADV_HUGEPAGE);  // only a hint
+    if (memory && first < last) madvise((void*)first, last - first, MADV_HUGEPAGE);  // only a hint
 #endif
 }
 
 int64_t storage_bytes(int64_t storage) { return storage == STORAGE_DOUBLE ? 8 : storage == STORAGE_FLOAT ? 4 : 2; }
 
-int64_t real_bytes(const Layout &layout) { return layout.M * (layout.is_double ? 8 : 4); }
+int64_t real_bytes(const Layout& layout) { return layout.M * (layout.is_double ? 8 : 4); }
 
 }  // namespace
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-EXPORT const char *pmsn_instruction_set() { return kernels->instruction_set; }
+EXPORT const char* pmsn_instruction_set() { return kernels->instruction_set; }
 
 // For tests: switch to a named set; 0 if this processor has it.
-EXPORT int pmsn_use_instruction_set(const char *name) {
-    for (const Kernels *const *set = available(); *set; ++set)
+EXPORT int pmsn_use_instruction_set(const char* name) {
+    for (const Kernels* const* set = available(); *set; ++set)
         if (std::strcmp((*set)->instruction_set, name) == 0) {
             kernels = *set;
             return 0;
@@ -58,8 +58,8 @@ EXPORT int pmsn_use_instruction_set(const char *name) {
     return 1;
 }
 
-EXPORT int pmsn_forward(const PmsnArgs *args, int threads) {
-    const Layout &layout = args->layout;
+EXPORT int pmsn_forward(const PmsnArgs* args, int threads) {
+    const Layout& layout = args->layout;
     use_huge_pages(args->out, layout.T * layout.M * storage_bytes(args->out_storage));
     use_huge_pages(args->h_real_after, args->k * real_bytes(layout));
     use_huge_pages(args->h_imag_after, args->k * real_bytes(layout));
@@ -67,26 +67,26 @@ EXPORT int pmsn_forward(const PmsnArgs *args, int threads) {
     use_huge_pages(args->checkpoints, (layout.T - 1) / layout.interval * (1 + 2 * args->k) * real_bytes(layout));
     return kernels->pmsn_forward(args, threads);
 }
-EXPORT int pmsn_backward(const PmsnArgs *args, int threads) {
-    const Layout &layout = args->layout;
+EXPORT int pmsn_backward(const PmsnArgs* args, int threads) {
+    const Layout& layout = args->layout;
     use_huge_pages(args->grad_x, layout.T * layout.M * storage_bytes(args->x_storage));
     use_huge_pages(args->grad_h_real, args->k * real_bytes(layout));
     use_huge_pages(args->grad_h_imag, args->k * real_bytes(layout));
     return kernels->pmsn_backward(args, threads);
 }
-EXPORT int tclif_forward(const TclifArgs *args, int threads) {
-    const Layout &layout = args->layout;
+EXPORT int tclif_forward(const TclifArgs* args, int threads) {
+    const Layout& layout = args->layout;
     use_huge_pages(args->out, layout.T * layout.M * storage_bytes(args->x_storage));
     use_huge_pages(args->v_seq, layout.T * real_bytes(layout));
     use_huge_pages(args->checkpoints, (layout.T - 1) / layout.interval * 2 * real_bytes(layout));
     return kernels->tclif_forward(args, threads);
 }
-EXPORT int tclif_backward(const TclifArgs *args, int threads) {
+EXPORT int tclif_backward(const TclifArgs* args, int threads) {
     use_huge_pages(args->grad_x, args->layout.T * args->layout.M * storage_bytes(args->x_storage));
     return kernels->tclif_backward(args, threads);
 }
-EXPORT void pmsn_discretize(const DiscretizeArgs *args) { kernels->discretize(args); }
-EXPORT void pmsn_discretize_backward(const DiscretizeArgs *args) { kernels->discretize_backward(args); }
-EXPORT void pmsn_surrogate(long long kind, const double *parameters, long long count, double *x) {
+EXPORT void pmsn_discretize(const DiscretizeArgs* args) { kernels->discretize(args); }
+EXPORT void pmsn_discretize_backward(const DiscretizeArgs* args) { kernels->discretize_backward(args); }
+EXPORT void pmsn_surrogate(long long kind, const double* parameters, long long count, double* x) {
     kernels->surrogate(kind, parameters, count, x);
 }

@@ -22,7 +22,8 @@ struct Span {
     index_t k, segments, steps;
 };
 
-template <class L, int K> PMSN_FN Modes<L, K> load_modes(const L* parameters, index_t k) {
+template <class L, int K>
+PMSN_FN Modes<L, K> load_modes(const L* parameters, index_t k) {
     Modes<L, K> modes;
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
@@ -46,7 +47,8 @@ static void hidden_group(const L* parameters, L* state, Span span, index_t first
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) h_real[j] = real[j], h_imag[j] = imag[j];
         if (first == 0)
-            for (index_t t = 0; t < span.steps; ++t) current[t] = hidden_step<L, K>(modes, h_real, h_imag, x[t]) + D * x[t];
+            for (index_t t = 0; t < span.steps; ++t)
+                current[t] = hidden_step<L, K>(modes, h_real, h_imag, x[t]) + D * x[t];
         else
             for (index_t t = 0; t < span.steps; ++t) current[t] += hidden_step<L, K>(modes, h_real, h_imag, x[t]);
         PMSN_UNROLL
@@ -55,9 +57,11 @@ static void hidden_group(const L* parameters, L* state, Span span, index_t first
 }
 
 // x -> current; advances the hidden part of the state.
-template <class L> static void hidden_pass(const L* parameters, L* state, Span span, const L* x, L* current) {
+template <class L>
+static void hidden_pass(const L* parameters, L* state, Span span, const L* x, L* current) {
     index_t j = 0;
-    for (; j + FORWARD_GROUP <= span.k; j += FORWARD_GROUP) hidden_group<L, FORWARD_GROUP>(parameters, state, span, j, x, current);
+    for (; j + FORWARD_GROUP <= span.k; j += FORWARD_GROUP)
+        hidden_group<L, FORWARD_GROUP>(parameters, state, span, j, x, current);
     if (FORWARD_GROUP > 2 && span.k - j == 3) hidden_group<L, 3>(parameters, state, span, j, x, current);
     if (FORWARD_GROUP > 2 && span.k - j == 2) hidden_group<L, 2>(parameters, state, span, j, x, current);
     if (span.k - j == 1) hidden_group<L, 1>(parameters, state, span, j, x, current);
@@ -65,12 +69,14 @@ template <class L> static void hidden_pass(const L* parameters, L* state, Span s
 
 // dI has a zero before every segment.
 template <class L, int K>
-static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, const L* x, const L* dI, L* dx) {
+static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, const L* x, const L* dI,
+                          L* dx) {
     const index_t k = span.k;
     const Modes<L, K> modes = load_modes<L, K>(parameters + 1 + first, k);
     HiddenSums<L, K> total = {};
     adjoint += 1 + first;
-    for (index_t s = 0; s < span.segments; ++s, adjoint += 1 + 4 * k, x += span.steps, dI += span.steps + 1, dx += span.steps) {
+    for (index_t s = 0; s < span.segments;
+         ++s, adjoint += 1 + 4 * k, x += span.steps, dI += span.steps + 1, dx += span.steps) {
         HiddenAdjoint<L, K> a;
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
@@ -105,7 +111,8 @@ static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, co
         }
     sums[0] += sum;
     index_t j = 0;
-    for (; j + ADJOINT_GROUP <= span.k; j += ADJOINT_GROUP) adjoint_group<L, ADJOINT_GROUP>(parameters, adjoint, sums, span, j, x, dI, dx);
+    for (; j + ADJOINT_GROUP <= span.k; j += ADJOINT_GROUP)
+        adjoint_group<L, ADJOINT_GROUP>(parameters, adjoint, sums, span, j, x, dI, dx);
     if (j < span.k) adjoint_group<L, 1>(parameters, adjoint, sums, span, j, x, dI, dx);
 }
 
@@ -113,7 +120,8 @@ static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, co
 enum Keep { KEEP_OUT, KEEP_OUT_AND_V, KEEP_U };
 
 // current -> kept; advances v, the first lane of the state.
-template <class L> struct MembranePass {
+template <class L>
+struct MembranePass {
     typedef void (*function)(L* state, Span span, const L* current, L* kept, L* v_seq, real_of<L> theta);
 
     template <int RESET, int FIRE, int KEEP>
@@ -131,12 +139,14 @@ template <class L> struct MembranePass {
             state[0] = v;
         }
     }
-    template <int RESET, int FIRE> static function select(Keep keep) {
+    template <int RESET, int FIRE>
+    static function select(Keep keep) {
         if (keep == KEEP_OUT) return run<RESET, FIRE, KEEP_OUT>;
         if (keep == KEEP_OUT_AND_V) return run<RESET, FIRE, KEEP_OUT_AND_V>;
         return run<RESET, FIRE, KEEP_U>;
     }
-    template <int RESET> static function select(index_t fire, Keep keep) {
+    template <int RESET>
+    static function select(index_t fire, Keep keep) {
         if (fire == FIRE_SPIKE) return select<RESET, FIRE_SPIKE>(keep);
         if (fire == FIRE_STRICT) return select<RESET, FIRE_STRICT>(keep);
         if (fire == FIRE_BURST) return select<RESET, FIRE_BURST>(keep);
@@ -150,7 +160,8 @@ template <class L> struct MembranePass {
 };
 
 // u -> d out / d u, in place
-template <class L> static void slope_pass(const PmsnArgs& args, L* u, index_t count, real_of<L> theta) {
+template <class L>
+static void slope_pass(const PmsnArgs& args, L* u, index_t count, real_of<L> theta) {
     const real_of<L> one = 1;
     if (args.fire == FIRE_MEMBRANE) {
         for (index_t i = 0; i < count; ++i) u[i] = splat<L>(one);
@@ -163,7 +174,8 @@ template <class L> static void slope_pass(const PmsnArgs& args, L* u, index_t co
 
 // slopes -> dI; advances grad_v, the first lane of the adjoint.
 template <int RESET, class L>
-static void membrane_adjoint_loop(L* adjoint, Span span, const L* current, const L* slope, const L* grad_out, const L* grad_v_seq, L* dI, real_of<L> theta) {
+static void membrane_adjoint_loop(L* adjoint, Span span, const L* current, const L* slope, const L* grad_out,
+                                  const L* grad_v_seq, L* dI, real_of<L> theta) {
     for (index_t s = 0; s < span.segments; ++s, adjoint += 1 + 4 * span.k) {
         L grad_v = adjoint[0];
         for (index_t t = span.steps - 1; t >= 0; --t) {
@@ -175,13 +187,17 @@ static void membrane_adjoint_loop(L* adjoint, Span span, const L* current, const
     }
 }
 template <class L>
-static void membrane_adjoint_pass(index_t reset, L* adjoint, Span span, const L* current, const L* slope, const L* grad_out, const L* grad_v_seq, L* dI, real_of<L> theta) {
-    if (reset == RESET_MODULO) membrane_adjoint_loop<RESET_MODULO>(adjoint, span, current, slope, grad_out, grad_v_seq, dI, theta);
-    else if (reset == RESET_NONE) membrane_adjoint_loop<RESET_NONE>(adjoint, span, current, slope, grad_out, grad_v_seq, dI, theta);
+static void membrane_adjoint_pass(index_t reset, L* adjoint, Span span, const L* current, const L* slope,
+                                  const L* grad_out, const L* grad_v_seq, L* dI, real_of<L> theta) {
+    if (reset == RESET_MODULO)
+        membrane_adjoint_loop<RESET_MODULO>(adjoint, span, current, slope, grad_out, grad_v_seq, dI, theta);
+    else if (reset == RESET_NONE)
+        membrane_adjoint_loop<RESET_NONE>(adjoint, span, current, slope, grad_out, grad_v_seq, dI, theta);
     else membrane_adjoint_loop<RESET_SERIAL>(adjoint, span, current, slope, grad_out, grad_v_seq, dI, theta);
 }
 
-template <class R> struct PmsnCpu {
+template <class R>
+struct PmsnCpu {
     typedef R real;
     typedef lane_of<R> L;
     const PmsnArgs& args;
@@ -190,8 +206,15 @@ template <class R> struct PmsnCpu {
     const R theta;
 
     explicit PmsnCpu(const PmsnArgs& a)
-        : args(a), layout(a.layout), k(a.k), planes(1 + 2 * k), blocks(block_count<R>(layout)), rows(batch_rows(layout)),
-          depth(layout.interval), width(lane_width<R>()), theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)) {}
+        : args(a),
+          layout(a.layout),
+          k(a.k),
+          planes(1 + 2 * k),
+          blocks(block_count<R>(layout)),
+          rows(batch_rows(layout)),
+          depth(layout.interval),
+          width(lane_width<R>()),
+          theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)) {}
 
     index_t sums() const { return 1 + 4 * k; }
 
@@ -203,7 +226,8 @@ template <class R> struct PmsnCpu {
 
     // The state `start` steps into the sequence, a multiple of the interval.
     void load_state(const Tile<L>& state, const Batch& batch, index_t start) const {
-        if (start > 0) return state.load(0, args.checkpoints, batch.planes(layout, (start / depth - 1) * planes, planes));
+        if (start > 0)
+            return state.load(0, args.checkpoints, batch.planes(layout, (start / depth - 1) * planes, planes));
         state.load(0, args.v, batch.planes(layout, 0, 1));
         state.load(1, args.h_real, batch.planes(layout, 0, k));
         state.load(1 + k, args.h_imag, batch.planes(layout, 0, k));
@@ -234,7 +258,8 @@ template <class R> struct PmsnCpu {
                 const Rows here = batch.planes(layout, start, steps);
                 const Rows next = batch.planes(layout, start + depth, start + 2 * depth <= layout.T ? depth : 0);
                 const Span span = {k, batch.segments, steps};
-                if (start > 0 && args.checkpoints) state.store(0, args.checkpoints, batch.planes(layout, (start / depth - 1) * planes, planes));
+                if (start > 0 && args.checkpoints)
+                    state.store(0, args.checkpoints, batch.planes(layout, (start / depth - 1) * planes, planes));
                 load_as(args.x_storage, x, args.x, here);
                 for (index_t b = 0; b * width < batch.valid; ++b) {
                     prefetch_rows(args.x, args.x_storage, next, b, blocks);
@@ -258,7 +283,8 @@ template <class R> struct PmsnCpu {
 
     void backward(index_t index, void* memory, void* partial) const {
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), sums = scratch.tile(1, 1 + 4 * k), initial = scratch.tile(1, 1 + 4 * k);
+        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), sums = scratch.tile(1, 1 + 4 * k),
+                      initial = scratch.tile(1, 1 + 4 * k);
         const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, 1 + 4 * k);
         const Tile<L> x = scratch.tile(rows, depth), grad_out = scratch.tile(rows, depth);  // grad_out becomes grad_x
         const Tile<L> grad_v_seq = scratch.tile(rows, depth);
@@ -277,7 +303,8 @@ template <class R> struct PmsnCpu {
             adjoint.load(1 + 2 * k, nullptr, batch.planes(layout, 0, 2 * k));
             for (index_t start = (layout.T - 1) / depth * depth; start >= 0; start -= depth) {
                 const index_t steps = layout.T - start < depth ? layout.T - start : depth;
-                const Rows here = batch.planes(layout, start, steps), next = batch.planes(layout, start - depth, start > 0 ? depth : 0);
+                const Rows here = batch.planes(layout, start, steps),
+                           next = batch.planes(layout, start - depth, start > 0 ? depth : 0);
                 const Span span = {k, batch.segments, steps};
                 load_state(state, batch, start);
                 load_as(args.x_storage, x, args.x, here);
@@ -293,7 +320,8 @@ template <class R> struct PmsnCpu {
                     slope_pass(args, u, span.segments * steps, theta);
                     membrane_adjoint_pass(args.reset, adjoint.block(b), span, current, u, grad_out.block(b),
                                           args.grad_v_seq ? grad_v_seq.block(b) : nullptr, dI, theta);
-                    adjoint_pass(parameters.block(b), adjoint.block(b), sums.block(b), span, x.block(b), dI, grad_out.block(b));
+                    adjoint_pass(parameters.block(b), adjoint.block(b), sums.block(b), span, x.block(b), dI,
+                                 grad_out.block(b));
                 }
                 store_as(args.x_storage, grad_out, args.grad_x, here);
             }

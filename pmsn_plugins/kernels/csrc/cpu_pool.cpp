@@ -12,11 +12,11 @@
 namespace {
 
 struct Scratch {
-    void *memory = nullptr;
+    void* memory = nullptr;
     int64_t bytes = 0;
     ~Scratch() { std::free(memory); }
 
-    void *at_least(int64_t wanted) {
+    void* at_least(int64_t wanted) {
         if (bytes < wanted) {
             std::free(memory);
             bytes = 0;
@@ -31,8 +31,8 @@ thread_local Scratch thread_scratch;
 
 struct Job {
     int64_t items, scratch_bytes;
-    void (*run)(const void *, int64_t, void *);
-    const void *context;
+    void (*run)(const void*, int64_t, void*);
+    const void* context;
     std::atomic<int64_t> next{0}, finished{0};
     std::atomic<int> helpers;  // that may still join
     std::atomic<bool> failed{false};
@@ -41,7 +41,7 @@ struct Job {
     void work() {
         int64_t item;
         while ((item = next.fetch_add(1)) < items) {
-            void *scratch = thread_scratch.at_least(scratch_bytes);
+            void* scratch = thread_scratch.at_least(scratch_bytes);
             if (scratch) run(context, item, scratch);
             else failed = true;
             finished.fetch_add(1, std::memory_order_release);
@@ -51,7 +51,7 @@ struct Job {
 
 class Pool {
 public:
-    void run(const std::shared_ptr<Job> &job, int threads) {
+    void run(const std::shared_ptr<Job>& job, int threads) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
             for (; workers_ < threads - 1; ++workers_) std::thread([this] { loop(); }).detach();
@@ -88,9 +88,9 @@ private:
 };
 
 // Never destroyed, for its threads live as long as the process. A forked child has none of them and needs its own.
-Pool &pool() {
+Pool& pool() {
     static std::mutex mutex;
-    static Pool *instance = nullptr;
+    static Pool* instance = nullptr;
     static pid_t owner = 0;
     std::lock_guard<std::mutex> lock(mutex);
     if (owner != getpid()) {
@@ -102,7 +102,8 @@ Pool &pool() {
 
 }  // namespace
 
-bool run_in_parallel(int threads, int64_t items, int64_t scratch_bytes, void (*run)(const void *, int64_t, void *), const void *context) {
+bool run_in_parallel(int threads, int64_t items, int64_t scratch_bytes, void (*run)(const void*, int64_t, void*),
+                     const void* context) {
     if (threads > items) threads = int(items);
     const auto job = std::make_shared<Job>();
     job->items = items;
@@ -110,7 +111,7 @@ bool run_in_parallel(int threads, int64_t items, int64_t scratch_bytes, void (*r
     job->run = run;
     job->context = context;
     if (threads > 1) {
-        Pool &shared = pool();
+        Pool& shared = pool();
         std::unique_lock<std::mutex> lock(shared.busy, std::try_to_lock);
         if (lock) {
             shared.run(job, threads);

@@ -10,7 +10,8 @@ namespace PMSN_NAMESPACE {
 enum { TCLIF_PARAMETERS = 2, TCLIF_STATE = 2, TCLIF_ADJOINT = 3, TCLIF_SUMS = 2 };
 
 // The passes run over one block of a tile: `segments` rows of `steps` steps.
-template <class L> struct TclifPass {
+template <class L>
+struct TclifPass {
     typedef const TclifCoefficients<L>& Coefficients;
 
     // x -> spikes, in place
@@ -28,7 +29,8 @@ template <class L> struct TclifPass {
 
     // what the adjoint needs of each step
     template <bool PRE_RESET, bool STRICT>
-    static void recompute(Coefficients c, const L* state, index_t segments, index_t steps, const L* x, L* v_before, L* u_soma, L* u_dendrite) {
+    static void recompute(Coefficients c, const L* state, index_t segments, index_t steps, const L* x, L* v_before,
+                          L* u_soma, L* u_dendrite) {
         for (; segments > 0; --segments, state += TCLIF_STATE) {
             L v = state[0], d = state[1];
             for (index_t t = 0; t < steps; ++t, ++x, ++v_before, ++u_soma, ++u_dendrite) {
@@ -40,13 +42,15 @@ template <class L> struct TclifPass {
 
     // grad_out -> grad_x, in place; advances the adjoint and the sums
     template <bool PRE_RESET, bool DETACH>
-    static void adjoint(Coefficients c, L* adjoint, L* sums, index_t segments, index_t steps, L* grad_out, const L* grad_v_seq, const L* slope, const L* v_before, const L* u_dendrite) {
+    static void adjoint(Coefficients c, L* adjoint, L* sums, index_t segments, index_t steps, L* grad_out,
+                        const L* grad_v_seq, const L* slope, const L* v_before, const L* u_dendrite) {
         TclifSums<L> total = {};
         for (index_t s = 0; s < segments; ++s, adjoint += TCLIF_ADJOINT) {
             TclifAdjoint<L> a = {adjoint[0], adjoint[1], adjoint[2]};
             for (index_t i = (s + 1) * steps - 1; i >= s * steps; --i) {
                 if (grad_v_seq) a.v += grad_v_seq[i];
-                grad_out[i] = tclif_adjoint_step<PRE_RESET, DETACH>(c, a, total, grad_out[i], slope[i], v_before[i], u_dendrite[i]);
+                grad_out[i] = tclif_adjoint_step<PRE_RESET, DETACH>(c, a, total, grad_out[i], slope[i], v_before[i],
+                                                                    u_dendrite[i]);
             }
             adjoint[0] = a.v, adjoint[1] = a.d, adjoint[2] = a.spike;
         }
@@ -54,7 +58,8 @@ template <class L> struct TclifPass {
     }
 };
 
-template <class R> struct TclifCpu {
+template <class R>
+struct TclifCpu {
     typedef R real;
     typedef lane_of<R> L;
     typedef TclifPass<L> Pass;
@@ -64,8 +69,13 @@ template <class R> struct TclifCpu {
     const R theta;
 
     explicit TclifCpu(const TclifArgs& a)
-        : args(a), layout(a.layout), blocks(block_count<R>(layout)), rows(batch_rows(layout)), depth(layout.interval),
-          width(lane_width<R>()), theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)) {}
+        : args(a),
+          layout(a.layout),
+          blocks(block_count<R>(layout)),
+          rows(batch_rows(layout)),
+          depth(layout.interval),
+          width(lane_width<R>()),
+          theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)) {}
 
     index_t sums() const { return TCLIF_SUMS; }
 
@@ -78,16 +88,21 @@ template <class R> struct TclifCpu {
     }
 
     void load_state(const Tile<L>& state, const Batch& batch, index_t start) const {
-        if (start > 0) return state.load(0, args.checkpoints, batch.planes(layout, (start / depth - 1) * TCLIF_STATE, TCLIF_STATE));
+        if (start > 0)
+            return state.load(0, args.checkpoints,
+                              batch.planes(layout, (start / depth - 1) * TCLIF_STATE, TCLIF_STATE));
         state.load(0, args.v, batch.planes(layout, 0, 1));
         state.load(1, args.d, batch.planes(layout, 0, 1));
     }
 
-    index_t forward_scratch() const { return sizeof(L) * blocks * (TCLIF_PARAMETERS + rows * (TCLIF_STATE + 2 * depth)); }
+    index_t forward_scratch() const {
+        return sizeof(L) * blocks * (TCLIF_PARAMETERS + rows * (TCLIF_STATE + 2 * depth));
+    }
 
     void forward(index_t index, void* memory) const {
-        const auto pass = args.pre_reset ? (args.strict ? Pass::template forward<true, true> : Pass::template forward<true, false>)
-                                         : (args.strict ? Pass::template forward<false, true> : Pass::template forward<false, false>);
+        const auto pass =
+            args.pre_reset ? (args.strict ? Pass::template forward<true, true> : Pass::template forward<true, false>)
+                           : (args.strict ? Pass::template forward<false, true> : Pass::template forward<false, false>);
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, TCLIF_PARAMETERS), state = scratch.tile(rows, TCLIF_STATE);
         const Tile<L> x = scratch.tile(rows, depth), v_seq = scratch.tile(rows, depth);  // x becomes the spikes
@@ -100,12 +115,14 @@ template <class R> struct TclifCpu {
                 const Rows here = batch.planes(layout, start, steps);
                 const Rows next = batch.planes(layout, start + depth, start + 2 * depth <= layout.T ? depth : 0);
                 if (start > 0 && args.checkpoints)
-                    state.store(0, args.checkpoints, batch.planes(layout, (start / depth - 1) * TCLIF_STATE, TCLIF_STATE));
+                    state.store(0, args.checkpoints,
+                                batch.planes(layout, (start / depth - 1) * TCLIF_STATE, TCLIF_STATE));
                 load_as(args.x_storage, x, args.x, here);
                 for (index_t b = 0; b * width < batch.valid; ++b) {
                     prefetch_rows(args.x, args.x_storage, next, b, blocks);
                     prefetch_rows(args.out, args.x_storage, here, b, blocks);
-                    pass(coefficients(parameters.block(b)), state.block(b), batch.segments, steps, x.block(b), v_seq.block(b));
+                    pass(coefficients(parameters.block(b)), state.block(b), batch.segments, steps, x.block(b),
+                         v_seq.block(b));
                 }
                 store_as(args.x_storage, x, args.out, here);
                 v_seq.store(0, args.v_seq, here);
@@ -121,12 +138,14 @@ template <class R> struct TclifCpu {
     }
 
     void backward(index_t index, void* memory, void* partial) const {
-        const auto recompute = args.pre_reset
-            ? (args.strict ? Pass::template recompute<true, true> : Pass::template recompute<true, false>)
-            : (args.strict ? Pass::template recompute<false, true> : Pass::template recompute<false, false>);
-        const auto adjoint_pass = args.pre_reset
-            ? (args.detach_reset ? Pass::template adjoint<true, true> : Pass::template adjoint<true, false>)
-            : (args.detach_reset ? Pass::template adjoint<false, true> : Pass::template adjoint<false, false>);
+        const auto recompute =
+            args.pre_reset
+                ? (args.strict ? Pass::template recompute<true, true> : Pass::template recompute<true, false>)
+                : (args.strict ? Pass::template recompute<false, true> : Pass::template recompute<false, false>);
+        const auto adjoint_pass =
+            args.pre_reset
+                ? (args.detach_reset ? Pass::template adjoint<true, true> : Pass::template adjoint<true, false>)
+                : (args.detach_reset ? Pass::template adjoint<false, true> : Pass::template adjoint<false, false>);
         const auto surrogate = surrogate_parameters<R>(args);
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, TCLIF_PARAMETERS), sums = scratch.tile(1, TCLIF_SUMS);
@@ -146,7 +165,8 @@ template <class R> struct TclifCpu {
             adjoint.load(2, nullptr, plane);
             for (index_t start = (layout.T - 1) / depth * depth; start >= 0; start -= depth) {
                 const index_t steps = layout.T - start < depth ? layout.T - start : depth;
-                const Rows here = batch.planes(layout, start, steps), next = batch.planes(layout, start - depth, start > 0 ? depth : 0);
+                const Rows here = batch.planes(layout, start, steps),
+                           next = batch.planes(layout, start - depth, start > 0 ? depth : 0);
                 load_state(state, batch, start);
                 load_as(args.x_storage, x, args.x, here);
                 load_as(args.x_storage, grad_out, args.grad_out, here);

@@ -13,7 +13,8 @@ struct Item {
     index_t position, width, row, end_row;
 
     Item(const Layout& layout, index_t index) {
-        const index_t strips = (layout.P + layout.strip - 1) / layout.strip, rows = (layout.M + layout.P - 1) / layout.P;
+        const index_t strips = (layout.P + layout.strip - 1) / layout.strip,
+                      rows = (layout.M + layout.P - 1) / layout.P;
         const index_t group = index / strips;
         position = index % strips * layout.strip;
         width = layout.P - position < layout.strip ? layout.P - position : layout.strip;
@@ -48,12 +49,14 @@ struct Batch {
     }
 };
 
-template <class L, class Memory> PMSN_FN L load_part(const typename Memory::element* from, index_t valid) {
+template <class L, class Memory>
+PMSN_FN L load_part(const typename Memory::element* from, index_t valid) {
     typename Memory::element buffer[sizeof(L) / sizeof(real_of<L>)] = {};
     for (index_t i = 0; i < valid; ++i) buffer[i] = from[i];
     return Memory::load(buffer);
 }
-template <class L, class Memory> PMSN_FN void store_part(typename Memory::element* to, L lane, index_t valid) {
+template <class L, class Memory>
+PMSN_FN void store_part(typename Memory::element* to, L lane, index_t valid) {
     typename Memory::element buffer[sizeof(L) / sizeof(real_of<L>)];
     Memory::store(buffer, lane);
     for (index_t i = 0; i < valid; ++i) to[i] = buffer[i];
@@ -64,7 +67,8 @@ template <class L, class Memory>
 static void load_rows(L* tile, index_t pitch, index_t depth, const void* memory, const Rows& rows) {
     const index_t width = lane_width<real_of<L>>(), whole = rows.valid / width, rest = rows.valid % width;
     for (index_t s = 0; s < rows.segments; ++s, tile += depth) {
-        const typename Memory::element* from = (const typename Memory::element*)memory + rows.offset + s * rows.segment_stride;
+        const typename Memory::element* from =
+            (const typename Memory::element*)memory + rows.offset + s * rows.segment_stride;
         for (index_t i = 0; i < rows.count; ++i, from += rows.stride) {
             for (index_t b = 0; b < whole; ++b) tile[b * pitch + i] = Memory::load(from + b * width);
             if (rest) tile[whole * pitch + i] = load_part<L, Memory>(from + whole * width, rest);
@@ -83,11 +87,13 @@ static void store_rows(const L* tile, index_t pitch, index_t depth, void* memory
     }
 }
 
-template <class L> static void clear(L* lanes, index_t count) {
+template <class L>
+static void clear(L* lanes, index_t count) {
     for (index_t i = 0; i < count; ++i) lanes[i] = L{};
 }
 
-template <class L> struct Tile {
+template <class L>
+struct Tile {
     L* lanes;
     index_t blocks, pitch, depth;
 
@@ -106,23 +112,33 @@ template <class L> struct Tile {
 
 // Memory of any type: half precision comes with float arithmetic only.
 static void load_as(index_t storage, const Tile<float_lane>& tile, const void* memory, const Rows& rows) {
-    if (memory && storage == STORAGE_HALF) load_rows<float_lane, Half>(tile.lanes, tile.pitch, tile.depth, memory, rows);
-    else if (memory && storage == STORAGE_BFLOAT16) load_rows<float_lane, Bfloat16>(tile.lanes, tile.pitch, tile.depth, memory, rows);
+    if (memory && storage == STORAGE_HALF)
+        load_rows<float_lane, Half>(tile.lanes, tile.pitch, tile.depth, memory, rows);
+    else if (memory && storage == STORAGE_BFLOAT16)
+        load_rows<float_lane, Bfloat16>(tile.lanes, tile.pitch, tile.depth, memory, rows);
     else tile.load(0, memory, rows);
 }
-static void load_as(index_t, const Tile<double_lane>& tile, const void* memory, const Rows& rows) { tile.load(0, memory, rows); }
+static void load_as(index_t, const Tile<double_lane>& tile, const void* memory, const Rows& rows) {
+    tile.load(0, memory, rows);
+}
 static void store_as(index_t storage, const Tile<float_lane>& tile, void* memory, const Rows& rows) {
     if (storage == STORAGE_HALF) store_rows<float_lane, Half>(tile.lanes, tile.pitch, tile.depth, memory, rows);
-    else if (storage == STORAGE_BFLOAT16) store_rows<float_lane, Bfloat16>(tile.lanes, tile.pitch, tile.depth, memory, rows);
+    else if (storage == STORAGE_BFLOAT16)
+        store_rows<float_lane, Bfloat16>(tile.lanes, tile.pitch, tile.depth, memory, rows);
     else tile.store(0, memory, rows);
 }
-static void store_as(index_t, const Tile<double_lane>& tile, void* memory, const Rows& rows) { tile.store(0, memory, rows); }
+static void store_as(index_t, const Tile<double_lane>& tile, void* memory, const Rows& rows) {
+    tile.store(0, memory, rows);
+}
 
 // Asks for part `part` of `parts` of rows that will be needed soon: their lines lie too far apart for the hardware to
-// see a pattern.
-static inline void prefetch_rows(const void* memory, index_t storage, const Rows& rows, index_t part, index_t parts) {
+// see a pattern. (Inlined, for GCC takes a call of a function that only prefetches for one without effect.)
+PMSN_FN void prefetch_rows(const void* memory, index_t storage, const Rows& rows, index_t part, index_t parts) {
     if (!memory) return;
-    const index_t bytes = storage == STORAGE_DOUBLE ? 8 : storage == STORAGE_FLOAT ? 4 : 2, all = rows.segments * rows.count;
+    const index_t bytes = storage == STORAGE_DOUBLE  ? 8
+                          : storage == STORAGE_FLOAT ? 4
+                                                     : 2,
+                  all = rows.segments * rows.count;
     for (index_t i = all * part / parts; i < all * (part + 1) / parts; ++i) {
         const index_t element = rows.offset + i / rows.count * rows.segment_stride + i % rows.count * rows.stride;
         const char* row = (const char*)memory + element * bytes;
@@ -134,7 +150,10 @@ static inline void prefetch_rows(const void* memory, index_t storage, const Rows
 struct ChannelRun {
     index_t q, begin, end;
 
-    ChannelRun(const Layout& layout, const Item& item) : q(item.position / layout.S), begin(0), end((q + 1) * layout.S - item.position) {
+    ChannelRun(const Layout& layout, const Item& item)
+        : q(item.position / layout.S),
+          begin(0),
+          end((q + 1) * layout.S - item.position) {
         if (end > item.width) end = item.width;
     }
     void advance(const Layout& layout, const Item& item) {
@@ -146,7 +165,8 @@ struct ChannelRun {
 
 // Parameters [C, count] of the strip's positions as planes of a tile of one segment.
 template <class L>
-static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& layout, const Item& item, const void* parameters, index_t count) {
+static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& layout, const Item& item,
+                              const void* parameters, index_t count) {
     const real_of<L>* values = (const real_of<L>*)parameters;
     const index_t width = lane_width<real_of<L>>();
     for (index_t b = 0; b < tile.blocks; ++b) clear(tile.block(b) + plane, count);
@@ -205,7 +225,8 @@ static void reduce_channels(const Layout& layout, const R* partials, index_t cou
 }
 
 // Cuts the thread's scratch memory into tiles.
-template <class L> struct Scratch {
+template <class L>
+struct Scratch {
     L* next;
     index_t blocks;
 
@@ -220,6 +241,9 @@ template <class L> struct Scratch {
     }
 };
 
-template <class R> static index_t block_count(const Layout& layout) { return (layout.strip + lane_width<R>() - 1) / lane_width<R>(); }
+template <class R>
+static index_t block_count(const Layout& layout) {
+    return (layout.strip + lane_width<R>() - 1) / lane_width<R>();
+}
 
 }  // namespace PMSN_NAMESPACE

@@ -7,17 +7,26 @@
 
 namespace PMSN_NAMESPACE {
 
-template <class L> struct Complex {
+template <class L>
+struct Complex {
     L real, imag;
 };
-template <class L> PMSN_FN Complex<L> operator*(Complex<L> a, Complex<L> b) {
+template <class L>
+PMSN_FN Complex<L> operator*(Complex<L> a, Complex<L> b) {
     return {a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real};
 }
-template <class L> PMSN_FN Complex<L> operator+(Complex<L> a, Complex<L> b) { return {a.real + b.real, a.imag + b.imag}; }
-template <class L> PMSN_FN Complex<L> conjugate(Complex<L> a) { return {a.real, -a.imag}; }
+template <class L>
+PMSN_FN Complex<L> operator+(Complex<L> a, Complex<L> b) {
+    return {a.real + b.real, a.imag + b.imag};
+}
+template <class L>
+PMSN_FN Complex<L> conjugate(Complex<L> a) {
+    return {a.real, -a.imag};
+}
 
 // sin and cos of |x| < 1e5: x = n pi/2 + r
-template <class L> PMSN_FN void sine_and_cosine(L x, L& sine, L& cosine) {
+template <class L>
+PMSN_FN void sine_and_cosine(L x, L& sine, L& cosine) {
     const L n = nearest(x * 0.63661977236758134308);
     const L r = ((x - n * 1.57079632673412561417) - n * 6.07710050630396597660e-11) - n * 2.02226624879595063154e-21;
     const L r2 = r * r;
@@ -36,12 +45,14 @@ template <class L> PMSN_FN void sine_and_cosine(L x, L& sine, L& cosine) {
     cosine = quarter > L{} ? -swapped_c : quarter < -one ? -swapped_c : swapped_c;
 }
 
-template <class L> struct Mode {
+template <class L>
+struct Mode {
     L dt, decay;
     Complex<L> lam, A, E, Q, gain, inverse_lam;
 };
 
-template <class L> PMSN_FN Mode<L> discretize_mode(L log_dt, L log_decay, L freq, Complex<L> B, Complex<L> R) {
+template <class L>
+PMSN_FN Mode<L> discretize_mode(L log_dt, L log_decay, L freq, Complex<L> B, Complex<L> R) {
     Mode<L> m;
     m.dt = exponential(log_dt);
     m.decay = exponential(log_decay);
@@ -60,13 +71,15 @@ template <class L> PMSN_FN Mode<L> discretize_mode(L log_dt, L log_decay, L freq
     return m;
 }
 
-template <class L> struct ModeGradient {
+template <class L>
+struct ModeGradient {
     L log_dt, log_decay, freq;  // log_dt: this mode's part
     Complex<L> B, R;
 };
 
 template <class L>
-PMSN_FN ModeGradient<L> discretize_mode_adjoint(const Mode<L>& m, Complex<L> B, Complex<L> R, Complex<L> grad_E, Complex<L> grad_K) {
+PMSN_FN ModeGradient<L> discretize_mode_adjoint(const Mode<L>& m, Complex<L> B, Complex<L> R, Complex<L> grad_E,
+                                                Complex<L> grad_K) {
     ModeGradient<L> g;
     const Complex<L> grad_gain = grad_K * conjugate(m.Q), grad_Q = grad_K * conjugate(m.gain);
     g.B = grad_gain * conjugate(R);
@@ -74,7 +87,8 @@ PMSN_FN ModeGradient<L> discretize_mode_adjoint(const Mode<L>& m, Complex<L> B, 
     const Complex<L> over_lam = grad_Q * conjugate(m.inverse_lam), through_lam = over_lam * conjugate(m.Q);
     const Complex<L> grad_z = (grad_E + over_lam) * conjugate(m.A);
     g.log_dt = m.dt * (grad_z.real * m.lam.real + grad_z.imag * m.lam.imag);
-    const L grad_lam_real = m.dt * grad_z.real - through_lam.real, grad_lam_imag = m.dt * grad_z.imag - through_lam.imag;
+    const L grad_lam_real = m.dt * grad_z.real - through_lam.real,
+            grad_lam_imag = m.dt * grad_z.imag - through_lam.imag;
     g.log_decay = -m.decay * grad_lam_real;
     g.freq = grad_lam_imag;
     return g;

@@ -1,4 +1,5 @@
-// CUDA: one thread runs one position of a strip, through the rows of its group, in one segment of time. Compiled by NVRTC with
+// CUDA: one thread runs one position of a strip, through the rows of its group, in one segment of time. Compiled by
+// NVRTC with
 //     PMSN_REAL      float or double
 //     PMSN_MEMORY    Plain, Half or Bfloat16: how x, the spikes and their gradients lie in memory
 #pragma once
@@ -50,13 +51,15 @@ struct Part {
 };
 
 // Sums of all threads of a block per channel, in fixed order, to the block's slots of `partials` [items, slots, COUNT].
-template <int COUNT> PMSN_FN void sum_by_channel(const Layout& layout, const R* sums, void* partials) {
+template <int COUNT>
+PMSN_FN void sum_by_channel(const Layout& layout, const R* sums, void* partials) {
     enum { COLUMNS = COUNT < 16 ? COUNT : 16, THREADS = 128 };
     __shared__ R buffer[COLUMNS][THREADS + 1];
     const index_t origin = (index_t)blockIdx.x * layout.strip, rest = layout.P - origin;
     const int width = rest < layout.strip ? (int)rest : (int)layout.strip;
     const index_t first = origin / layout.S;
-    const int slots = (int)((layout.strip - 1) / layout.S + 2), used = (int)((origin + width - 1) / layout.S - first) + 1;
+    const int slots = (int)((layout.strip - 1) / layout.S + 2),
+              used = (int)((origin + width - 1) / layout.S - first) + 1;
     const index_t item = ((index_t)blockIdx.z * layout.groups + blockIdx.y) * gridDim.x + blockIdx.x;
     PMSN_UNROLL
     for (int column = 0; column < COUNT; column += COLUMNS) {
@@ -77,13 +80,15 @@ template <int COUNT> PMSN_FN void sum_by_channel(const Layout& layout, const R* 
 }
 
 // Column j of channel c: all its slots, in the order of segments, groups and positions.
-template <int COUNT> PMSN_FN R total(const Layout& layout, const void* partials, index_t c, int j) {
+template <int COUNT>
+PMSN_FN R total(const Layout& layout, const void* partials, index_t c, int j) {
     const index_t strips = (layout.P + layout.strip - 1) / layout.strip, slots = (layout.strip - 1) / layout.S + 2;
     const index_t segments = (layout.T + layout.segment - 1) / layout.segment;
     double sum = 0;
     for (index_t run = 0; run < segments * layout.groups; ++run)
         for (index_t q = c; q * layout.S < layout.P; q += layout.C)
-            for (index_t strip = q * layout.S / layout.strip; strip <= ((q + 1) * layout.S - 1) / layout.strip && strip < strips; ++strip) {
+            for (index_t strip = q * layout.S / layout.strip;
+                 strip <= ((q + 1) * layout.S - 1) / layout.strip && strip < strips; ++strip) {
                 const index_t slot = q - strip * layout.strip / layout.S;
                 sum += ((const R*)partials)[((run * strips + strip) * slots + slot) * COUNT + j];
             }

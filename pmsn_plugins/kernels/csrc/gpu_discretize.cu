@@ -13,7 +13,8 @@ struct Parameters {
     Complex<double> B, readout;
     Mode<double> mode;
     PMSN_FN Parameters(const DiscretizeArgs& args, index_t c, index_t i)
-        : B{read(args.B_real, i), read(args.B_imag, i)}, readout{read(args.R_real, i), read(args.R_imag, i)},
+        : B{read(args.B_real, i), read(args.B_imag, i)},
+          readout{read(args.R_real, i), read(args.R_imag, i)},
           mode(discretize_mode(read(args.log_dt, c), read(args.log_decay, i), read(args.freq, i), B, readout)) {}
 };
 

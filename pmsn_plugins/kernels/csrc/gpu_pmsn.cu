@@ -3,21 +3,29 @@
 //     PMSN_INTERVAL                                    layout.interval
 //     PMSN_STATE                                       whether an initial state is given
 //
-// Forward is one kernel, pmsn_forward, and backward pmsn_backward and pmsn_reduce. When time is cut into segments these start
-// from the state (the adjoint) at the segment's border, which is found first: every segment is run from zero (*_local), and a
-// thread per element goes through the segments and adds what the one before (after) contributes (*_carry).
+// Forward is one kernel, pmsn_forward, and backward pmsn_backward and pmsn_reduce. When time is cut into segments these
+// start from the state (the adjoint) at the segment's border, which is found first: every segment is run from zero
+// (*_local), and a thread per element goes through the segments and adds what the one before (after) contributes
+// (*_carry).
 #include "gpu_common.h"
 #include "pmsn.h"
 
 namespace PMSN_NAMESPACE {
 
-enum { K = PMSN_K, STATE = 1 + 2 * K, ADJOINT = 1 + 4 * K, SUMS = 1 + 4 * K, AHEAD = 8 };
+enum { K = PMSN_K, STATE = 1 + 2 * K, ADJOINT = 1 + 4 * K, SUMS = 1 + 4 * K };
+enum { AHEAD = K > 8 ? 2 : 8 };  // steps that x is read ahead: what the registers hold
 
 // The membrane passes floats or, with FIRE_MEMBRANE, the arithmetic's own type.
-struct OutIsMembrane { typedef Plain type; };
-struct OutIsSpikes { typedef Memory type; };
-template <bool> struct Out : OutIsSpikes {};
-template <> struct Out<true> : OutIsMembrane {};
+struct OutIsMembrane {
+    typedef Plain type;
+};
+struct OutIsSpikes {
+    typedef Memory type;
+};
+template <bool>
+struct Out : OutIsSpikes {};
+template <>
+struct Out<true> : OutIsMembrane {};
 typedef Out<PMSN_FIRE == FIRE_MEMBRANE>::type OutMemory;
 
 struct Neuron {
@@ -26,7 +34,8 @@ struct Neuron {
     Threshold<R> threshold;
 
     PMSN_FN Neuron(const PmsnArgs& args, index_t channel)
-        : D(read(args.D, channel)), threshold(args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta) {
+        : D(read(args.D, channel)),
+          threshold(args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta) {
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
             modes.E_real[j] = read(args.E_real, channel * K + j), modes.E_imag[j] = read(args.E_imag, channel * K + j);
@@ -116,11 +125,13 @@ struct Adjoint {
 PMSN_FN R slope_of(const PmsnArgs& args, R u, R theta) {
     if (PMSN_FIRE == FIRE_MEMBRANE) return 1;
     if (PMSN_FIRE == FIRE_BURST) return u > 0 ? 1 / theta : 0;
-    return surrogate_derivative<PMSN_SURROGATE>(u - theta, SurrogateParameters<R>{(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c});
+    return surrogate_derivative<PMSN_SURROGATE>(
+        u - theta, SurrogateParameters<R>{(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c});
 }
 
 // A step of memory: x is read a few steps ahead, for the loads do not wait for the recurrence.
-template <class Step> PMSN_FN void for_steps(const void* x, index_t element, index_t M, index_t start, index_t end, Step step) {
+template <class Step>
+PMSN_FN void for_steps(const void* x, index_t element, index_t M, index_t start, index_t end, Step step) {
     const Memory::element* from = (const Memory::element*)x + element;
     index_t t = start;
     for (; t + AHEAD <= end; t += AHEAD) {
@@ -134,7 +145,8 @@ template <class Step> PMSN_FN void for_steps(const void* x, index_t element, ind
 }
 
 // Run `run(neuron, element, part)` for every element of the thread.
-template <class Run> PMSN_FN void for_elements(const PmsnArgs& args, Run run) {
+template <class Run>
+PMSN_FN void for_elements(const PmsnArgs& args, Run run) {
     const Part part(args.layout);
     const Neuron neuron(args, part.channel(args.layout));
     for (index_t row = part.first_row; row < part.end_row; ++row) {
@@ -161,9 +173,10 @@ struct Power {
     }
 };
 
-// Recompute the steps of one interval, and leave dout/du and the current of each. Where only the product of the slope and
-// [current > 0] is needed, it is in `slope` and there is no `current`.
-PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, index_t start, index_t end, R* slope, R* current) {
+// Recompute the steps of one interval, and leave dout/du and the current of each. Where only the product of the slope
+// and [current > 0] is needed, it is in `slope` and there is no `current`.
+PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, index_t start, index_t end, R* slope,
+                       R* current) {
     State state;
     state.load(args, n.threshold, start, element);
     for_steps(args.x, element, args.layout.M, start, end, [&](index_t t, R x) {
@@ -181,12 +194,14 @@ PMSN_FN R grad_out(const PmsnArgs& args, index_t at) {
 // dI of step t of an interval that has been recomputed
 PMSN_FN R drive_adjoint(const PmsnArgs& args, const Neuron& n, R current, R slope, index_t at, R& grad_v) {
     if (PMSN_RESET != RESET_MODULO && args.grad_v_seq) grad_v += read(args.grad_v_seq, at);
-    return membrane_adjoint_step<PMSN_RESET>(PMSN_RESET == RESET_NONE ? current : R(1), slope, grad_out(args, at), grad_v, n.threshold.theta);
+    return membrane_adjoint_step<PMSN_RESET>(PMSN_RESET == RESET_NONE ? current : R(1), slope, grad_out(args, at),
+                                             grad_v, n.threshold.theta);
 }
 
 // The way back through the thread's segment; LOCAL: from a zero adjoint, and only to find where it ends.
 template <bool LOCAL>
-PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const Part& part, Adjoint& a, HiddenSums<R, K>& sums, R& sum_D) {
+PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const Part& part, Adjoint& a,
+                   HiddenSums<R, K>& sums, R& sum_D) {
     const index_t M = args.layout.M, interval = args.layout.interval;
     R slope[PMSN_INTERVAL], current[PMSN_INTERVAL];
     const Memory::element* x = (const Memory::element*)args.x + element;
@@ -197,7 +212,9 @@ PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) a.h.lam_real[j] += dI;
         for (index_t t = end - 1; t >= start; --t) {
-            const R before = t > start ? drive_adjoint(args, n, current[t - 1 - start], slope[t - 1 - start], (t - 1) * M + element, a.v) : R(0);
+            const R before = t > start ? drive_adjoint(args, n, current[t - 1 - start], slope[t - 1 - start],
+                                                       (t - 1) * M + element, a.v)
+                                       : R(0);
             const R x_t = LOCAL ? R(0) : Memory::load(x + t * M);
             const R dx = hidden_adjoint_step<R, K>(n.modes, a.h, sums, x_t, before) + n.D * dI;
             if (!LOCAL) {
@@ -220,12 +237,13 @@ extern "C" __global__ void pmsn_forward(const PmsnArgs args) {
         state.load(args, n.threshold, part.start, element);
         for (index_t start = part.start; start < part.end; start += interval) {
             if (start > part.start && args.checkpoints) state.store(args, start, element);
-            for_steps(args.x, element, M, start, part.end < start + interval ? part.end : start + interval, [&](index_t t, R x) {
-                R u, out;
-                state.step(n, x, u, out);
-                OutMemory::store((OutMemory::element*)args.out + t * M + element, out);
-                write(args.v_seq, t * M + element, state.v);
-            });
+            for_steps(args.x, element, M, start, part.end < start + interval ? part.end : start + interval,
+                      [&](index_t t, R x) {
+                          R u, out;
+                          state.step(n, x, u, out);
+                          OutMemory::store((OutMemory::element*)args.out + t * M + element, out);
+                          write(args.v_seq, t * M + element, state.v);
+                      });
         }
         if (part.end < args.layout.T || !args.v_after) return;
         write(args.v_after, element, state.v);
@@ -242,9 +260,8 @@ extern "C" __global__ void pmsn_hidden_local(const PmsnArgs args) {
         if (part.end == args.layout.T) return;
         State state;
         state.clear();
-        for_steps(args.x, element, args.layout.M, part.start, part.end, [&](index_t, R x) {
-            hidden_step<R, K>(n.modes, state.h_real, state.h_imag, x);
-        });
+        for_steps(args.x, element, args.layout.M, part.start, part.end,
+                  [&](index_t, R x) { hidden_step<R, K>(n.modes, state.h_real, state.h_imag, x); });
         state.store(args, part.end, element);
     });
 }
@@ -289,7 +306,8 @@ extern "C" __global__ void pmsn_membrane_carry(const PmsnArgs args) {
         for (index_t end = args.layout.segment; end < args.layout.T; end += args.layout.segment) {
             R* at = (R*)args.checkpoints + (end / args.layout.interval - 1) * STATE * args.layout.M + element;
             const R charged = state.v + *at;
-            *at = state.v = PMSN_RESET == RESET_MODULO ? least_nonnegative(charged, charged - n.threshold.theta) : charged;
+            *at = state.v =
+                PMSN_RESET == RESET_MODULO ? least_nonnegative(charged, charged - n.threshold.theta) : charged;
         }
     });
 }
@@ -328,7 +346,8 @@ extern "C" __global__ void pmsn_adjoint_local(const PmsnArgs args) {
         if (part.start == 0) return;
         Adjoint a;
         a.clear();
-        if (PMSN_RESET == RESET_NONE) a.v = part.end == args.layout.T ? read(args.grad_v_after, element) : *a.place(args, blockIdx.z, element);
+        if (PMSN_RESET == RESET_NONE)
+            a.v = part.end == args.layout.T ? read(args.grad_v_after, element) : *a.place(args, blockIdx.z, element);
         HiddenSums<R, K> unused = {};
         R unused_D = 0;
         sweep<true>(args, n, element, part, a, unused, unused_D);
@@ -336,24 +355,29 @@ extern "C" __global__ void pmsn_adjoint_local(const PmsnArgs args) {
     });
 }
 
-// Over a segment of L steps lam and mu = (lam of later steps) go on as conj(A)^L lam and conj(A)^L mu + L conj(A)^(L-1) lam.
+// Over a segment of L steps lam and mu = (lam of later steps) go on as conj(A)^L lam and conj(A)^L mu + L conj(A)^(L-1)
+// lam.
 extern "C" __global__ void pmsn_adjoint_carry(const PmsnArgs args) {
     for_elements(args, [&](const Neuron& n, index_t element, const Part&) {
         const index_t M = args.layout.M, last = (args.layout.T - 1) / args.layout.segment;
         Adjoint a;
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
-            R lam_real = read(args.grad_h_real_after, j * M + element), lam_imag = read(args.grad_h_imag_after, j * M + element);
+            R lam_real = read(args.grad_h_real_after, j * M + element),
+              lam_imag = read(args.grad_h_imag_after, j * M + element);
             R mu_real = 0, mu_imag = 0;
             for (index_t segment = last; segment > 0; --segment) {
-                const index_t length = segment < last ? args.layout.segment : args.layout.T - last * args.layout.segment;
+                const index_t length =
+                    segment < last ? args.layout.segment : args.layout.T - last * args.layout.segment;
                 Power power(n.modes.E_real[j], n.modes.E_imag[j], length - 1);
                 const R slow_real = (R)(length * (1 + power.real)), slow_imag = (R)(length * power.imag);
                 power.multiply(n.modes.E_real[j], n.modes.E_imag[j]);
                 const R F_real = (R)power.real, F_imag = (R)power.imag;
                 R* at = a.place(args, segment - 1, element) + (1 + j) * M;
-                const R mu_change_real = F_real * mu_real + F_imag * mu_imag + (slow_real * lam_real + slow_imag * lam_imag) + at[2 * K * M];
-                const R mu_change_imag = F_real * mu_imag - F_imag * mu_real + (slow_real * lam_imag - slow_imag * lam_real) + at[3 * K * M];
+                const R mu_change_real =
+                    F_real * mu_real + F_imag * mu_imag + (slow_real * lam_real + slow_imag * lam_imag) + at[2 * K * M];
+                const R mu_change_imag =
+                    F_real * mu_imag - F_imag * mu_real + (slow_real * lam_imag - slow_imag * lam_real) + at[3 * K * M];
                 const R lam_change_real = F_real * lam_real + F_imag * lam_imag + at[0];
                 const R lam_change_imag = F_real * lam_imag - F_imag * lam_real + at[K * M];
                 at[0] = lam_real += lam_change_real;
@@ -393,8 +417,10 @@ extern "C" __global__ void pmsn_backward(const PmsnArgs args) {
     for (int j = 0; j < K; ++j) {
         columns[1 + j] = sums.lam_real[j];
         columns[1 + K + j] = sums.lam_imag[j];
-        columns[1 + 2 * K + j] = n.modes.K_real[j] * sums.mu_real[j] + n.modes.K_imag[j] * sums.mu_imag[j] + initial.mu_real[j];
-        columns[1 + 3 * K + j] = n.modes.K_real[j] * sums.mu_imag[j] - n.modes.K_imag[j] * sums.mu_real[j] + initial.mu_imag[j];
+        columns[1 + 2 * K + j] =
+            n.modes.K_real[j] * sums.mu_real[j] + n.modes.K_imag[j] * sums.mu_imag[j] + initial.mu_real[j];
+        columns[1 + 3 * K + j] =
+            n.modes.K_real[j] * sums.mu_imag[j] - n.modes.K_imag[j] * sums.mu_real[j] + initial.mu_imag[j];
     }
     sum_by_channel<SUMS>(args.layout, columns, args.partials);
 }

@@ -12,7 +12,8 @@ PMSN_FN TclifCoefficients<R> coefficients(const TclifArgs& args, index_t channel
     return {read(args.b1, channel), read(args.b2, channel), (R)args.a1, (R)args.a2, (R)args.gamma, theta};
 }
 PMSN_FN R slope_of(const TclifArgs& args, R u, R theta) {
-    return surrogate_derivative<PMSN_SURROGATE>(u - theta, SurrogateParameters<R>{(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c});
+    return surrogate_derivative<PMSN_SURROGATE>(
+        u - theta, SurrogateParameters<R>{(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c});
 }
 PMSN_FN R* checkpoint(const TclifArgs& args, index_t start, index_t element) {
     return (R*)args.checkpoints + (start / args.layout.interval - 1) * STATE * args.layout.M + element;
@@ -32,9 +33,11 @@ extern "C" __global__ void tclif_forward(const TclifArgs args) {
         const Memory::element* x = (const Memory::element*)args.x + element;
         R v = read(args.v, element), d = read(args.d, element), u_soma, u_dendrite;
         for (index_t start = 0; start < layout.T; start += layout.interval) {
-            if (start && args.checkpoints) checkpoint(args, start, element)[0] = v, checkpoint(args, start, element)[M] = d;
+            if (start && args.checkpoints)
+                checkpoint(args, start, element)[0] = v, checkpoint(args, start, element)[M] = d;
             for (index_t t = start; t < layout.T && t < start + layout.interval; ++t) {
-                const R spike = tclif_step<PMSN_PRE_RESET, PMSN_STRICT>(c, Memory::load(x + t * M), v, d, u_soma, u_dendrite);
+                const R spike =
+                    tclif_step<PMSN_PRE_RESET, PMSN_STRICT>(c, Memory::load(x + t * M), v, d, u_soma, u_dendrite);
                 Memory::store((Memory::element*)args.out + t * M + element, spike);
                 write(args.v_seq, t * M + element, v);
             }
@@ -61,18 +64,21 @@ extern "C" __global__ void tclif_backward(const TclifArgs args) {
             R d = start ? checkpoint(args, start, element)[M] : read(args.d, element);
             for (int t = 0; t < steps; ++t) {
                 v_before[t] = v;
-                tclif_step<PMSN_PRE_RESET, PMSN_STRICT>(c, Memory::load(x + (start + t) * M), v, d, u_soma[t], u_dendrite[t]);
+                tclif_step<PMSN_PRE_RESET, PMSN_STRICT>(c, Memory::load(x + (start + t) * M), v, d, u_soma[t],
+                                                        u_dendrite[t]);
             }
             for (int t = steps - 1; t >= 0; --t) {
                 const index_t at = (start + t) * M + element;
                 a.v += read(args.grad_v_seq, at);
                 const R grad_spike = args.grad_out ? Memory::load((const Memory::element*)args.grad_out + at) : R(0);
                 const R slope = slope_of(args, u_soma[t], c.theta);
-                const R dx = tclif_adjoint_step<PMSN_PRE_RESET, PMSN_DETACH>(c, a, sums, grad_spike, slope, v_before[t], u_dendrite[t]);
+                const R dx = tclif_adjoint_step<PMSN_PRE_RESET, PMSN_DETACH>(c, a, sums, grad_spike, slope, v_before[t],
+                                                                             u_dendrite[t]);
                 Memory::store((Memory::element*)args.grad_x + at, dx);
             }
         }
-        if (PMSN_PRE_RESET) a.v += a.spike * slope_of(args, read(args.v, element), c.theta);  // it decided the first reset
+        if (PMSN_PRE_RESET)
+            a.v += a.spike * slope_of(args, read(args.v, element), c.theta);  // it decided the first reset
         write(args.grad_v, element, a.v);
         write(args.grad_d, element, a.d);
     }

@@ -1,7 +1,8 @@
 // What the neurons' sources need from a compiler, and nothing else: no system header is included here.
 //
 // A "lane" L is either one real number (CUDA: one thread, one element) or a vector of them (CPU: a GCC/Clang vector
-// extension type, several neighbouring elements). The same expressions work for both; `mask ? a : b` selects per element.
+// extension type, several neighbouring elements). The same expressions work for both; `mask ? a : b` selects per
+// element.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -25,32 +26,49 @@ namespace PMSN_NAMESPACE {
 
 typedef long long index_t;  // element offsets pass 2^31 on large layers
 
-template <class L> struct lane_traits;
-template <> struct lane_traits<float> {
+template <class L>
+struct lane_traits;
+template <>
+struct lane_traits<float> {
     typedef float real;
     typedef unsigned bits;
 };
-template <> struct lane_traits<double> {
+template <>
+struct lane_traits<double> {
     typedef double real;
     typedef unsigned long long bits;
 };
-template <class L> using real_of = typename lane_traits<L>::real;
-template <class L> using bits_of = typename lane_traits<L>::bits;
+template <class L>
+using real_of = typename lane_traits<L>::real;
+template <class L>
+using bits_of = typename lane_traits<L>::bits;
 
 // x - 0 is x for every x, so this costs one broadcast
-template <class L> PMSN_FN L splat(real_of<L> x) { return x - L{}; }
-template <class L> PMSN_FN L absolute(L x) { return x < L{} ? -x : x; }
-template <class L> PMSN_FN L positive_part(L x) { return x < L{} ? L{} : x; }  // NaN stays NaN
+template <class L>
+PMSN_FN L splat(real_of<L> x) {
+    return x - L{};
+}
+template <class L>
+PMSN_FN L absolute(L x) {
+    return x < L{} ? -x : x;
+}
+template <class L>
+PMSN_FN L positive_part(L x) {
+    return x < L{} ? L{} : x;
+}  // NaN stays NaN
 
-template <class R> struct format;  // of a floating-point type
-template <> struct format<float> {
+template <class R>
+struct format;  // of a floating-point type
+template <>
+struct format<float> {
     static constexpr int mantissa_bits = 23;
     static constexpr float integers_from = 8388608.0f;  // 2^23: every larger number is an integer
     static constexpr float exp_low = -87.0f, exp_high = 88.0f;
     static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
     static constexpr int exp_terms = 7;
 };
-template <> struct format<double> {
+template <>
+struct format<double> {
     static constexpr int mantissa_bits = 52;
     static constexpr double integers_from = 4503599627370496.0;  // 2^52
     static constexpr double exp_low = -708.0, exp_high = 709.0;
@@ -59,19 +77,22 @@ template <> struct format<double> {
 };
 
 // Adding and subtracting 1.5 * 2^mantissa_bits rounds to the nearest integer, for |x| < 2^(mantissa_bits - 1).
-template <class L> PMSN_FN L nearest(L x) {
+template <class L>
+PMSN_FN L nearest(L x) {
     const real_of<L> magic = real_of<L>(1.5) * format<real_of<L>>::integers_from;
     return (x + magic) - magic;
 }
 
-template <class L> PMSN_FN L floor_nonnegative(L x) {
+template <class L>
+PMSN_FN L floor_nonnegative(L x) {
     const real_of<L> magic = format<real_of<L>>::integers_from, one = 1;
     L near = (x + magic) - magic;
     near = near > x ? near - one : near;
     return x < splat<L>(magic) ? near : x;
 }
 
-template <class L> PMSN_FN L from_bits(bits_of<L> bits) {
+template <class L>
+PMSN_FN L from_bits(bits_of<L> bits) {
     union {
         bits_of<L> bits;
         L value;
@@ -79,7 +100,8 @@ template <class L> PMSN_FN L from_bits(bits_of<L> bits) {
     both.bits = bits;
     return both.value;
 }
-template <class L> PMSN_FN bits_of<L> to_bits(L value) {
+template <class L>
+PMSN_FN bits_of<L> to_bits(L value) {
     union {
         L value;
         bits_of<L> bits;
@@ -89,13 +111,15 @@ template <class L> PMSN_FN bits_of<L> to_bits(L value) {
 }
 
 // The smaller of two numbers, where every negative one counts as larger than all others: one integer instruction.
-template <class L> PMSN_FN L least_nonnegative(L a, L b) {
+template <class L>
+PMSN_FN L least_nonnegative(L a, L b) {
     const bits_of<L> a_bits = to_bits<L>(a), b_bits = to_bits<L>(b);
     return from_bits<L>(a_bits < b_bits ? a_bits : b_bits);
 }
 
 // 2^n and e^r - 1 with x = n ln 2 + r, |r| <= ln 2 / 2; x is clamped to the range of normal numbers.
-template <class L> PMSN_FN void exp_parts(L x, L& power, L& remainder) {
+template <class L>
+PMSN_FN void exp_parts(L x, L& power, L& remainder) {
     typedef real_of<L> R;
     typedef format<R> F;
     x = x < splat<L>(F::exp_low) ? splat<L>(F::exp_low) : x;
@@ -111,7 +135,8 @@ template <class L> PMSN_FN void exp_parts(L x, L& power, L& remainder) {
     for (int i = F::exp_terms - 1; i > 0; --i) series = (R(1) + r * series) * (R(1) / R(i));
     remainder = r * series;
 }
-template <class L> PMSN_FN L exponential(L x) {
+template <class L>
+PMSN_FN L exponential(L x) {
     L power, remainder;
     exp_parts(x, power, remainder);
     return power + power * remainder;

@@ -6,12 +6,14 @@
 namespace PMSN_NAMESPACE {
 
 // Coefficients of K of the hidden compartments: E = A - 1 and K = R B (A - 1) / lam.
-template <class L, int K> struct Modes {
+template <class L, int K>
+struct Modes {
     L E_real[K], E_imag[K], K_real[K], K_imag[K];
 };
 
 // h += E h + K x; returns Re(sum_j h_j). The change is summed first, so that a slow mode is rounded once per step.
-template <class L, int K> PMSN_FN L hidden_step(const Modes<L, K>& m, L* h_real, L* h_imag, L x) {
+template <class L, int K>
+PMSN_FN L hidden_step(const Modes<L, K>& m, L* h_real, L* h_imag, L x) {
     L current = L{};
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
@@ -30,15 +32,18 @@ template <class L, int K> PMSN_FN L hidden_step(const Modes<L, K>& m, L* h_real,
 //     dK       = sum_t lam[t] x[t]
 //     dE       = conj(K) sum_t mu[t] x[t] + mu[-1] conj(h[-1])
 //     dx[t]    = Re(sum_j conj(K_j) lam_j[t]) + D dI[t]
-template <class L, int K> struct HiddenAdjoint {
+template <class L, int K>
+struct HiddenAdjoint {
     L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];
 };
-template <class L, int K> struct HiddenSums {  // over time
+template <class L, int K>
+struct HiddenSums {  // over time
     L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];
 };
 
-// One step back, from lam[t] and mu[t] to those of t - 1; dI_before is dI[t-1]. Returns the hidden compartments' part of
-// dx[t]. With dI_before = 0, conj(A) lam[t] is left: dL/dh before the step, and where the steps before it go on from.
+// One step back, from lam[t] and mu[t] to those of t - 1; dI_before is dI[t-1]. Returns the hidden compartments' part
+// of dx[t]. With dI_before = 0, conj(A) lam[t] is left: dL/dh before the step, and where the steps before it go on
+// from.
 template <class L, int K>
 PMSN_FN L hidden_adjoint_step(const Modes<L, K>& m, HiddenAdjoint<L, K>& a, HiddenSums<L, K>& sums, L x, L dI_before) {
     L dx = L{};
@@ -60,10 +65,12 @@ PMSN_FN L hidden_adjoint_step(const Modes<L, K>& m, HiddenAdjoint<L, K>& a, Hidd
 
 enum Reset { RESET_MODULO, RESET_NONE, RESET_SERIAL };
 
-// What is sent out of u: spikes where u >= theta, where u > theta (STRICT), their number (BURST), or u itself (MEMBRANE).
+// What is sent out of u: spikes where u >= theta, where u > theta (STRICT), their number (BURST), or u itself
+// (MEMBRANE).
 enum Fire { FIRE_SPIKE, FIRE_STRICT, FIRE_BURST, FIRE_MEMBRANE };
 
-template <int FIRE, class L> PMSN_FN L fire(L u, real_of<L> theta) {
+template <int FIRE, class L>
+PMSN_FN L fire(L u, real_of<L> theta) {
     const L one = splat<L>(1), threshold = splat<L>(theta);
     if (FIRE == FIRE_SPIKE) return u >= threshold ? one : L{};
     if (FIRE == FIRE_STRICT) return u > threshold ? one : L{};
@@ -71,13 +78,18 @@ template <int FIRE, class L> PMSN_FN L fire(L u, real_of<L> theta) {
     return u;
 }
 
-template <class R> struct Threshold {
+template <class R>
+struct Threshold {
     R theta, inverse, below;  // below: the largest number under theta
-    PMSN_FN explicit Threshold(R value) : theta(value), inverse(1 / value), below(from_bits<R>(to_bits<R>(value) - 1)) {}
+    PMSN_FN explicit Threshold(R value)
+        : theta(value),
+          inverse(1 / value),
+          below(from_bits<R>(to_bits<R>(value) - 1)) {}
 };
 
 // drive modulo theta, in [0, theta); exact where the compiler fuses the multiplication and subtraction.
-template <class L> PMSN_FN L modulo(L drive, const Threshold<real_of<L>>& threshold) {
+template <class L>
+PMSN_FN L modulo(L drive, const Threshold<real_of<L>>& threshold) {
     const L rest = drive - nearest(drive * threshold.inverse) * threshold.theta;  // within half a theta of zero
     // the last one catches a rest rounded up to theta, and drives so large that their rest has no digits
     return least_nonnegative(least_nonnegative(rest, rest + threshold.theta), splat<L>(threshold.below));

@@ -20,11 +20,13 @@ enum Surrogate {
     SURROGATE_COUNT
 };
 
-template <class R> struct SurrogateParameters {  // of the row, in its order
+template <class R>
+struct SurrogateParameters {  // of the row, in its order
     R a, b, c;
 };
 
-template <int KIND, class L> PMSN_FN L surrogate_derivative(L x, const SurrogateParameters<real_of<L>>& parameters) {
+template <int KIND, class L>
+PMSN_FN L surrogate_derivative(L x, const SurrogateParameters<real_of<L>>& parameters) {
     typedef real_of<L> R;
     const R a = parameters.a, b = parameters.b, c = parameters.c;
     const R one = 1, half = R(0.5), pi = R(3.14159265358979323846);

@@ -4,12 +4,14 @@
 
 namespace PMSN_NAMESPACE {
 
-template <class L> struct TclifCoefficients {
+template <class L>
+struct TclifCoefficients {
     L b1, b2;
     real_of<L> a1, a2, gamma, theta;
 };
 
-template <bool STRICT, class L> PMSN_FN L tclif_fire(L soma, real_of<L> theta) {
+template <bool STRICT, class L>
+PMSN_FN L tclif_fire(L soma, real_of<L> theta) {
     const L threshold = splat<L>(theta), one = splat<L>(1);
     return (STRICT ? soma > threshold : soma >= threshold) ? one : L{};
 }
@@ -34,18 +36,19 @@ PMSN_FN L tclif_step(const TclifCoefficients<L>& c, L x, L& v, L& d, L& u_soma, 
 
 // The adjoint of the state: dL/dv, dL/dd and, with PRE_RESET, what the next step's reset sends back to this step's
 // spike (it is decided by the potentials of the state).
-template <class L> struct TclifAdjoint {
+template <class L>
+struct TclifAdjoint {
     L v, d, spike;
 };
-template <class L> struct TclifSums {  // over time: dL/db1, dL/db2
+template <class L>
+struct TclifSums {  // over time: dL/db1, dL/db2
     L b1, b2;
 };
 
 // One step back; returns dx[t]. slope is dS/du_soma, v_before the soma of the state before the step.
 template <bool PRE_RESET, bool DETACH, class L>
-PMSN_FN L tclif_adjoint_step(
-    const TclifCoefficients<L>& c, TclifAdjoint<L>& a, TclifSums<L>& sums, L grad_spike, L slope, L v_before, L u_dendrite
-) {
+PMSN_FN L tclif_adjoint_step(const TclifCoefficients<L>& c, TclifAdjoint<L>& a, TclifSums<L>& sums, L grad_spike,
+                             L slope, L v_before, L u_dendrite) {
     if (PRE_RESET) grad_spike += a.spike;
     else if (!DETACH) grad_spike -= a.d * c.gamma + a.v * c.theta;
     const L grad_soma = a.v + grad_spike * slope;
