@@ -68,7 +68,7 @@ def plot_acceleration(
             list(over_T),
             list(over_T.values()),
             label=name,
-            marker=MARKERS[i % len(MARKERS)],
+            marker=MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
             markersize=5,
             **series_style(i),
         )

@@ -28,7 +28,9 @@ def new_figure(height: float = 3.6, rows: int = 1, columns: int = 1, **options: 
 
 def series_style(i: int) -> dict[str, Any]:
     """Colour and line style of the i-th line: neighbours differ in both, and no two of 28 lines are the same."""
-    return {"color": COLORS[i % len(COLORS)], "linestyle": LINES[(i + i // len(COLORS)) % len(LINES)], "linewidth": 1.6}
+    # the second shift makes up for 7 colours being one short of two rounds of lines
+    line = LINES[(i + 2 * (i // len(COLORS))) % len(LINES)]
+    return {"color": COLORS[i % len(COLORS)], "linestyle": line, "linewidth": 1.6}
 
 
 def legend_below(figure: Figure, ax: Axes, columns: int = 4) -> None:
