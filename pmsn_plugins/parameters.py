@@ -98,7 +98,7 @@ class PMSNParametersMixin(NeuronParameters):
 
     def coefficients(self) -> PMSNCoefficients:
         """The discrete-time coefficients of the present parameters."""
-        return discretize(PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields)), self.backend)
+        return discretize(PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields)), getattr(self, "backend", "auto"))
 
 
 class TCLIFParametersMixin(NeuronParameters):

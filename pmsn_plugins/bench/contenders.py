@@ -63,7 +63,6 @@ class FFTPMSN(PMSNParametersMixin, nn.Module):
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
         self._create_parameters(shape[2], 5, "sequential")
-        self.backend = "auto"  # of the discretisation alone
 
     def forward(self, x: Tensor) -> Tensor:
         T = len(x)
