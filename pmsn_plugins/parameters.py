@@ -98,7 +98,8 @@ class PMSNParametersMixin(NeuronParameters):
 
     def coefficients(self) -> PMSNCoefficients:
         """The discrete-time coefficients of the present parameters."""
-        return discretize(PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields)), getattr(self, "backend", "auto"))
+        parameters = PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields))
+        return discretize(parameters, getattr(self, "backend", "auto"))
 
 
 class TCLIFParametersMixin(NeuronParameters):
