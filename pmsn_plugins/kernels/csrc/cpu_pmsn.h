@@ -13,13 +13,13 @@ enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2 };
 enum { FORWARD_GROUP = 2, ADJOINT_GROUP = 1 };
 #endif
 
-// The passes below run over one block of a tile: `segments` rows of `steps` steps. k hidden compartments have
+// The passes below run over one block: `rows` rows of `steps` steps. k hidden compartments have
 //     parameters D, E_real, E_imag, K_real, K_imag          1 + 4k lanes
-//     state      v, h_real, h_imag                          1 + 2k for each segment
-//     adjoint    grad_v, lam_real, lam_imag, mu_real, mu_imag  1 + 4k for each segment
-//     sums       D, lam_real, lam_imag, mu_real, mu_imag    1 + 4k, over segments and steps
+//     state      v, h_real, h_imag                          1 + 2k for each row
+//     adjoint    grad_v, lam_real, lam_imag, mu_real, mu_imag  1 + 4k for each row
+//     sums       D, lam_real, lam_imag, mu_real, mu_imag    1 + 4k, over rows and steps
 struct Span {
-    index_t k, segments, steps;
+    index_t k, rows, steps;
 };
 
 template <class L, int K>
@@ -35,61 +35,133 @@ PMSN_FN Modes<L, K> load_modes(const L* parameters, index_t k) {
     return modes;
 }
 
-// Compartments first..first+K.
-template <class L, int K>
-static void hidden_group(const L* parameters, L* state, Span span, index_t first, const L* x, L* current) {
+// What becomes of the current: kept (in part, until the last group), or charged into the membrane at once, so that the
+// long chain of the reset is hidden behind the arithmetic of the next step.
+template <class L>
+struct KeepCurrent {
+    Columns<L> current;
+
+    PMSN_FN void begin(const L*) {}
+    PMSN_FN void step(index_t s, index_t t, L sum) { current.store(s, t, sum); }
+    PMSN_FN void end(L*) {}
+};
+
+// RESET_MODULO; fires at u >= fire_at.
+template <class L>
+struct FireModulo {
+    Columns<L> out, v_seq;
+    bool with_v_seq;
+    Threshold<real_of<L>> threshold;
+    real_of<L> fire_at;
+    Ahead ahead_x, ahead_out;
+    L v;
+
+    PMSN_FN void begin(const L* state) { v = *state; }
+    PMSN_FN void step(index_t s, index_t t, L current) {
+        L u, unused;
+        ahead_x.template ask<sizeof(L)>(s, t), ahead_out.template ask<sizeof(L)>(s, t);
+        membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, u, unused, threshold);
+        out.store(s, t, fire<FIRE_SPIKE>(u, fire_at));
+        if (with_v_seq) v_seq.store(s, t, v);
+    }
+    PMSN_FN void end(L* state) { *state = v; }
+};
+
+// What backward needs of RESET_MODULO: u, and the gradients of those steps where the current is positive.
+template <class L>
+struct RecomputeModulo {
+    Columns<L> u, grad_out, gated;
+    Threshold<real_of<L>> threshold;
+    Ahead ahead_x, ahead_grad, ahead_dx;
+    L v;
+
+    PMSN_FN void begin(const L* state) { v = *state; }
+    PMSN_FN void step(index_t s, index_t t, L current) {
+        L before, unused;
+        ahead_x.template ask<sizeof(L)>(s, t), ahead_grad.template ask<sizeof(L)>(s, t),
+            ahead_dx.template ask<sizeof(L)>(s, t);
+        membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, before, unused, threshold);
+        u.store(s, t, before);
+        gated.store(s, t, current > L{} ? grad_out.load(s, t) : L{});
+    }
+    PMSN_FN void end(L* state) { *state = v; }
+};
+
+// Compartments first..first+K; `partial` is the current of those before.
+template <int K, bool FIRST, class L, class Sink>
+static void hidden_group(const L* parameters, L* state, Span span, index_t first, Columns<L> x, Columns<L> partial,
+                         Sink sink) {
     const Modes<L, K> modes = load_modes<L, K>(parameters + 1 + first, span.k);
-    const L D = first == 0 ? parameters[0] : L{};
-    for (index_t s = 0; s < span.segments; ++s, state += 1 + 2 * span.k, x += span.steps, current += span.steps) {
+    const L D = parameters[0];
+    for (index_t s = 0; s < span.rows; ++s, state += 1 + 2 * span.k) {
         L* real = state + 1 + first;
         L* imag = real + span.k;
         L h_real[K], h_imag[K];
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) h_real[j] = real[j], h_imag[j] = imag[j];
-        if (first == 0)
-            for (index_t t = 0; t < span.steps; ++t)
-                current[t] = hidden_step<L, K>(modes, h_real, h_imag, x[t]) + D * x[t];
-        else
-            for (index_t t = 0; t < span.steps; ++t) current[t] += hidden_step<L, K>(modes, h_real, h_imag, x[t]);
+        sink.begin(state);
+        for (index_t t = 0; t < span.steps; ++t) {
+            const L x_t = x.load(s, t), sum = hidden_step<L, K>(modes, h_real, h_imag, x_t);
+            sink.step(s, t, sum + (FIRST ? D * x_t : partial.load(s, t)));
+        }
+        sink.end(state);
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) real[j] = h_real[j], imag[j] = h_imag[j];
     }
 }
-
-// x -> current; advances the hidden part of the state.
-template <class L>
-static void hidden_pass(const L* parameters, L* state, Span span, const L* x, L* current) {
-    index_t j = 0;
-    for (; j + FORWARD_GROUP <= span.k; j += FORWARD_GROUP)
-        hidden_group<L, FORWARD_GROUP>(parameters, state, span, j, x, current);
-    if (FORWARD_GROUP > 2 && span.k - j == 3) hidden_group<L, 3>(parameters, state, span, j, x, current);
-    if (FORWARD_GROUP > 2 && span.k - j == 2) hidden_group<L, 2>(parameters, state, span, j, x, current);
-    if (span.k - j == 1) hidden_group<L, 1>(parameters, state, span, j, x, current);
+template <bool FIRST, class L, class Sink>
+static void last_hidden_group(const L* parameters, L* state, Span span, index_t first, Columns<L> x, Columns<L> partial,
+                              Sink sink) {
+    const index_t count = span.k - first;
+    if (FORWARD_GROUP > 2 && count == 4) hidden_group<4, FIRST>(parameters, state, span, first, x, partial, sink);
+    else if (FORWARD_GROUP > 2 && count == 3) hidden_group<3, FIRST>(parameters, state, span, first, x, partial, sink);
+    else if (count == 2) hidden_group<2, FIRST>(parameters, state, span, first, x, partial, sink);
+    else hidden_group<1, FIRST>(parameters, state, span, first, x, partial, sink);
 }
 
-// dI has a zero before every segment.
-template <class L, int K>
+// x -> current -> sink; advances the state. `partial` is scratch memory.
+template <class L, class Sink>
+static void hidden_pass(const L* parameters, L* state, Span span, Columns<L> x, Columns<L> partial, Sink sink) {
+    const KeepCurrent<L> keep = {partial};
+    index_t j = 0;
+    if (span.k > FORWARD_GROUP) hidden_group<FORWARD_GROUP, true>(parameters, state, span, j, x, partial, keep);
+    else return last_hidden_group<true>(parameters, state, span, j, x, partial, sink);
+    for (j = FORWARD_GROUP; span.k - j > FORWARD_GROUP; j += FORWARD_GROUP)
+        hidden_group<FORWARD_GROUP, false>(parameters, state, span, j, x, partial, keep);
+    last_hidden_group<false>(parameters, state, span, j, x, partial, sink);
+}
+
+// Compartments first..first+K; the first group also takes D. dI has a zero before every row.
+template <int K, bool FIRST, class L>
 static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, const L* x, const L* dI,
-                          L* dx) {
+                          Columns<L> partial, Columns<L> dx) {
     const index_t k = span.k;
     const Modes<L, K> modes = load_modes<L, K>(parameters + 1 + first, k);
+    const L D = parameters[0];
     HiddenSums<L, K> total = {};
+    L total_D = L{};
     adjoint += 1 + first;
-    for (index_t s = 0; s < span.segments;
-         ++s, adjoint += 1 + 4 * k, x += span.steps, dI += span.steps + 1, dx += span.steps) {
+    for (index_t s = 0; s < span.rows; ++s, adjoint += 1 + 4 * k, x += span.steps, dI += span.steps + 1) {
         HiddenAdjoint<L, K> a;
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
             a.lam_real[j] = adjoint[j] + dI[span.steps], a.lam_imag[j] = adjoint[k + j];
             a.mu_real[j] = adjoint[2 * k + j], a.mu_imag[j] = adjoint[3 * k + j];
         }
-        for (index_t t = span.steps - 1; t >= 0; --t) dx[t] += hidden_adjoint_step<L, K>(modes, a, total, x[t], dI[t]);
+        for (index_t t = span.steps - 1; t >= 0; --t) {
+            const L hidden = hidden_adjoint_step<L, K>(modes, a, total, x[t], dI[t]);
+            if (FIRST) {
+                dx.store(s, t, hidden + D * dI[t + 1]);
+                total_D += dI[t + 1] * x[t];
+            } else dx.store(s, t, hidden + partial.load(s, t));
+        }
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
             adjoint[j] = a.lam_real[j], adjoint[k + j] = a.lam_imag[j];
             adjoint[2 * k + j] = a.mu_real[j], adjoint[3 * k + j] = a.mu_imag[j];
         }
     }
+    sums[0] += total_D;
     sums += 1 + first;
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
@@ -98,22 +170,20 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
     }
 }
 
-// dI -> dx; advances the hidden part of the adjoint, and the sums.
+// dI -> dx; advances the hidden part of the adjoint, and the sums. `partial` is scratch memory.
 template <class L>
-static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, const L* x, const L* dI, L* dx) {
-    const L D = parameters[0];
-    L sum = L{};
-    for (index_t s = 0; s < span.segments; ++s)
-        for (index_t t = 0; t < span.steps; ++t) {
-            const L drive = dI[s * (span.steps + 1) + 1 + t];
-            dx[s * span.steps + t] = D * drive;
-            sum += drive * x[s * span.steps + t];
-        }
-    sums[0] += sum;
-    index_t j = 0;
-    for (; j + ADJOINT_GROUP <= span.k; j += ADJOINT_GROUP)
-        adjoint_group<L, ADJOINT_GROUP>(parameters, adjoint, sums, span, j, x, dI, dx);
-    if (j < span.k) adjoint_group<L, 1>(parameters, adjoint, sums, span, j, x, dI, dx);
+static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, const L* x, const L* dI,
+                         Columns<L> partial, Columns<L> dx) {
+    for (index_t j = 0; j < span.k;) {
+        const bool wide = j + ADJOINT_GROUP <= span.k;
+        const index_t next = j + (wide ? ADJOINT_GROUP : 1);
+        const Columns<L>& to = next < span.k ? partial : dx;
+        if (j == 0 && wide) adjoint_group<ADJOINT_GROUP, true>(parameters, adjoint, sums, span, j, x, dI, partial, to);
+        else if (j == 0) adjoint_group<1, true>(parameters, adjoint, sums, span, j, x, dI, partial, to);
+        else if (wide) adjoint_group<ADJOINT_GROUP, false>(parameters, adjoint, sums, span, j, x, dI, partial, to);
+        else adjoint_group<1, false>(parameters, adjoint, sums, span, j, x, dI, partial, to);
+        j = next;
+    }
 }
 
 // What a membrane pass leaves: what is sent out, also the membrane after reset, or the membrane before it.
@@ -128,7 +198,7 @@ struct MembranePass {
     static void run(L* state, Span span, const L* current, L* kept, L* v_seq, real_of<L> theta) {
         const Threshold<real_of<L>> threshold(theta);
         index_t i = 0;
-        for (index_t s = 0; s < span.segments; ++s, state += 1 + 2 * span.k) {
+        for (index_t s = 0; s < span.rows; ++s, state += 1 + 2 * span.k) {
             L v = state[0];
             for (index_t t = 0; t < span.steps; ++t, ++i) {
                 L u, out;
@@ -176,12 +246,14 @@ static void slope_pass(const PmsnArgs& args, L* u, index_t count, real_of<L> the
 template <int RESET, class L>
 static void membrane_adjoint_loop(L* adjoint, Span span, const L* current, const L* slope, const L* grad_out,
                                   const L* grad_v_seq, L* dI, real_of<L> theta) {
-    for (index_t s = 0; s < span.segments; ++s, adjoint += 1 + 4 * span.k) {
+    for (index_t s = 0; s < span.rows; ++s, adjoint += 1 + 4 * span.k) {
         L grad_v = adjoint[0];
         for (index_t t = span.steps - 1; t >= 0; --t) {
             const index_t i = s * span.steps + t;
             if (RESET != RESET_MODULO && grad_v_seq) grad_v += grad_v_seq[i];
-            dI[i + s + 1] = membrane_adjoint_step<RESET>(current[i], slope[i], grad_out[i], grad_v, theta);
+            // RecomputeModulo has taken care of the sign of the current
+            const L sign = RESET == RESET_MODULO ? splat<L>(1) : current[i];
+            dI[i + s + 1] = membrane_adjoint_step<RESET>(sign, slope[i], grad_out[i], grad_v, theta);
         }
         adjoint[0] = grad_v;
     }
@@ -226,59 +298,85 @@ struct PmsnCpu {
 
     // The state `start` steps into the sequence, a multiple of the interval.
     void load_state(const Tile<L>& state, const Batch& batch, index_t start) const {
-        if (start > 0)
-            return state.load(0, args.checkpoints, batch.planes(layout, (start / depth - 1) * planes, planes));
+        if (start > 0) return state.load(0, args.checkpoints, checkpoint(batch, start));
         state.load(0, args.v, batch.planes(layout, 0, 1));
         state.load(1, args.h_real, batch.planes(layout, 0, k));
         state.load(1 + k, args.h_imag, batch.planes(layout, 0, k));
         if (!args.v || args.reset != RESET_MODULO) return;
         for (index_t b = 0; b * width < batch.valid; ++b)
-            for (index_t s = 0; s < batch.segments; ++s) {
+            for (index_t s = 0; s < batch.rows; ++s) {
                 L& v = state.block(b)[s * planes];
                 v = modulo(v, Threshold<R>(theta));
             }
     }
+    Planes checkpoint(const Batch& batch, index_t start) const {
+        return batch.planes(layout, (start / depth - 1) * planes, planes);
+    }
 
     index_t forward_scratch() const {
-        return sizeof(L) * (blocks * (1 + 4 * k + rows * (planes + 2 * depth)) + rows * depth);
+        return sizeof(L) * (blocks * (1 + 4 * k + rows * planes) + 4 * Scratch<L>::apart(rows * depth));
     }
 
     void forward(index_t index, void* memory) const {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), state = scratch.tile(rows, planes);
-        const Tile<L> x = scratch.tile(rows, depth), v_seq = scratch.tile(rows, depth);  // x becomes out
+        L* const x = scratch.lanes(rows * depth);
         L* const current = scratch.lanes(rows * depth);
-        const auto membrane = MembranePass<L>::select(args.reset, args.fire, args.v_seq ? KEEP_OUT_AND_V : KEEP_OUT);
-        Item item(layout, index);
+        L* const out = scratch.lanes(rows * depth);
+        L* const v_seq = args.v_seq ? scratch.lanes(rows * depth) : nullptr;
+        const bool fused = args.reset == RESET_MODULO && (args.fire == FIRE_SPIKE || args.fire == FIRE_STRICT);
+        const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.out_storage);
+        const auto membrane = MembranePass<L>::select(args.reset, args.fire, v_seq ? KEEP_OUT_AND_V : KEEP_OUT);
+        const Item item(layout, index);
         gather(parameters, item);
-        for (Batch batch(layout, item); batch.segments; item.row += batch.segments, batch = Batch(layout, item)) {
-            load_state(state, batch, 0);
-            for (index_t start = 0; start < layout.T; start += depth) {
-                const index_t steps = layout.T - start < depth ? layout.T - start : depth;
-                const Rows here = batch.planes(layout, start, steps);
-                const Rows next = batch.planes(layout, start + depth, start + 2 * depth <= layout.T ? depth : 0);
-                const Span span = {k, batch.segments, steps};
-                if (start > 0 && args.checkpoints)
-                    state.store(0, args.checkpoints, batch.planes(layout, (start / depth - 1) * planes, planes));
-                load_as(args.x_storage, x, args.x, here);
+        for (Batch batch(layout, item, item.row); batch.rows;) {
+            const Batch next_batch(layout, item, batch.row + batch.rows);
+            load_state(state, batch, item.start);
+            for (index_t start = item.start; start < item.end; start += depth) {
+                const Planes here = steps_from(batch, start, item);
+                const Planes next = start + depth < item.end ? steps_from(batch, start + depth, item)
+                                                             : steps_from(next_batch, item.start, item);
+                const Span span = {k, batch.rows, here.count};
+                if (start > item.start && args.checkpoints) state.store(0, args.checkpoints, checkpoint(batch, start));
                 for (index_t b = 0; b * width < batch.valid; ++b) {
-                    prefetch_rows(args.x, args.x_storage, next, b, blocks);
-                    prefetch_rows(args.out, args.out_storage, here, b, blocks);
-                    hidden_pass(parameters.block(b), state.block(b), span, x.block(b), current);
-                    membrane(state.block(b), span, current, x.block(b), v_seq.block(b), theta);
+                    const Soon soon(batch, b + 1, here, next, width);
+                    const Columns<L> from = x_steps.read(x, here, b),
+                                     partial = Columns<L>::in_cache(current, here.count);
+                    if (fused) {
+                        const FireModulo<L> fire = {out_steps.write(out, here, b),
+                                                    Columns<L>::in_cache(v_seq, here.count),
+                                                    v_seq != nullptr,
+                                                    Threshold<R>(theta),
+                                                    args.fire == FIRE_STRICT ? next_number(theta) : theta,
+                                                    Ahead(x_steps, soon.planes, soon.block),
+                                                    Ahead(out_steps, soon.planes, soon.block),
+                                                    L{}};
+                        hidden_pass(parameters.block(b), state.block(b), span, from, partial, fire);
+                        out_steps.finish(out, here, b);
+                    } else {
+                        hidden_pass(parameters.block(b), state.block(b), span, from, partial, KeepCurrent<L>{partial});
+                        membrane(state.block(b), span, current, out, v_seq, theta);
+                        out_steps.store(out, here, b);
+                    }
+                    if (v_seq) store_column<L, Plain<L>>(v_seq, here.count, args.v_seq, here, b);
                 }
-                store_as(args.out_storage, x, args.out, here);
-                if (args.v_seq) v_seq.store(0, args.v_seq, here);
             }
-            state.store(0, args.v_after, batch.planes(layout, 0, 1));
-            state.store(1, args.h_real_after, batch.planes(layout, 0, k));
-            state.store(1 + k, args.h_imag_after, batch.planes(layout, 0, k));
+            if (item.end == layout.T) {
+                state.store(0, args.v_after, batch.planes(layout, 0, 1));
+                state.store(1, args.h_real_after, batch.planes(layout, 0, k));
+                state.store(1 + k, args.h_imag_after, batch.planes(layout, 0, k));
+            }
+            batch = next_batch;
         }
     }
 
+    Planes steps_from(const Batch& batch, index_t start, const Item& item) const {
+        return batch.planes(layout, start, item.end - start < depth ? item.end - start : depth);
+    }
+
     index_t backward_scratch() const {
-        const index_t tiles = 3 * (1 + 4 * k) + rows * (planes + 1 + 4 * k + 3 * depth);
-        return sizeof(L) * (blocks * tiles + rows * (3 * depth + 1));
+        const index_t tiles = 3 * (1 + 4 * k) + rows * (planes + 1 + 4 * k);
+        return sizeof(L) * (blocks * tiles + 6 * Scratch<L>::apart(rows * (depth + 1)));
     }
 
     void backward(index_t index, void* memory, void* partial) const {
@@ -286,49 +384,66 @@ struct PmsnCpu {
         const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), sums = scratch.tile(1, 1 + 4 * k),
                       initial = scratch.tile(1, 1 + 4 * k);
         const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, 1 + 4 * k);
-        const Tile<L> x = scratch.tile(rows, depth), grad_out = scratch.tile(rows, depth);  // grad_out becomes grad_x
-        const Tile<L> grad_v_seq = scratch.tile(rows, depth);
-        L* const current = scratch.lanes(rows * depth);
-        L* const u = scratch.lanes(rows * depth);  // becomes the slopes
+        L* const x = scratch.lanes(rows * depth);
+        L* const grad_out = scratch.lanes(rows * depth);  // becomes grad_x
+        L* const u = scratch.lanes(rows * depth);         // becomes the slopes
         L* const dI = scratch.lanes(rows * (depth + 1));
+        L* const current = scratch.lanes(rows * depth);
+        L* const grad_v_seq = args.grad_v_seq ? scratch.lanes(rows * depth) : nullptr;
+        const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.out_storage),
+            dx_steps(args.grad_x, args.x_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, KEEP_U);
-        Item item(layout, index);
+        const Item item(layout, index);
         gather(parameters, item);
         clear(sums.lanes, blocks * sums.pitch);
         clear(initial.lanes, blocks * initial.pitch);
-        for (Batch batch(layout, item); batch.segments; item.row += batch.segments, batch = Batch(layout, item)) {
+        for (Batch batch(layout, item, item.row); batch.rows;) {
+            const Batch next_batch(layout, item, batch.row + batch.rows);
+            const index_t last = (item.end - 1) / depth * depth;
             adjoint.load(0, args.grad_v_after, batch.planes(layout, 0, 1));
             adjoint.load(1, args.grad_h_real_after, batch.planes(layout, 0, k));
             adjoint.load(1 + k, args.grad_h_imag_after, batch.planes(layout, 0, k));
             adjoint.load(1 + 2 * k, nullptr, batch.planes(layout, 0, 2 * k));
-            for (index_t start = (layout.T - 1) / depth * depth; start >= 0; start -= depth) {
-                const index_t steps = layout.T - start < depth ? layout.T - start : depth;
-                const Rows here = batch.planes(layout, start, steps),
-                           next = batch.planes(layout, start - depth, start > 0 ? depth : 0);
-                const Span span = {k, batch.segments, steps};
+            for (index_t start = last; start >= item.start; start -= depth) {
+                const Planes here = steps_from(batch, start, item);
+                const Planes next =
+                    start > item.start ? steps_from(batch, start - depth, item) : steps_from(next_batch, last, item);
+                const Span span = {k, batch.rows, here.count};
                 load_state(state, batch, start);
-                load_as(args.x_storage, x, args.x, here);
-                load_as(args.out_storage, grad_out, args.grad_out, here);
-                if (args.grad_v_seq) grad_v_seq.load(0, args.grad_v_seq, here);
-                for (index_t s = 0; s < batch.segments; ++s) dI[s * (steps + 1)] = L{};
+                for (index_t s = 0; s < batch.rows; ++s) dI[s * (here.count + 1)] = L{};
                 for (index_t b = 0; b * width < batch.valid; ++b) {
-                    prefetch_rows(args.x, args.x_storage, next, b, blocks);
-                    prefetch_rows(args.grad_out, args.out_storage, next, b, blocks);
-                    prefetch_rows(args.grad_x, args.x_storage, here, b, blocks);
-                    hidden_pass(parameters.block(b), state.block(b), span, x.block(b), current);
-                    membrane(state.block(b), span, current, u, nullptr, theta);
-                    slope_pass(args, u, span.segments * steps, theta);
-                    membrane_adjoint_pass(args.reset, adjoint.block(b), span, current, u, grad_out.block(b),
-                                          args.grad_v_seq ? grad_v_seq.block(b) : nullptr, dI, theta);
-                    adjoint_pass(parameters.block(b), adjoint.block(b), sums.block(b), span, x.block(b), dI,
-                                 grad_out.block(b));
+                    const Soon soon(batch, b + 1, here, next, width);
+                    x_steps.load(x, here, b);
+                    const Columns<L> from = Columns<L>::in_cache(x, here.count),
+                                     partial = Columns<L>::in_cache(current, here.count);
+                    if (args.reset == RESET_MODULO) {
+                        const RecomputeModulo<L> recompute = {
+                            Columns<L>::in_cache(u, here.count),        grad_steps.read(grad_out, here, b),
+                            Columns<L>::in_cache(grad_out, here.count), Threshold<R>(theta),
+                            Ahead(x_steps, soon.planes, soon.block),    Ahead(grad_steps, soon.planes, soon.block),
+                            Ahead(dx_steps, soon.planes, soon.block),   L{}};
+                        hidden_pass(parameters.block(b), state.block(b), span, from, partial, recompute);
+                    } else {
+                        grad_steps.load(grad_out, here, b);
+                        if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
+                        hidden_pass(parameters.block(b), state.block(b), span, from, partial, KeepCurrent<L>{partial});
+                        membrane(state.block(b), span, current, u, nullptr, theta);
+                    }
+                    slope_pass(args, u, span.rows * span.steps, theta);
+                    membrane_adjoint_pass(args.reset, adjoint.block(b), span, current, u, grad_out, grad_v_seq, dI,
+                                          theta);
+                    adjoint_pass(parameters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
+                                 Columns<L>::in_cache(grad_out, here.count), dx_steps.write(grad_out, here, b));
+                    dx_steps.finish(grad_out, here, b);
                 }
-                store_as(args.x_storage, grad_out, args.grad_x, here);
             }
-            if (args.h_real) add_initial(initial, state, adjoint, batch);
-            adjoint.store(0, args.grad_v, batch.planes(layout, 0, 1));
-            adjoint.store(1, args.grad_h_real, batch.planes(layout, 0, k));
-            adjoint.store(1 + k, args.grad_h_imag, batch.planes(layout, 0, k));
+            if (item.start == 0) {
+                if (args.h_real) add_initial(initial, state, adjoint, batch);
+                adjoint.store(0, args.grad_v, batch.planes(layout, 0, 1));
+                adjoint.store(1, args.grad_h_real, batch.planes(layout, 0, k));
+                adjoint.store(1 + k, args.grad_h_imag, batch.planes(layout, 0, k));
+            }
+            batch = next_batch;
         }
         for (index_t b = 0; b < blocks; ++b) finish(parameters.block(b), sums.block(b), initial.block(b));
         sum_by_channel((R*)partial, sums, layout, item);
@@ -338,7 +453,7 @@ struct PmsnCpu {
     void add_initial(const Tile<L>& initial, const Tile<L>& state, const Tile<L>& adjoint, const Batch& batch) const {
         load_state(state, batch, 0);
         for (index_t b = 0; b * width < batch.valid; ++b)
-            for (index_t s = 0; s < batch.segments; ++s) {
+            for (index_t s = 0; s < batch.rows; ++s) {
                 const L* mu = adjoint.block(b) + s * adjoint.depth + 1 + 2 * k;
                 const L* h = state.block(b) + s * planes + 1;
                 L* sum = initial.block(b) + 1 + 2 * k;

@@ -1,52 +1,72 @@
 // What a work item keeps in cache, and how it gets there.
 //
 // Memory is planes of M elements: time steps, or components of a state. A work item takes a strip of neighbouring
-// positions from some rows of them; several short rows are done together, as segments. In cache they are a tile,
-// tile[block][segment][plane], one lane each.
+// positions from some rows of them, one block (a lane of positions) at a time; several short rows are done together. In
+// cache they are a column, column[row][plane], or for all blocks of a strip a tile, tile[block][row][plane].
 #pragma once
 #include "cpu_lane.h"
 
 namespace PMSN_NAMESPACE {
 
+static index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
+
+static index_t strip_count(const Layout& layout) { return ceil_div(layout.P, layout.strip); }
+static index_t segment_count(const Layout& layout) { return ceil_div(layout.T, layout.segment); }
+static index_t item_count(const Layout& layout) { return strip_count(layout) * layout.groups * segment_count(layout); }
+
 // One work item of a Layout (args.h).
 struct Item {
-    index_t position, width, row, end_row;
+    index_t position, width, row, end_row, start, end;  // rows, and time steps
 
     Item(const Layout& layout, index_t index) {
-        const index_t strips = (layout.P + layout.strip - 1) / layout.strip,
-                      rows = (layout.M + layout.P - 1) / layout.P;
-        const index_t group = index / strips;
+        const index_t strips = strip_count(layout), rows = ceil_div(layout.M, layout.P);
+        const index_t group = index / strips % layout.groups;
         position = index % strips * layout.strip;
         width = layout.P - position < layout.strip ? layout.P - position : layout.strip;
         row = rows * group / layout.groups;
         end_row = rows * (group + 1) / layout.groups;
+        start = index / (strips * layout.groups) * layout.segment;
+        end = layout.T - start < layout.segment ? layout.T : start + layout.segment;
     }
 };
-static index_t item_count(const Layout& layout) { return (layout.P + layout.strip - 1) / layout.strip * layout.groups; }
 
 // Rows done together: 64 steps of them, but one row where it has checkpoints.
 static index_t batch_rows(const Layout& layout) {
     return layout.T > layout.interval || layout.T > 32 ? 1 : 64 / layout.T;
 }
 
-// Planes first..first+count of the rows of a batch; the tile's index of a plane counts from `first`.
-struct Rows {
-    index_t offset, valid, segments, segment_stride, count, stride;
+// Planes first..first+count of the rows of a batch; in cache a plane's index counts from `first`.
+struct Planes {
+    index_t offset, valid, rows, row_stride, count, stride;
 };
 
 struct Batch {
-    index_t offset, valid, segments;  // first element in a plane, elements of each row, rows
+    index_t row, offset, valid, rows;  // first row; first element in a plane; elements of each row; how many rows
 
-    // The next batch of the item; no segments when there is none. Only the last row of a plane can be short.
-    Batch(const Layout& layout, const Item& item) : offset(item.row * layout.P + item.position), valid(0), segments(0) {
+    // The item's batch from `row` on; no rows when there is none. Only the last row of a plane can be short.
+    Batch(const Layout& layout, const Item& item, index_t first_row)
+        : row(first_row),
+          offset(row * layout.P + item.position),
+          valid(0),
+          rows(0) {
         const index_t rest = layout.M - offset, most = batch_rows(layout);
         if (rest <= 0) return;
         valid = rest < item.width ? rest : item.width;
-        while (segments < most && item.row + segments < item.end_row && rest - segments * layout.P >= valid) ++segments;
+        while (rows < most && row + rows < item.end_row && rest - rows * layout.P >= valid) ++rows;
     }
-    Rows planes(const Layout& layout, index_t first, index_t count) const {
-        return {first * layout.M + offset, valid, segments, layout.P, count, layout.M};
+    Planes planes(const Layout& layout, index_t first, index_t count) const {
+        return {first * layout.M + offset, valid, rows, layout.P, count, layout.M};
     }
+};
+
+// What comes after the blocks at hand: the next block of the batch, or the first one of the planes that follow.
+struct Soon {
+    const Planes& planes;
+    index_t block;
+
+    Soon(const Batch& batch, index_t next_block, const Planes& here, const Planes& next, index_t width)
+        : planes(next_block * width < batch.valid ? here : next),
+          block(next_block * width < batch.valid ? next_block : 0) {}
 };
 
 template <class L, class Memory>
@@ -62,28 +82,31 @@ PMSN_FN void store_part(typename Memory::element* to, L lane, index_t valid) {
     for (index_t i = 0; i < valid; ++i) to[i] = buffer[i];
 }
 
-// `pitch` lanes of a tile belong to a block, `depth` of these to a segment. The rest of the last lane is read as zero.
+// Block b of `rows`: one lane of each plane, `depth` lanes from one row to the next. The rest of the last lane is
+// read as zero.
 template <class L, class Memory>
-static void load_rows(L* tile, index_t pitch, index_t depth, const void* memory, const Rows& rows) {
-    const index_t width = lane_width<real_of<L>>(), whole = rows.valid / width, rest = rows.valid % width;
-    for (index_t s = 0; s < rows.segments; ++s, tile += depth) {
+static void load_column(L* lanes, index_t depth, const void* memory, const Planes& planes, index_t b) {
+    const index_t width = lane_width<real_of<L>>(), valid = planes.valid - b * width;
+    for (index_t s = 0; s < planes.rows; ++s, lanes += depth) {
         const typename Memory::element* from =
-            (const typename Memory::element*)memory + rows.offset + s * rows.segment_stride;
-        for (index_t i = 0; i < rows.count; ++i, from += rows.stride) {
-            for (index_t b = 0; b < whole; ++b) tile[b * pitch + i] = Memory::load(from + b * width);
-            if (rest) tile[whole * pitch + i] = load_part<L, Memory>(from + whole * width, rest);
-        }
+            (const typename Memory::element*)memory + planes.offset + b * width + s * planes.row_stride;
+        if (valid >= width)
+            for (index_t i = 0; i < planes.count; ++i, from += planes.stride) lanes[i] = Memory::load(from);
+        else
+            for (index_t i = 0; i < planes.count; ++i, from += planes.stride)
+                lanes[i] = load_part<L, Memory>(from, valid);
     }
 }
 template <class L, class Memory>
-static void store_rows(const L* tile, index_t pitch, index_t depth, void* memory, const Rows& rows) {
-    const index_t width = lane_width<real_of<L>>(), whole = rows.valid / width, rest = rows.valid % width;
-    for (index_t s = 0; s < rows.segments; ++s, tile += depth) {
-        typename Memory::element* to = (typename Memory::element*)memory + rows.offset + s * rows.segment_stride;
-        for (index_t i = 0; i < rows.count; ++i, to += rows.stride) {
-            for (index_t b = 0; b < whole; ++b) Memory::store(to + b * width, tile[b * pitch + i]);
-            if (rest) store_part<L, Memory>(to + whole * width, tile[whole * pitch + i], rest);
-        }
+static void store_column(const L* lanes, index_t depth, void* memory, const Planes& planes, index_t b) {
+    const index_t width = lane_width<real_of<L>>(), valid = planes.valid - b * width;
+    for (index_t s = 0; s < planes.rows; ++s, lanes += depth) {
+        typename Memory::element* to =
+            (typename Memory::element*)memory + planes.offset + b * width + s * planes.row_stride;
+        if (valid >= width)
+            for (index_t i = 0; i < planes.count; ++i, to += planes.stride) Memory::store(to, lanes[i]);
+        else
+            for (index_t i = 0; i < planes.count; ++i, to += planes.stride) store_part<L, Memory>(to, lanes[i], valid);
     }
 }
 
@@ -100,51 +123,114 @@ struct Tile {
     L* block(index_t b) const { return lanes + b * pitch; }
 
     // Memory of the arithmetic's own type; null reads as zero, and is not written.
-    void load(index_t plane, const void* memory, const Rows& rows) const {
-        if (memory) return load_rows<L, Plain<L>>(lanes + plane, pitch, depth, memory, rows);
-        for (index_t b = 0; b < blocks; ++b)
-            for (index_t s = 0; s < rows.segments; ++s) clear(block(b) + s * depth + plane, rows.count);
+    void load(index_t plane, const void* memory, const Planes& planes) const {
+        for (index_t b = 0; b * lane_width<real_of<L>>() < planes.valid; ++b)
+            if (memory) load_column<L, Plain<L>>(block(b) + plane, depth, memory, planes, b);
+            else
+                for (index_t s = 0; s < planes.rows; ++s) clear(block(b) + s * depth + plane, planes.count);
     }
-    void store(index_t plane, void* memory, const Rows& rows) const {
-        if (memory) store_rows<L, Plain<L>>(lanes + plane, pitch, depth, memory, rows);
+    void store(index_t plane, void* memory, const Planes& planes) const {
+        if (!memory) return;
+        for (index_t b = 0; b * lane_width<real_of<L>>() < planes.valid; ++b)
+            store_column<L, Plain<L>>(block(b) + plane, depth, memory, planes, b);
     }
 };
 
-// Memory of any type: half precision comes with float arithmetic only.
-static void load_as(index_t storage, const Tile<float_lane>& tile, const void* memory, const Rows& rows) {
-    if (memory && storage == STORAGE_HALF)
-        load_rows<float_lane, Half>(tile.lanes, tile.pitch, tile.depth, memory, rows);
-    else if (memory && storage == STORAGE_BFLOAT16)
-        load_rows<float_lane, Bfloat16>(tile.lanes, tile.pitch, tile.depth, memory, rows);
-    else tile.load(0, memory, rows);
-}
-static void load_as(index_t, const Tile<double_lane>& tile, const void* memory, const Rows& rows) {
-    tile.load(0, memory, rows);
-}
-static void store_as(index_t storage, const Tile<float_lane>& tile, void* memory, const Rows& rows) {
-    if (storage == STORAGE_HALF) store_rows<float_lane, Half>(tile.lanes, tile.pitch, tile.depth, memory, rows);
-    else if (storage == STORAGE_BFLOAT16)
-        store_rows<float_lane, Bfloat16>(tile.lanes, tile.pitch, tile.depth, memory, rows);
-    else tile.store(0, memory, rows);
-}
-static void store_as(index_t, const Tile<double_lane>& tile, void* memory, const Rows& rows) {
-    tile.store(0, memory, rows);
-}
+// Columns of time steps, of neighbouring blocks, as a pass walks through them: in cache, or in memory as they are.
+template <class L>
+struct Columns {
+    char* first;
+    index_t block_stride, row_stride, stride;  // bytes
 
-// Asks for part `part` of `parts` of rows that will be needed soon: their lines lie too far apart for the hardware to
-// see a pattern. (Inlined, for GCC takes a call of a function that only prefetches for one without effect.)
-PMSN_FN void prefetch_rows(const void* memory, index_t storage, const Rows& rows, index_t part, index_t parts) {
-    if (!memory) return;
-    const index_t bytes = storage == STORAGE_DOUBLE  ? 8
-                          : storage == STORAGE_FLOAT ? 4
-                                                     : 2,
-                  all = rows.segments * rows.count;
-    for (index_t i = all * part / parts; i < all * (part + 1) / parts; ++i) {
-        const index_t element = rows.offset + i / rows.count * rows.segment_stride + i % rows.count * rows.stride;
-        const char* row = (const char*)memory + element * bytes;
-        for (index_t byte = 0; byte < rows.valid * bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    static Columns in_cache(L* lanes, index_t steps, index_t pitch = 0) {
+        return {(char*)lanes, index_t(pitch * sizeof(L)), index_t(steps * sizeof(L)), sizeof(L)};
     }
-}
+
+    PMSN_FN L load(index_t s, index_t t, int block = 0) const { return Plain<L>::load(at(s, t, block)); }
+    PMSN_FN void store(index_t s, index_t t, L lane, int block = 0) const { Plain<L>::store(at(s, t, block), lane); }
+
+private:
+    PMSN_FN real_of<L>* at(index_t s, index_t t, int block) const {
+        return (real_of<L>*)(first + block * block_stride + s * row_stride + t * stride);
+    }
+};
+
+// Time steps in memory of any type; half precision comes with float arithmetic only. Null reads as zero, and is not
+// written.
+template <class L>
+struct Steps {
+    void* memory;
+    index_t storage;
+
+    Steps(const void* m, index_t type) : memory((void*)m), storage(type) {}
+
+    // Blocks b..b+count, to read from: `lanes` is where they are brought if need be, `pitch` lanes from one to the
+    // next.
+    Columns<L> read(L* lanes, const Planes& planes, index_t b, int count = 1, index_t pitch = 0) const {
+        if (direct(planes, b + count - 1)) return columns(planes, b);
+        for (int w = 0; w < count; ++w) load(lanes + w * pitch, planes, b + w);
+        return Columns<L>::in_cache(lanes, planes.count, pitch);
+    }
+    // To write to; `finish` brings them to memory if need be.
+    Columns<L> write(L* lanes, const Planes& planes, index_t b, int count = 1, index_t pitch = 0) const {
+        return direct(planes, b + count - 1) ? columns(planes, b) : Columns<L>::in_cache(lanes, planes.count, pitch);
+    }
+    void finish(const L* lanes, const Planes& planes, index_t b, int count = 1, index_t pitch = 0) const {
+        if (direct(planes, b + count - 1)) return;
+        for (int w = 0; w < count; ++w) store(lanes + w * pitch, planes, b + w);
+    }
+
+    void load(L* lanes, const Planes& planes, index_t b) const {
+        if (!memory) return clear(lanes, planes.rows * planes.count);
+        if constexpr (sizeof(real_of<L>) == 4) {
+            if (storage == STORAGE_HALF) return load_column<L, Half>(lanes, planes.count, memory, planes, b);
+            if (storage == STORAGE_BFLOAT16) return load_column<L, Bfloat16>(lanes, planes.count, memory, planes, b);
+        }
+        load_column<L, Plain<L>>(lanes, planes.count, memory, planes, b);
+    }
+    void store(const L* lanes, const Planes& planes, index_t b) const {
+        if (!memory) return;
+        if constexpr (sizeof(real_of<L>) == 4) {
+            if (storage == STORAGE_HALF) return store_column<L, Half>(lanes, planes.count, memory, planes, b);
+            if (storage == STORAGE_BFLOAT16) return store_column<L, Bfloat16>(lanes, planes.count, memory, planes, b);
+        }
+        store_column<L, Plain<L>>(lanes, planes.count, memory, planes, b);
+    }
+
+private:
+    // Whole lanes of the arithmetic's own type need no copy.
+    bool direct(const Planes& planes, index_t last) const {
+        const index_t plain = sizeof(real_of<L>) == 4 ? STORAGE_FLOAT : STORAGE_DOUBLE;
+        return memory && storage == plain && planes.valid >= (last + 1) * lane_width<real_of<L>>();
+    }
+    Columns<L> columns(const Planes& planes, index_t b) const {
+        typedef real_of<L> R;
+        R* first = (R*)memory + planes.offset + b * lane_width<R>();
+        return {(char*)first, sizeof(L), index_t(planes.row_stride * sizeof(R)), index_t(planes.stride * sizeof(R))};
+    }
+};
+
+// Asks for columns that will be needed soon, line by line: they lie too far apart for the hardware to see a pattern,
+// and all at once they would hold up the loads of the moment.
+struct Ahead {
+    const char* first;
+    index_t row_stride, stride;  // bytes
+
+    template <class L>
+    Ahead(const Steps<L>& steps, const Planes& planes, index_t b) {
+        const index_t bytes = steps.storage == STORAGE_DOUBLE ? 8 : steps.storage == STORAGE_FLOAT ? 4 : 2;
+        const bool wanted = steps.memory && planes.rows;
+        first = (const char*)steps.memory + (wanted ? (planes.offset + b * lane_width<real_of<L>>()) * bytes : 0);
+        row_stride = wanted ? planes.row_stride * bytes : 0;
+        stride = wanted ? planes.stride * bytes : 0;
+    }
+    template <int BYTES>
+    PMSN_FN void ask(index_t s, index_t t) const {
+        const char* line = first + s * row_stride + t * stride;
+        PMSN_UNROLL
+        for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(line + i, 0, 2);
+    }
+};
 
 // Neighbouring positions of an item that share a channel: q counts the channels over all positions of a row.
 struct ChannelRun {
@@ -163,7 +249,7 @@ struct ChannelRun {
     }
 };
 
-// Parameters [C, count] of the strip's positions as planes of a tile of one segment.
+// Parameters [C, count] of the strip's positions as planes of a tile of one row.
 template <class L>
 static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& layout, const Item& item,
                               const void* parameters, index_t count) {
@@ -178,7 +264,7 @@ static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& 
                 for (index_t j = 0; j < count; ++j) lanes[j] = splat<L>(row[j]);
                 p += width;
             } else {
-                for (index_t j = 0; j < count; ++j) lanes[j][p % width] = row[j];
+                for (index_t j = 0; j < count; ++j) ((real_of<L>*)(lanes + j))[p % width] = row[j];
                 ++p;
             }
         }
@@ -190,24 +276,18 @@ static index_t channel_slots(const Layout& layout) { return (layout.strip - 1) /
 
 template <class L>
 static void sum_by_channel(real_of<L>* partial, const Tile<L>& sums, const Layout& layout, const Item& item) {
-    const index_t width = lane_width<real_of<L>>(), count = sums.depth;
-    for (ChannelRun run(layout, item); run.begin < item.width; run.advance(layout, item), partial += count)
-        for (index_t j = 0; j < count; ++j) {
-            L whole = L{};
-            real_of<L> sum = 0;
-            for (index_t p = run.begin; p < run.end;) {
-                const L lane = sums.block(p / width)[j];
-                if (p % width == 0 && p + width <= run.end) {
-                    whole += lane;
-                    p += width;
-                } else {
-                    sum += lane[p % width];
-                    ++p;
-                }
-            }
-            for (index_t i = 0; i < width; ++i) sum += whole[i];
-            partial[j] = sum;
+    typedef real_of<L> R;
+    const index_t width = lane_width<R>(), count = sums.depth;
+    for (ChannelRun run(layout, item); run.begin < item.width; run.advance(layout, item), partial += count) {
+        for (index_t j = 0; j < count; ++j) partial[j] = 0;
+        for (index_t p = run.begin; p < run.end;) {
+            const L* lanes = sums.block(p / width);
+            const index_t first = p % width, last = run.end - p < width - first ? first + run.end - p : width;
+            for (index_t j = 0; j < count; ++j)
+                for (index_t i = first; i < last; ++i) partial[j] += ((const R*)(lanes + j))[i];
+            p += last - first;
         }
+    }
 }
 
 // Totals [C, count] of all items' slots, added in the order of the items.
@@ -230,15 +310,18 @@ struct Scratch {
     L* next;
     index_t blocks;
 
-    Tile<L> tile(index_t segments, index_t depth) {
-        const Tile<L> tile = {next, blocks, segments * depth, depth};
-        next += blocks * segments * depth;
+    Tile<L> tile(index_t rows, index_t depth) {
+        const Tile<L> tile = {next, blocks, rows * depth, depth};
+        next += blocks * rows * depth;
         return tile;
     }
     L* lanes(index_t count) {
-        next += count;
-        return next - count;
+        L* first = next;
+        next += apart(count);
+        return first;
     }
+    // Arrays of equal size would meet on the same few cache sets.
+    static index_t apart(index_t count) { return count + 3; }
 };
 
 template <class R>

@@ -9,7 +9,8 @@ enum { STATE = 2, SUMS = 2 };
 
 PMSN_FN TclifCoefficients<R> coefficients(const TclifArgs& args, index_t channel) {
     const R theta = args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta;
-    return {read(args.b1, channel), read(args.b2, channel), (R)args.a1, (R)args.a2, (R)args.gamma, theta};
+    const R fire_at = PMSN_STRICT ? next_number(theta) : theta;
+    return {read(args.b1, channel), read(args.b2, channel), (R)args.a1, (R)args.a2, (R)args.gamma, theta, fire_at};
 }
 PMSN_FN R slope_of(const TclifArgs& args, R u, R theta) {
     return surrogate_derivative<PMSN_SURROGATE>(
@@ -36,8 +37,7 @@ extern "C" __global__ void tclif_forward(const TclifArgs args) {
             if (start && args.checkpoints)
                 checkpoint(args, start, element)[0] = v, checkpoint(args, start, element)[M] = d;
             for (index_t t = start; t < layout.T && t < start + layout.interval; ++t) {
-                const R spike =
-                    tclif_step<PMSN_PRE_RESET, PMSN_STRICT>(c, Memory::load(x + t * M), v, d, u_soma, u_dendrite);
+                const R spike = tclif_step<PMSN_PRE_RESET>(c, Memory::load(x + t * M), v, d, u_soma, u_dendrite);
                 Memory::store((Memory::element*)args.out + t * M + element, spike);
                 write(args.v_seq, t * M + element, v);
             }
@@ -64,8 +64,7 @@ extern "C" __global__ void tclif_backward(const TclifArgs args) {
             R d = start ? checkpoint(args, start, element)[M] : read(args.d, element);
             for (int t = 0; t < steps; ++t) {
                 v_before[t] = v;
-                tclif_step<PMSN_PRE_RESET, PMSN_STRICT>(c, Memory::load(x + (start + t) * M), v, d, u_soma[t],
-                                                        u_dendrite[t]);
+                tclif_step<PMSN_PRE_RESET>(c, Memory::load(x + (start + t) * M), v, d, u_soma[t], u_dendrite[t]);
             }
             for (int t = steps - 1; t >= 0; --t) {
                 const index_t at = (start + t) * M + element;

@@ -110,6 +110,12 @@ PMSN_FN bits_of<L> to_bits(L value) {
     return both.bits;
 }
 
+// The smallest number above a positive one.
+template <class R>
+PMSN_FN R next_number(R x) {
+    return from_bits<R>(to_bits<R>(x) + 1);
+}
+
 // The smaller of two numbers, where every negative one counts as larger than all others: one integer instruction.
 template <class L>
 PMSN_FN L least_nonnegative(L a, L b) {

@@ -8,27 +8,27 @@ template <class L>
 struct TclifCoefficients {
     L b1, b2;
     real_of<L> a1, a2, gamma, theta;
+    real_of<L> fire_at;  // the smallest soma that fires: theta, or the next number where only a larger one does
 };
 
-template <bool STRICT, class L>
-PMSN_FN L tclif_fire(L soma, real_of<L> theta) {
-    const L threshold = splat<L>(theta), one = splat<L>(1);
-    return (STRICT ? soma > threshold : soma >= threshold) ? one : L{};
+template <class L>
+PMSN_FN L tclif_fire(L soma, const TclifCoefficients<L>& c) {
+    return soma >= splat<L>(c.fire_at) ? splat<L>(1) : L{};
 }
 
 // One step. v and d are the soma and the dendrite of the state (after the resets, or before them with PRE_RESET);
 // the charged potentials u_soma and u_dendrite are what the adjoint needs.
-template <bool PRE_RESET, bool STRICT, class L>
+template <bool PRE_RESET, class L>
 PMSN_FN L tclif_step(const TclifCoefficients<L>& c, L x, L& v, L& d, L& u_soma, L& u_dendrite) {
     if (PRE_RESET) {
-        const L reset = tclif_fire<STRICT>(v, c.theta);
+        const L reset = tclif_fire(v, c);
         u_dendrite = d = d * c.a1 + c.b1 * v + x - reset * c.gamma;
         u_soma = v = v * c.a2 + c.b2 * d - reset * c.theta;
-        return tclif_fire<STRICT>(v, c.theta);
+        return tclif_fire(v, c);
     }
     u_dendrite = d * c.a1 + c.b1 * v + x;
     u_soma = v * c.a2 + c.b2 * u_dendrite;
-    const L spike = tclif_fire<STRICT>(u_soma, c.theta);
+    const L spike = tclif_fire(u_soma, c);
     d = u_dendrite - spike * c.gamma;
     v = u_soma - spike * c.theta;
     return spike;
