@@ -51,6 +51,32 @@ def test_any_shape(tools, shape, k, v_threshold, reset_mode, with_state):
     tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
 
 
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+@pytest.mark.parametrize("T", [1, 3, 4, 15, 16, 17, 40])
+def test_without_the_final_state(tools, backend, poisoned, T, reset_mode, k):
+    """A few steps whose state nobody asks for take another route to the same numbers."""
+    for step in [(3, 5), (2, 3, 5, 7), (20, 32), (1, 1)]:
+        case = tools.pmsn_case((T, *step), k, torch.float64, False, backend.device)
+        options = dict(reset_mode=reset_mode, v_threshold=0.7, final_state=False)
+        expected = tools.run(functional.pmsn_sequence, *case, **options)
+        tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend=backend.name, **options), expected, 1e-9)
+
+
+@pytest.mark.parametrize("fire", ["strict", "burst", "learnable threshold"])
+def test_short_sequences_fire_every_way(tools, cpu_kernels, fire):
+    x, coefficients, _ = tools.pmsn_case((6, 4, 20), 4, torch.float64, False)
+    v_threshold = torch.tensor(0.7, dtype=torch.float64, requires_grad=fire == "learnable threshold")
+    surrogate_function = None
+    if fire == "strict":
+        surrogate = pytest.importorskip("snntorch.surrogate")
+        surrogate_function = surrogate.fast_sigmoid()
+    options = dict(v_threshold=v_threshold, surrogate_function=surrogate_function, burst=fire == "burst")
+    expected = tools.run(functional.pmsn_sequence, x, coefficients, None, final_state=False, **options)
+    actual = tools.run(kernels.pmsn_sequence, x, coefficients, None, final_state=False, backend="cpu", **options)
+    tools.assert_equal(actual, expected, 1e-9)
+
+
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
 @pytest.mark.parametrize("shape", [(8192, 4, 32), (250, 40, 64), (4, 8, 32, 14, 14)])
 def test_float32(tools, backend, shape, reset_mode):

@@ -1,5 +1,6 @@
 // PMSN on the CPU: tiles in, pmsn.h over them, tiles out.
 #pragma once
+#include "cpu_short.h"
 #include "cpu_surrogate.h"
 #include "cpu_tile.h"
 #include "pmsn.h"
@@ -313,13 +314,26 @@ struct PmsnCpu {
         return batch.planes(layout, (start / depth - 1) * planes, planes);
     }
 
+    // x -> current -> sink, the one way or the other.
+    template <class Sink>
+    void charge(bool is_short, const L* parameters, const L* response, L* state, Span span, Columns<L> x,
+                Columns<L> partial, Sink sink) const {
+        if (!is_short) hidden_pass(parameters, state, span, x, partial, sink);
+        else if (span.steps == 4) short_pass<4>(response, span.rows, span.steps, x, state, planes, sink);
+        else short_pass<0>(response, span.rows, span.steps, x, state, planes, sink);
+    }
+    void respond(const Tile<L>& parameters, const Tile<L>& response) const {
+        for (index_t b = 0; b < blocks; ++b) short_response(parameters.block(b), k, layout.T, response.block(b));
+    }
+
     index_t forward_scratch() const {
-        return sizeof(L) * (blocks * (1 + 4 * k + rows * planes) + 4 * Scratch<L>::apart(rows * depth));
+        return sizeof(L) * (blocks * (1 + 4 * k + rows * planes + SHORT_STEPS) + 4 * Scratch<L>::apart(rows * depth));
     }
 
     void forward(index_t index, void* memory) const {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), state = scratch.tile(rows, planes);
+        const Tile<L> response = scratch.tile(1, SHORT_STEPS);
         L* const x = scratch.lanes(rows * depth);
         L* const current = scratch.lanes(rows * depth);
         L* const out = scratch.lanes(rows * depth);
@@ -327,11 +341,15 @@ struct PmsnCpu {
         const bool fused = args.reset == RESET_MODULO && (args.fire == FIRE_SPIKE || args.fire == FIRE_STRICT);
         const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.out_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, v_seq ? KEEP_OUT_AND_V : KEEP_OUT);
+        // the hidden state is not worth its memory when nobody asks for it
+        const bool is_short = layout.T <= SHORT_STEPS && !args.h_real && !args.h_real_after;
         const Item item(layout, index);
         gather(parameters, item);
+        if (is_short) respond(parameters, response);
         for (Batch batch(layout, item, item.row); batch.rows;) {
             const Batch next_batch(layout, item, batch.row + batch.rows);
-            load_state(state, batch, item.start);
+            if (is_short) state.load(0, nullptr, batch.planes(layout, 0, 1));
+            else load_state(state, batch, item.start);
             for (index_t start = item.start; start < item.end; start += depth) {
                 const Planes here = steps_from(batch, start, item);
                 const Planes next = start + depth < item.end ? steps_from(batch, start + depth, item)
@@ -351,17 +369,19 @@ struct PmsnCpu {
                                                     Ahead(x_steps, soon.planes, soon.block),
                                                     Ahead(out_steps, soon.planes, soon.block),
                                                     L{}};
-                        hidden_pass(parameters.block(b), state.block(b), span, from, partial, fire);
+                        charge(is_short, parameters.block(b), response.block(b), state.block(b), span, from, partial,
+                               fire);
                         out_steps.finish(out, here, b);
                     } else {
-                        hidden_pass(parameters.block(b), state.block(b), span, from, partial, KeepCurrent<L>{partial});
+                        charge(is_short, parameters.block(b), response.block(b), state.block(b), span, from, partial,
+                               KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, out, v_seq, theta);
                         out_steps.store(out, here, b);
                     }
                     if (v_seq) store_column<L, Plain<L>>(v_seq, here.count, args.v_seq, here, b);
                 }
             }
-            if (item.end == layout.T) {
+            if (item.end == layout.T && args.v_after) {
                 state.store(0, args.v_after, batch.planes(layout, 0, 1));
                 state.store(1, args.h_real_after, batch.planes(layout, 0, k));
                 state.store(1 + k, args.h_imag_after, batch.planes(layout, 0, k));
@@ -375,7 +395,7 @@ struct PmsnCpu {
     }
 
     index_t backward_scratch() const {
-        const index_t tiles = 3 * (1 + 4 * k) + rows * (planes + 1 + 4 * k);
+        const index_t tiles = 3 * (1 + 4 * k) + rows * (planes + 1 + 4 * k) + 2 * SHORT_STEPS;
         return sizeof(L) * (blocks * tiles + 6 * Scratch<L>::apart(rows * (depth + 1)));
     }
 
@@ -384,6 +404,7 @@ struct PmsnCpu {
         const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), sums = scratch.tile(1, 1 + 4 * k),
                       initial = scratch.tile(1, 1 + 4 * k);
         const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, 1 + 4 * k);
+        const Tile<L> response = scratch.tile(1, SHORT_STEPS), grad_response = scratch.tile(1, SHORT_STEPS);
         L* const x = scratch.lanes(rows * depth);
         L* const grad_out = scratch.lanes(rows * depth);  // becomes grad_x
         L* const u = scratch.lanes(rows * depth);         // becomes the slopes
@@ -393,23 +414,30 @@ struct PmsnCpu {
         const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.out_storage),
             dx_steps(args.grad_x, args.x_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, KEEP_U);
+        const bool is_short =
+            layout.T <= SHORT_STEPS && !args.h_real && !args.grad_h_real_after && !args.grad_h_imag_after;
         const Item item(layout, index);
         gather(parameters, item);
+        if (is_short) respond(parameters, response);
+        clear(grad_response.lanes, blocks * grad_response.pitch);
         clear(sums.lanes, blocks * sums.pitch);
         clear(initial.lanes, blocks * initial.pitch);
         for (Batch batch(layout, item, item.row); batch.rows;) {
             const Batch next_batch(layout, item, batch.row + batch.rows);
             const index_t last = (item.end - 1) / depth * depth;
             adjoint.load(0, args.grad_v_after, batch.planes(layout, 0, 1));
-            adjoint.load(1, args.grad_h_real_after, batch.planes(layout, 0, k));
-            adjoint.load(1 + k, args.grad_h_imag_after, batch.planes(layout, 0, k));
-            adjoint.load(1 + 2 * k, nullptr, batch.planes(layout, 0, 2 * k));
+            if (!is_short) {
+                adjoint.load(1, args.grad_h_real_after, batch.planes(layout, 0, k));
+                adjoint.load(1 + k, args.grad_h_imag_after, batch.planes(layout, 0, k));
+                adjoint.load(1 + 2 * k, nullptr, batch.planes(layout, 0, 2 * k));
+            }
             for (index_t start = last; start >= item.start; start -= depth) {
                 const Planes here = steps_from(batch, start, item);
                 const Planes next =
                     start > item.start ? steps_from(batch, start - depth, item) : steps_from(next_batch, last, item);
                 const Span span = {k, batch.rows, here.count};
-                load_state(state, batch, start);
+                if (is_short) state.load(0, nullptr, batch.planes(layout, 0, 1));
+                else load_state(state, batch, start);
                 for (index_t s = 0; s < batch.rows; ++s) dI[s * (here.count + 1)] = L{};
                 for (index_t b = 0; b * width < batch.valid; ++b) {
                     const Soon soon(batch, b + 1, here, next, width);
@@ -422,18 +450,27 @@ struct PmsnCpu {
                             Columns<L>::in_cache(grad_out, here.count), Threshold<R>(theta),
                             Ahead(x_steps, soon.planes, soon.block),    Ahead(grad_steps, soon.planes, soon.block),
                             Ahead(dx_steps, soon.planes, soon.block),   L{}};
-                        hidden_pass(parameters.block(b), state.block(b), span, from, partial, recompute);
+                        charge(is_short, parameters.block(b), response.block(b), state.block(b), span, from, partial,
+                               recompute);
                     } else {
                         grad_steps.load(grad_out, here, b);
                         if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
-                        hidden_pass(parameters.block(b), state.block(b), span, from, partial, KeepCurrent<L>{partial});
+                        charge(is_short, parameters.block(b), response.block(b), state.block(b), span, from, partial,
+                               KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, u, nullptr, theta);
                     }
                     slope_pass(args, u, span.rows * span.steps, theta);
                     membrane_adjoint_pass(args.reset, adjoint.block(b), span, current, u, grad_out, grad_v_seq, dI,
                                           theta);
-                    adjoint_pass(parameters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
-                                 Columns<L>::in_cache(grad_out, here.count), dx_steps.write(grad_out, here, b));
+                    const Columns<L> dx = dx_steps.write(grad_out, here, b);
+                    if (!is_short)
+                        adjoint_pass(parameters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
+                                     Columns<L>::in_cache(grad_out, here.count), dx);
+                    else if (span.steps == 4)
+                        short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx);
+                    else
+                        short_adjoint_pass<0>(response.block(b), grad_response.block(b), span.rows, span.steps, x, dI,
+                                              dx);
                     dx_steps.finish(grad_out, here, b);
                 }
             }
@@ -445,7 +482,10 @@ struct PmsnCpu {
             }
             batch = next_batch;
         }
-        for (index_t b = 0; b < blocks; ++b) finish(parameters.block(b), sums.block(b), initial.block(b));
+        for (index_t b = 0; b < blocks; ++b)
+            if (is_short)
+                short_response_adjoint(parameters.block(b), k, layout.T, grad_response.block(b), sums.block(b));
+            else finish(parameters.block(b), sums.block(b), initial.block(b));
         sum_by_channel((R*)partial, sums, layout, item);
     }
 
