@@ -74,7 +74,7 @@ def test_short_sequences_fire_every_way(tools, cpu_kernels, fire):
     options = dict(v_threshold=v_threshold, surrogate_function=surrogate_function, burst=fire == "burst")
     expected = tools.run(functional.pmsn_sequence, x, coefficients, None, final_state=False, **options)
     actual = tools.run(kernels.pmsn_sequence, x, coefficients, None, final_state=False, backend="cpu", **options)
-    tools.assert_equal(actual, expected, 1e-9)
+    tools.assert_equal(actual, expected, 1e-6 if fire == "strict" else 1e-9)  # snnTorch's spikes are float32
 
 
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
