@@ -40,8 +40,9 @@ library, reason = _load()
 class CpuDevice:
     """The CPU, with as many threads as PyTorch has."""
 
-    def layout(self, x: Tensor, N: int, C: int, S: int, interval: int, cut_time: bool) -> Layout:
-        return cpu_layout(len(x), N, C, S, interval)
+    def layout(self, x: Tensor, N: int, C: int, S: int, interval: int, reset_mode: str) -> Layout:
+        cut_time = reset_mode == "modulo"
+        return cpu_layout(len(x), N, C, S, interval, torch.get_num_threads(), cut_time)
 
     def run(self, kernel: str, args: ctypes.Structure, layout: Layout | None, x: Tensor) -> None:
         address = ctypes.addressof(args)

@@ -18,8 +18,8 @@ from .plan import Layout
 class Device(Protocol):
     """Where the kernels run."""
 
-    def layout(self, x: Tensor, N: int, C: int, S: int, interval: int, cut_time: bool) -> Layout:
-        """How to cut the sequence ``x`` = [T, N, C, S]."""
+    def layout(self, x: Tensor, N: int, C: int, S: int, interval: int, reset_mode: str) -> Layout:
+        """How to cut the sequence ``x`` = [T, N, C, S]; whether time can be cut depends on the reset."""
 
     def run(self, kernel: str, args: ctypes.Structure, layout: Layout | None, x: Tensor) -> None:
         """Run a kernel on the tensors that ``args`` points to, on the device of ``x``."""
@@ -29,7 +29,7 @@ def _pmsn_start(device: Device, tensors: list[Tensor], options: Sequence[Any]) -
     x, K_real, D = tensors[0], tensors[3], tensors[5]
     N, C, *inner = x.shape[1:]
     interval = state_interval(x, 1 + 2 * K_real.shape[1], D.dtype)
-    layout = device.layout(x, N, C, math.prod(inner), interval, cut_time=options[1] != "serial")
+    layout = device.layout(x, N, C, math.prod(inner), interval, options[1])
     return layout, pmsn_args(layout, tensors, options)
 
 
@@ -58,7 +58,7 @@ def _tclif_start(device: Device, tensors: list[Tensor], options: Sequence[Any]) 
     x, b1 = tensors[:2]
     _, channels, inner, *_ = options
     N = x[0].numel() // (channels * inner)
-    layout = device.layout(x, N, channels, inner, state_interval(x, 2, b1.dtype), cut_time=False)
+    layout = device.layout(x, N, channels, inner, state_interval(x, 2, b1.dtype), "serial")
     return layout, tclif_args(layout, tensors, options)
 
 

@@ -74,7 +74,8 @@ def constants(kernel: str, args: ctypes.Structure) -> dict[str, Any]:
 class CupyDevice:
     """A CUDA device, on PyTorch's current stream."""
 
-    def layout(self, x: Tensor, N: int, C: int, S: int, interval: int, cut_time: bool) -> Layout:
+    def layout(self, x: Tensor, N: int, C: int, S: int, interval: int, reset_mode: str) -> Layout:
+        cut_time = reset_mode in ("modulo", "none")
         return gpu_layout(len(x), N, C, S, interval, _multiprocessors(x.device), cut_time)
 
     def run(self, kernel: str, args: ctypes.Structure, layout: Layout | None, x: Tensor) -> None:

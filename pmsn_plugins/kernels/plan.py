@@ -85,11 +85,12 @@ def checkpoint_count(T: int, interval: int) -> int:
 
 
 @lru_cache(1024)
-def cpu_layout(T: int, N: int, C: int, S: int, interval: int) -> Layout:
+def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_time: bool) -> Layout:
     """Cut a sequence [T, N, C, S] for the CPU.
 
-    A strip makes a tile of about 16 KiB. There are about 64 items, but none shorter than 256 steps, for every item has
-    to fetch its parameters.
+    A strip of time steps takes about 16 KiB of cache. There are about 64 items, but none shorter than 256 steps, for
+    every item has to fetch its parameters. With so few neurons that most threads would have none, time is cut into
+    segments where the neuron can (``cut_time``): that is two to three times the work.
     """
     elements = N * C * S
     depth = min(T, interval)
@@ -100,7 +101,12 @@ def cpu_layout(T: int, N: int, C: int, S: int, interval: int) -> Layout:
         strip = 16  # few neurons: every lane counts
     strip = min(strip, -(-row // 16) * 16)
     groups = max(1, min(rows, 64 // -(-row // strip), rows * T // 256))
-    return Layout(T, elements, C, S, row, strip, groups, T, depth)
+    items = groups * -(-row // strip)
+    segment = T
+    if cut_time and threads >= 4 * items and T > 8 * interval:
+        segments = min(2 * threads // items, T // (4 * interval))
+        segment = -(-T // segments // interval) * interval
+    return Layout(T, elements, C, S, row, strip, groups, segment, depth)
 
 
 GPU_BLOCK = 128

@@ -33,8 +33,8 @@ class EmulatedDevice(gpu.CupyDevice):
         self.folder = folder
         self.libraries = {}
 
-    def layout(self, x, N, C, S, interval, cut_time):
-        return gpu_layout(len(x), N, C, S, interval, self.multiprocessors, cut_time)
+    def layout(self, x, N, C, S, interval, reset_mode):
+        return gpu_layout(len(x), N, C, S, interval, self.multiprocessors, reset_mode != "serial")
 
     def launch(self, neuron, compiled_for, launches, args, device):
         library = self.library(neuron, compiled_for)

@@ -36,14 +36,15 @@ def check(layout, T, N, C, S):
     assert layout.segments * layout.segment >= T > (layout.segments - 1) * layout.segment
 
 
-@given(**SHAPE)
-def test_cpu_layout_covers_everything_once(T, N, C, S, k):
-    layout = cpu_layout(T, N, C, S, checkpoint_interval(1 + 2 * k, 4, 4))
+@given(**SHAPE, threads=st.integers(1, 256), cut_time=st.booleans())
+def test_cpu_layout_covers_everything_once(T, N, C, S, k, threads, cut_time):
+    interval = checkpoint_interval(1 + 2 * k, 4, 4)
+    layout = cpu_layout(T, N, C, S, interval, threads, cut_time)
     check(layout, T, N, C, S)
-    assert layout.segments == 1
+    assert layout.segments == 1 or (cut_time and layout.segment % interval == 0)
     assert layout.strip % 16 == 0 and layout.strip <= 256
     # sums of the items stay small next to one step's input
-    assert layout.items <= max(64, layout.strips * 1)
+    assert layout.items <= max(64, layout.strips, 2 * threads)
 
 
 @given(**SHAPE, multiprocessors=st.integers(1, 150), cut_time=st.booleans())
@@ -70,12 +71,20 @@ def test_gpu_layout_covers_everything_once(T, N, C, S, k, multiprocessors, cut_t
     ],
 )
 def test_rows_of_the_cpu(shape, P, strip):
-    layout = cpu_layout(*shape, 64)
+    layout = cpu_layout(*shape, 64, 2, True)
     assert (layout.P, layout.strip) == (P, strip)
 
 
 def test_few_neurons_are_shared_between_threads():
-    assert cpu_layout(16384, 1, 64, 1, 64).items == 4
+    assert cpu_layout(16384, 1, 64, 1, 64, 2, True).items == 4
+
+
+def test_time_is_cut_for_many_threads_only():
+    assert cpu_layout(16384, 1, 64, 1, 64, 8, True).segments == 1
+    assert cpu_layout(16384, 1, 64, 1, 64, 32, True).segments == 16
+    assert cpu_layout(16384, 1, 64, 1, 64, 32, False).segments == 1
+    assert cpu_layout(512, 1, 64, 1, 64, 32, True).segments == 1
+    assert cpu_layout(16384, 64, 64, 1, 64, 32, True).segments == 1
 
 
 def test_gpu_cuts_time_only_for_few_neurons():
@@ -116,6 +125,6 @@ def test_checkpoints_take_a_sixth_of_the_input(T, k, input_bytes):
 
 
 def test_huge_layers_need_64_bits():
-    layout = cpu_layout(4, 2**20, 64, 3136, 64)
+    layout = cpu_layout(4, 2**20, 64, 3136, 64, 2, True)
     assert layout.M == 2**20 * 64 * 3136 > 2**37
     assert gpu_layout(4, 2**20, 64, 3136, 64, 132, True).M == layout.M

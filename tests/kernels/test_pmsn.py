@@ -1,5 +1,7 @@
 """The fused PMSN equals the reference: outputs, final state, and every gradient."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from pmsn_plugins import functional, kernels
 from pmsn_plugins.functional import PMSNState
 from pmsn_plugins.functional.pmsn import RESET_MODES
+from pmsn_plugins.kernels.plan import checkpoint_interval, cpu_layout
 
 SHAPES = [(7, 3, 5), (1, 2, 3), (130, 2, 3, 5, 7), (70, 20, 32), (5, 2, 3, 16), (200, 1, 1), (4, 9, 40)]
 
@@ -119,9 +122,33 @@ def test_chunks_and_steps_equal_the_whole(tools, cpu_kernels, reset_mode):
 def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
     case = tools.pmsn_case((T, 1, 5), 2, torch.float64, True)
     monkeypatch.setattr(type(emulated), "multiprocessors", 1000)
-    assert emulated.layout(case[0], 1, 5, 1, 32, True).segments > 5
+    assert emulated.layout(case[0], 1, 5, 1, 32, reset_mode).segments > 5
     expected = tools.run(functional.pmsn_sequence, *case, reset_mode=reset_mode)
     tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", reset_mode=reset_mode), expected, 1e-9)
+
+
+@pytest.fixture
+def many_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(24)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("shape", [(3000, 1, 5), (2561, 2, 20), (4000, 1, 1, 3)])
+def test_time_cut_on_the_cpu(tools, cpu_kernels, poisoned, many_threads, shape, with_state):
+    T, N, C, *inner = shape
+    for k in (2, 5):
+        case = tools.pmsn_case(shape, k, torch.float64, with_state)
+        interval = checkpoint_interval(1 + 2 * k, 8, 8)
+        assert cpu_layout(T, N, C, math.prod(inner), interval, 24, True).segments > 4
+        expected = tools.run(functional.pmsn_sequence, *case)
+        tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu"), expected, 1e-9)
+        # without gradients there are no checkpoints to keep what goes from one segment to the next
+        with torch.no_grad():
+            spikes = kernels.pmsn_sequence(*case, backend="cpu").spikes
+        assert torch.equal(spikes, expected.spikes)
 
 
 def test_slow_modes_in_float32(tools, backend):

@@ -18,54 +18,98 @@
 
 namespace PMSN_NAMESPACE {
 
-// A kernel over all items. In backward each item leaves its sums in a partial of its own, and they are added at the
-// end.
-template <class Kernel>
-struct Launch {
-    const Kernel kernel;
-    index_t partial_bytes;
-    char* partials;
-
-    static void forward(const void* self, int64_t index, void* scratch) {
-        ((const Launch*)self)->kernel.forward(index, scratch);
-    }
-    static void backward(const void* self, int64_t index, void* scratch) {
-        const Launch& launch = *(const Launch*)self;
-        launch.kernel.backward(index, scratch, launch.partials + index * launch.partial_bytes);
-    }
+// Memory of a call.
+struct Memory {
+    void* const at;
+    explicit Memory(index_t bytes) : at(std::malloc(bytes)) {}
+    Memory(const Memory&) = delete;
+    ~Memory() { std::free(at); }
 };
+
+// Run `run(item, scratch)` for all items; false when memory ran out.
+template <class Run>
+static bool for_items(const Layout& layout, int threads, index_t scratch_bytes, const Run& run) {
+    return run_in_parallel(
+        threads, item_count(layout), scratch_bytes,
+        [](const void* self, int64_t item, void* scratch) { (*(const Run*)self)(item, scratch); }, &run);
+}
 
 template <class Kernel, class Args>
 static int run_forward(const Args& args, int threads) {
-    const Launch<Kernel> launch = {Kernel(args), 0, nullptr};
-    return !run_in_parallel(threads, item_count(args.layout), launch.kernel.forward_scratch(), launch.forward, &launch);
+    const Kernel kernel(args);
+    return !for_items(args.layout, threads, kernel.forward_scratch(),
+                      [&](index_t item, void* scratch) { kernel.forward(item, scratch); });
+}
+template <class R>
+static int run_forward_in_segments(PmsnArgs args, int threads) {
+    const Layout& layout = args.layout;
+    const index_t checkpoints = args.checkpoints ? 0 : (layout.T - 1) / layout.interval * (1 + 2 * args.k) * layout.M;
+    const Memory memory(sizeof(R) * checkpoints);
+    if (!args.checkpoints && !(args.checkpoints = memory.at)) return 1;
+    const PmsnCpu<R> kernel(args);
+    for (int pass = 0; pass < 2; ++pass) {
+        const bool membrane = pass == 1;
+        if (!for_items(layout, threads, kernel.forward_scratch(),
+                       [&](index_t item, void* scratch) { kernel.forward_local(item, scratch, membrane); }))
+            return 1;
+        membrane ? kernel.carry_membrane() : kernel.carry_hidden();
+    }
+    return run_forward<PmsnCpu<R>>(args, threads);
 }
 
+// Each item leaves its sums in a partial of its own, and they are added at the end.
 template <class Kernel, class Args>
 static int run_backward(const Args& args, int threads) {
     const Kernel kernel(args);
-    const index_t items = item_count(args.layout), count = kernel.sums();
+    const index_t count = kernel.sums();
     const index_t partial_bytes = sizeof(typename Kernel::real) * channel_slots(args.layout) * count;
-    char* partials = (char*)std::malloc(items * partial_bytes);
-    double* totals = (double*)std::malloc(sizeof(double) * args.layout.C * count);
-    const Launch<Kernel> launch = {kernel, partial_bytes, partials};
-    const bool done =
-        partials && totals && run_in_parallel(threads, items, kernel.backward_scratch(), launch.backward, &launch);
-    if (done) kernel.reduce(partials, totals);
-    std::free(partials);
-    std::free(totals);
+    const Memory partials(item_count(args.layout) * partial_bytes), totals(sizeof(double) * args.layout.C * count);
+    const bool done = partials.at && totals.at &&
+                      for_items(args.layout, threads, kernel.backward_scratch(), [&](index_t item, void* scratch) {
+                          kernel.backward(item, scratch, (char*)partials.at + item * partial_bytes);
+                      });
+    if (done) kernel.reduce(partials.at, (double*)totals.at);
     return !done;
 }
-
-template <template <class> class Kernel, class Args>
-static int forward(const Args* args, int threads) {
-    return args->layout.is_double ? run_forward<Kernel<double>>(*args, threads)
-                                  : run_forward<Kernel<float>>(*args, threads);
+template <class R>
+static int run_backward_in_segments(PmsnArgs args, int threads) {
+    const Layout& layout = args.layout;
+    const Memory memory(sizeof(R) * (segment_count(layout) - 1) * (1 + 4 * args.k) * layout.M);
+    if (!(args.carries = memory.at)) return 1;
+    const PmsnCpu<R> kernel(args);
+    if (!for_items(layout, threads, kernel.backward_scratch(),
+                   [&](index_t item, void* scratch) { kernel.backward(item, scratch, nullptr); }))
+        return 1;
+    kernel.carry_adjoint();
+    return run_backward<PmsnCpu<R>>(args, threads);
 }
-template <template <class> class Kernel, class Args>
+
+template <class R>
+static int forward_as(const PmsnArgs& args, int threads) {
+    return args.layout.segment < args.layout.T ? run_forward_in_segments<R>(args, threads)
+                                               : run_forward<PmsnCpu<R>>(args, threads);
+}
+template <class R>
+static int forward_as(const TclifArgs& args, int threads) {
+    return run_forward<TclifCpu<R>>(args, threads);
+}
+template <class R>
+static int backward_as(const PmsnArgs& args, int threads) {
+    return args.layout.segment < args.layout.T ? run_backward_in_segments<R>(args, threads)
+                                               : run_backward<PmsnCpu<R>>(args, threads);
+}
+template <class R>
+static int backward_as(const TclifArgs& args, int threads) {
+    return run_backward<TclifCpu<R>>(args, threads);
+}
+
+template <class Args>
+static int forward(const Args* args, int threads) {
+    return args->layout.is_double ? forward_as<double>(*args, threads) : forward_as<float>(*args, threads);
+}
+template <class Args>
 static int backward(const Args* args, int threads) {
-    return args->layout.is_double ? run_backward<Kernel<double>>(*args, threads)
-                                  : run_backward<Kernel<float>>(*args, threads);
+    return args->layout.is_double ? backward_as<double>(*args, threads) : backward_as<float>(*args, threads);
 }
 
 static void surrogate(index_t kind, const double* parameters, index_t count, double* x) {
@@ -83,10 +127,10 @@ static void surrogate(index_t kind, const double* parameters, index_t count, dou
 extern const Kernels PMSN_JOIN(kernels_, PMSN_ISA);
 const Kernels PMSN_JOIN(kernels_, PMSN_ISA) = {
     PMSN_STRING(PMSN_ISA),
-    PMSN_NAMESPACE::forward<PMSN_NAMESPACE::PmsnCpu>,
-    PMSN_NAMESPACE::backward<PMSN_NAMESPACE::PmsnCpu>,
-    PMSN_NAMESPACE::forward<PMSN_NAMESPACE::TclifCpu>,
-    PMSN_NAMESPACE::backward<PMSN_NAMESPACE::TclifCpu>,
+    PMSN_NAMESPACE::forward<PmsnArgs>,
+    PMSN_NAMESPACE::backward<PmsnArgs>,
+    PMSN_NAMESPACE::forward<TclifArgs>,
+    PMSN_NAMESPACE::backward<TclifArgs>,
     PMSN_NAMESPACE::discretize,
     PMSN_NAMESPACE::discretize_backward,
     PMSN_NAMESPACE::surrogate,

@@ -390,6 +390,91 @@ struct PmsnCpu {
         }
     }
 
+    // Time cut into segments (RESET_MODULO only), before `forward`: what a segment leaves at its end, from rest, goes
+    // to the checkpoint there; first the hidden compartments, then (from those before it as they are) the membrane.
+    void forward_local(index_t index, void* memory, bool membrane) const {
+        Scratch<L> scratch = {(L*)memory, blocks};
+        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), state = scratch.tile(rows, planes);
+        L* const x = scratch.lanes(rows * depth);
+        L* const current = scratch.lanes(rows * depth);
+        L* const out = scratch.lanes(rows * depth);
+        const Steps<L> x_steps(args.x, args.x_storage);
+        const Item item(layout, index);
+        if (item.end == layout.T) return;
+        gather(parameters, item);
+        for (Batch batch(layout, item, item.row); batch.rows; batch = Batch(layout, item, batch.row + batch.rows)) {
+            if (membrane) load_state(state, batch, item.start);
+            if (!membrane) state.load(0, nullptr, batch.planes(layout, 0, planes));
+            else if (item.start > 0) state.load(0, nullptr, batch.planes(layout, 0, 1));
+            for (index_t start = item.start; start < item.end; start += depth) {
+                const Planes here = steps_from(batch, start, item);
+                const Span span = {k, batch.rows, here.count};
+                for (index_t b = 0; b * width < batch.valid; ++b) {
+                    const Columns<L> from = x_steps.read(x, here, b),
+                                     partial = Columns<L>::in_cache(current, here.count);
+                    const Ahead no_more(x_steps, here, b);
+                    const FireModulo<L> fire = {Columns<L>::in_cache(out, here.count),
+                                                partial,
+                                                false,
+                                                Threshold<R>(theta),
+                                                theta,
+                                                no_more,
+                                                no_more,
+                                                L{}};
+                    if (membrane) hidden_pass(parameters.block(b), state.block(b), span, from, partial, fire);
+                    else hidden_pass(parameters.block(b), state.block(b), span, from, partial, KeepCurrent<L>{partial});
+                }
+            }
+            const index_t plane = (item.end / depth - 1) * planes;
+            if (membrane) state.store(0, args.checkpoints, batch.planes(layout, plane, 1));
+            else state.store(1, args.checkpoints, batch.planes(layout, plane + 1, 2 * k));
+        }
+    }
+    R* border(index_t end, index_t plane, index_t element) const {
+        return (R*)args.checkpoints + ((end / depth - 1) * planes + plane) * layout.M + element;
+    }
+    static R read(const void* memory, index_t i) { return memory ? ((const R*)memory)[i] : R(0); }
+    index_t channel(index_t element) const { return element % layout.P / layout.S % layout.C; }
+
+    void carry_hidden() const {
+        const index_t M = layout.M, length = layout.segment;
+        for (index_t element = 0; element < M; ++element)
+            for (index_t j = 0; j < k; ++j) {
+                const index_t mode = channel(element) * k + j;
+                HiddenCarry<R> h(read(args.E_real, mode), read(args.E_imag, mode), length,
+                                 read(args.h_real, j * M + element), read(args.h_imag, j * M + element));
+                for (index_t end = length; end < layout.T; end += length)
+                    h.step(*border(end, 1 + j, element), *border(end, 1 + k + j, element));
+            }
+    }
+    void carry_membrane() const {
+        for (index_t element = 0; element < layout.M; ++element) {
+            R before = 0;  // the first segment has been run from the initial membrane
+            for (index_t end = layout.segment; end < layout.T; end += layout.segment) {
+                R& v = *border(end, 0, element);
+                const R charged = before + v;
+                before = v = least_nonnegative(charged, charged - theta);
+            }
+        }
+    }
+
+    // The same for `backward`: every segment has left its adjoint, from zero, in `carries`.
+    void carry_adjoint() const {
+        const index_t M = layout.M, last = segment_count(layout) - 1;
+        for (index_t element = 0; element < M; ++element)
+            for (index_t j = 0; j < k; ++j) {
+                const index_t mode = channel(element) * k + j;
+                AdjointCarry<R> carry(read(args.E_real, mode), read(args.E_imag, mode),
+                                      read(args.grad_h_real_after, j * M + element),
+                                      read(args.grad_h_imag_after, j * M + element));
+                for (index_t segment = last; segment > 0; --segment) {
+                    const index_t length = segment < last ? layout.segment : layout.T - last * layout.segment;
+                    R* at = (R*)args.carries + ((segment - 1) * (1 + 4 * k) + 1 + j) * M + element;
+                    carry.step(length, at[0], at[k * M], at[2 * k * M], at[3 * k * M]);
+                }
+            }
+    }
+
     Planes steps_from(const Batch& batch, index_t start, const Item& item) const {
         return batch.planes(layout, start, item.end - start < depth ? item.end - start : depth);
     }
@@ -399,6 +484,7 @@ struct PmsnCpu {
         return sizeof(L) * (blocks * tiles + 6 * Scratch<L>::apart(rows * (depth + 1)));
     }
 
+    // Without `partial` only to find the adjoint at the segment's start, from zero at its end.
     void backward(index_t index, void* memory, void* partial) const {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), sums = scratch.tile(1, 1 + 4 * k),
@@ -417,6 +503,8 @@ struct PmsnCpu {
         const bool is_short =
             layout.T <= SHORT_STEPS && !args.h_real && !args.grad_h_real_after && !args.grad_h_imag_after;
         const Item item(layout, index);
+        const bool local = !partial;
+        if (local && item.start == 0) return;
         gather(parameters, item);
         if (is_short) respond(parameters, response);
         clear(grad_response.lanes, blocks * grad_response.pitch);
@@ -426,7 +514,11 @@ struct PmsnCpu {
             const Batch next_batch(layout, item, batch.row + batch.rows);
             const index_t last = (item.end - 1) / depth * depth;
             adjoint.load(0, args.grad_v_after, batch.planes(layout, 0, 1));
-            if (!is_short) {
+            if (item.end < layout.T) {
+                const index_t place = item.start / layout.segment * (1 + 4 * k);
+                adjoint.load(0, local ? nullptr : args.carries, batch.planes(layout, place, 1 + 4 * k));
+            } else if (local) adjoint.load(0, nullptr, batch.planes(layout, 0, 1 + 4 * k));
+            else if (!is_short) {
                 adjoint.load(1, args.grad_h_real_after, batch.planes(layout, 0, k));
                 adjoint.load(1 + k, args.grad_h_imag_after, batch.planes(layout, 0, k));
                 adjoint.load(1 + 2 * k, nullptr, batch.planes(layout, 0, 2 * k));
@@ -462,7 +554,8 @@ struct PmsnCpu {
                     slope_pass(args, u, span.rows * span.steps, theta);
                     membrane_adjoint_pass(args.reset, adjoint.block(b), span, current, u, grad_out, grad_v_seq, dI,
                                           theta);
-                    const Columns<L> dx = dx_steps.write(grad_out, here, b);
+                    const Columns<L> dx =
+                        local ? Columns<L>::in_cache(grad_out, here.count) : dx_steps.write(grad_out, here, b);
                     if (!is_short)
                         adjoint_pass(parameters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
                                      Columns<L>::in_cache(grad_out, here.count), dx);
@@ -471,10 +564,13 @@ struct PmsnCpu {
                     else
                         short_adjoint_pass<0>(response.block(b), grad_response.block(b), span.rows, span.steps, x, dI,
                                               dx);
-                    dx_steps.finish(grad_out, here, b);
+                    if (!local) dx_steps.finish(grad_out, here, b);
                 }
             }
-            if (item.start == 0) {
+            if (local) {
+                const index_t place = (item.start / layout.segment - 1) * (1 + 4 * k);
+                adjoint.store(0, args.carries, batch.planes(layout, place, 1 + 4 * k));
+            } else if (item.start == 0) {
                 if (args.h_real) add_initial(initial, state, adjoint, batch);
                 adjoint.store(0, args.grad_v, batch.planes(layout, 0, 1));
                 adjoint.store(1, args.grad_h_real, batch.planes(layout, 0, k));
@@ -482,6 +578,7 @@ struct PmsnCpu {
             }
             batch = next_batch;
         }
+        if (local) return;
         for (index_t b = 0; b < blocks; ++b)
             if (is_short)
                 short_response_adjoint(parameters.block(b), k, layout.T, grad_response.block(b), sums.block(b));

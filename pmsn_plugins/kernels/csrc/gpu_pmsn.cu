@@ -155,24 +155,6 @@ PMSN_FN void for_elements(const PmsnArgs& args, Run run) {
     }
 }
 
-// A^L - 1 in double, by squaring A - 1.
-struct Power {
-    double real, imag;
-    PMSN_FN Power(double E_real, double E_imag, index_t L) : real(0), imag(0) {
-        for (; L; L >>= 1) {
-            if (L & 1) multiply(E_real, E_imag);
-            const double square = E_real * E_real - E_imag * E_imag;
-            E_imag = 2 * E_imag + 2 * E_real * E_imag;
-            E_real = 2 * E_real + square;
-        }
-    }
-    PMSN_FN void multiply(double E_real, double E_imag) {  // (1 + this) (1 + E) - 1
-        const double old = real;
-        real += E_real + (old * E_real - imag * E_imag);
-        imag += E_imag + (old * E_imag + imag * E_real);
-    }
-};
-
 // Recompute the steps of one interval, and leave dout/du and the current of each. Where only the product of the slope
 // and [current > 0] is needed, it is in `slope` and there is no `current`.
 PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, index_t start, index_t end, R* slope,
@@ -271,15 +253,11 @@ extern "C" __global__ void pmsn_hidden_carry(const PmsnArgs args) {
         const index_t M = args.layout.M, length = args.layout.segment;
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
-            const Power power(n.modes.E_real[j], n.modes.E_imag[j], length);
-            const R F_real = (R)power.real, F_imag = (R)power.imag;
-            R h_real = read(args.h_real, j * M + element), h_imag = read(args.h_imag, j * M + element);
+            HiddenCarry<R> h(n.modes.E_real[j], n.modes.E_imag[j], length, read(args.h_real, j * M + element),
+                             read(args.h_imag, j * M + element));
             for (index_t end = length; end < args.layout.T; end += length) {
                 R* at = (R*)args.checkpoints + ((end / args.layout.interval - 1) * STATE + 1 + j) * M + element;
-                const R change_real = F_real * h_real - F_imag * h_imag + at[0];
-                const R change_imag = F_real * h_imag + F_imag * h_real + at[K * M];
-                at[0] = h_real += change_real;
-                at[K * M] = h_imag += change_imag;
+                h.step(at[0], at[K * M]);
             }
         }
     });
@@ -355,35 +333,19 @@ extern "C" __global__ void pmsn_adjoint_local(const PmsnArgs args) {
     });
 }
 
-// Over a segment of L steps lam and mu = (lam of later steps) go on as conj(A)^L lam and conj(A)^L mu + L conj(A)^(L-1)
-// lam.
 extern "C" __global__ void pmsn_adjoint_carry(const PmsnArgs args) {
     for_elements(args, [&](const Neuron& n, index_t element, const Part&) {
         const index_t M = args.layout.M, last = (args.layout.T - 1) / args.layout.segment;
         Adjoint a;
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
-            R lam_real = read(args.grad_h_real_after, j * M + element),
-              lam_imag = read(args.grad_h_imag_after, j * M + element);
-            R mu_real = 0, mu_imag = 0;
+            AdjointCarry<R> carry(n.modes.E_real[j], n.modes.E_imag[j], read(args.grad_h_real_after, j * M + element),
+                                  read(args.grad_h_imag_after, j * M + element));
             for (index_t segment = last; segment > 0; --segment) {
                 const index_t length =
                     segment < last ? args.layout.segment : args.layout.T - last * args.layout.segment;
-                Power power(n.modes.E_real[j], n.modes.E_imag[j], length - 1);
-                const R slow_real = (R)(length * (1 + power.real)), slow_imag = (R)(length * power.imag);
-                power.multiply(n.modes.E_real[j], n.modes.E_imag[j]);
-                const R F_real = (R)power.real, F_imag = (R)power.imag;
                 R* at = a.place(args, segment - 1, element) + (1 + j) * M;
-                const R mu_change_real =
-                    F_real * mu_real + F_imag * mu_imag + (slow_real * lam_real + slow_imag * lam_imag) + at[2 * K * M];
-                const R mu_change_imag =
-                    F_real * mu_imag - F_imag * mu_real + (slow_real * lam_imag - slow_imag * lam_real) + at[3 * K * M];
-                const R lam_change_real = F_real * lam_real + F_imag * lam_imag + at[0];
-                const R lam_change_imag = F_real * lam_imag - F_imag * lam_real + at[K * M];
-                at[0] = lam_real += lam_change_real;
-                at[K * M] = lam_imag += lam_change_imag;
-                at[2 * K * M] = mu_real += mu_change_real;
-                at[3 * K * M] = mu_imag += mu_change_imag;
+                carry.step(length, at[0], at[K * M], at[2 * K * M], at[3 * K * M]);
             }
         }
     });

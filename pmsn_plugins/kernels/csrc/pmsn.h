@@ -63,6 +63,75 @@ PMSN_FN L hidden_adjoint_step(const Modes<L, K>& m, HiddenAdjoint<L, K>& a, Hidd
     return dx;
 }
 
+// Time cut into segments: each is first run from rest, and then one element after the other carries over what the
+// segments before (for the adjoint: after) add. Numbers, not lanes.
+
+// A^L - 1 in double, by squaring A - 1.
+struct Power {
+    double real, imag;
+    PMSN_FN Power(double E_real, double E_imag, index_t L) : real(0), imag(0) {
+        for (; L; L >>= 1) {
+            if (L & 1) multiply(E_real, E_imag);
+            const double square = E_real * E_real - E_imag * E_imag;
+            E_imag = 2 * E_imag + 2 * E_real * E_imag;
+            E_real = 2 * E_real + square;
+        }
+    }
+    PMSN_FN void multiply(double E_real, double E_imag) {  // (1 + this) (1 + E) - 1
+        const double old = real;
+        real += E_real + (old * E_real - imag * E_imag);
+        imag += E_imag + (old * E_imag + imag * E_real);
+    }
+};
+
+// A hidden compartment over segments of equal length: h -> A^L h + what the segment leaves from rest.
+template <class R>
+struct HiddenCarry {
+    R F_real, F_imag, h_real, h_imag;
+
+    PMSN_FN HiddenCarry(R E_real, R E_imag, index_t length, R real, R imag) : h_real(real), h_imag(imag) {
+        const Power power(E_real, E_imag, length);
+        F_real = (R)power.real, F_imag = (R)power.imag;
+    }
+    PMSN_FN void step(R& real, R& imag) {  // from the state left from rest to the state
+        const R change_real = F_real * h_real - F_imag * h_imag + real;
+        const R change_imag = F_real * h_imag + F_imag * h_real + imag;
+        real = h_real += change_real;
+        imag = h_imag += change_imag;
+    }
+};
+
+// Its adjoint. Over L steps lam and mu, the lam of later steps, go on as conj(A)^L lam and
+// conj(A)^L mu + L conj(A)^(L-1) lam.
+template <class R>
+struct AdjointCarry {
+    R E_real, E_imag, lam_real, lam_imag, mu_real, mu_imag;
+
+    PMSN_FN AdjointCarry(R E_real, R E_imag, R real, R imag)
+        : E_real(E_real),
+          E_imag(E_imag),
+          lam_real(real),
+          lam_imag(imag),
+          mu_real(0),
+          mu_imag(0) {}
+    PMSN_FN void step(index_t length, R& to_lam_real, R& to_lam_imag, R& to_mu_real, R& to_mu_imag) {
+        Power power(E_real, E_imag, length - 1);
+        const R slow_real = (R)(length * (1 + power.real)), slow_imag = (R)(length * power.imag);
+        power.multiply(E_real, E_imag);
+        const R F_real = (R)power.real, F_imag = (R)power.imag;
+        const R mu_change_real =
+            F_real * mu_real + F_imag * mu_imag + (slow_real * lam_real + slow_imag * lam_imag) + to_mu_real;
+        const R mu_change_imag =
+            F_real * mu_imag - F_imag * mu_real + (slow_real * lam_imag - slow_imag * lam_real) + to_mu_imag;
+        const R lam_change_real = F_real * lam_real + F_imag * lam_imag + to_lam_real;
+        const R lam_change_imag = F_real * lam_imag - F_imag * lam_real + to_lam_imag;
+        to_lam_real = lam_real += lam_change_real;
+        to_lam_imag = lam_imag += lam_change_imag;
+        to_mu_real = mu_real += mu_change_real;
+        to_mu_imag = mu_imag += mu_change_imag;
+    }
+};
+
 enum Reset { RESET_MODULO, RESET_NONE, RESET_SERIAL };
 
 // What is sent out of u: spikes where u >= theta, where u > theta (STRICT), their number (BURST), or u itself
