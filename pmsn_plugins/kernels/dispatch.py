@@ -83,7 +83,8 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> str:
     call = inspect.signature(function).bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
-    firing = _firing(given["surrogate_function"], given["v_threshold"], given.get("burst", False))
+    through_reset = given.get("reset_mode", "serial") == "serial"
+    firing = _firing(given["surrogate_function"], given["v_threshold"], given.get("burst", False), through_reset)
     relevant = {name: given[name] for name in inspect.signature(choose).parameters if name in given}
     choice = choose(**relevant, firing=firing)
     return f"{choice.backend}: {choice.reason}"
@@ -114,7 +115,7 @@ def pmsn_sequence(
         RuntimeError: the backend was asked for by name and is not available here.
     """
     dtype = check_pmsn_inputs(x_seq, coefficients, state, v_threshold, reset_mode, context)
-    firing = _firing(surrogate_function, v_threshold, burst)
+    firing = _firing(surrogate_function, v_threshold, burst, reset_mode == "serial")
     choice = _choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, backend, firing)
     if choice.backend == "torch":
         output = functional.pmsn_sequence(
@@ -132,17 +133,20 @@ def pmsn_sequence(
     x = x_seq.to(dtype) if dtype == torch.float64 else x_seq
     if context == "global":
         x = x.to(dtype).mean(0, keepdim=True).expand(x.shape)
-    out, v, h_real, h_imag, v_seq, _ = ops.pmsn_forward(
+    threshold, theta = _threshold(v_threshold, dtype)
+    tensors = (
         x,
         *(c.to(dtype) for c in coefficients),
         *((None, None, None) if state is None else (s.to(dtype) for s in state)),
-        *_threshold(v_threshold, dtype),
-        reset_mode,
-        *firing,
-        return_state,
-        return_v_seq,
-        False,
+        threshold,
     )
+    options = theta, reset_mode, *firing
+    slopes = None
+    if firing.surrogate == "given" and _recorded(tensors):
+        with torch.no_grad():
+            out, *_, v_seq, _ = ops.pmsn_forward(*tensors, None, *options, False, True, False)
+        slopes = _slopes(surrogate_function, v_seq + v_threshold * out - v_threshold)
+    out, v, h_real, h_imag, v_seq, _ = ops.pmsn_forward(*tensors, slopes, *options, return_state, return_v_seq, False)
     if firing.fire == "membrane":
         with torch.autocast(x.device.type, enabled=False):
             out = fire(out, v_threshold, surrogate_function or triangle(), burst)
@@ -192,7 +196,7 @@ def tclif_sequence(
 ) -> TCLIFOutput:
     """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend; errors as in :func:`pmsn_sequence`."""
     dtype = check_tclif_inputs(x_seq, b1, b2, state, v_threshold, soma_feedback)
-    firing = _firing(surrogate_function, v_threshold, False)
+    firing = _firing(surrogate_function, v_threshold, False, True)
     choice = _choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, firing)
     if choice.backend == "torch":
         return functional.tclif_sequence(
@@ -209,22 +213,24 @@ def tclif_sequence(
             return_v_seq=return_v_seq,
         )
     couplings = _couplings(b1, b2, x_seq.shape[1:])
-    out, v, v_dendrite, v_seq, _ = ops.tclif_forward(
+    threshold, theta = _threshold(v_threshold, dtype)
+    tensors = (
         x_seq.to(dtype) if dtype == torch.float64 else x_seq,
         *(_flat(b, couplings, x_seq, dtype) for b in (b1, b2)),
         *((None, None) if state is None else (s.to(dtype) for s in state)),
-        *_threshold(v_threshold, dtype),
-        couplings.channels,
-        couplings.inner,
-        gamma,
-        *leak,
-        soma_feedback == "pre_reset",
-        detach_reset,
-        firing.fire == "strict",
-        *firing[1:],
-        return_v_seq,
-        False,
+        threshold,
     )
+    pre_reset = soma_feedback == "pre_reset"
+    options = theta, couplings.channels, couplings.inner, gamma, *leak, pre_reset, detach_reset
+    options += firing.fire == "strict", *firing[1:]
+    slopes = None
+    if firing.surrogate == "given" and _recorded(tensors):
+        with torch.no_grad():
+            out, *_, v_seq, _ = ops.tclif_forward(*tensors, None, *options, True, False)
+        before = torch.zeros_like(v_seq[0]) if state is None else state.v.detach().to(dtype)
+        soma = v_seq if pre_reset else v_seq + v_threshold * out
+        slopes = _slopes(surrogate_function, torch.cat([before[None], soma]) - v_threshold)
+    out, v, v_dendrite, v_seq, _ = ops.tclif_forward(*tensors, slopes, *options, return_v_seq, False)
     return TCLIFOutput(out.to(x_seq.dtype), TCLIFState(v, v_dendrite), v_seq if return_v_seq else None)
 
 
@@ -293,7 +299,11 @@ def _learnable(v_threshold: float | Tensor) -> bool:
     return isinstance(v_threshold, Tensor) and v_threshold.requires_grad and torch.is_grad_enabled()
 
 
-def _firing(surrogate_function: SpikeFunction | None, v_threshold: float | Tensor, burst: bool) -> Firing:
+def _firing(
+    surrogate_function: SpikeFunction | None, v_threshold: float | Tensor, burst: bool, through_reset: bool
+) -> Firing:
+    """What the kernel sends out. A function that is not fused is applied to the membrane afterwards; but where the
+    gradient passes through the reset, the kernel has to fire itself and is given the slopes."""
     if _learnable(v_threshold):
         return Firing("membrane")
     if burst:
@@ -303,7 +313,9 @@ def _firing(surrogate_function: SpikeFunction | None, v_threshold: float | Tenso
     is_function = isinstance(surrogate_function, FunctionType)
     spec = _describe_function(surrogate_function) if is_function else describe(surrogate_function)
     if spec is None or spec.name not in SURROGATES:
-        return Firing("membrane")
+        given = through_reset and not torch.compiler.is_compiling()  # its derivative is taken outside of any graph
+        at_zero = _spikes_at_zero(surrogate_function) if given else None
+        return Firing("membrane") if at_zero is None else Firing("spike" if at_zero else "strict", "given")
     return Firing("strict" if spec.strict else "spike", spec.name, *spec.parameters)
 
 
@@ -311,6 +323,36 @@ def _firing(surrogate_function: SpikeFunction | None, v_threshold: float | Tenso
 def _describe_function(surrogate_function: FunctionType) -> SurrogateSpec | None:
     """For torch.compile, which cannot look into a closure."""
     return describe(surrogate_function)
+
+
+def _spikes_at_zero(surrogate_function: SpikeFunction) -> bool | None:
+    """Whether a spike function fires at exactly the threshold; None if it is no step with a slope of its own, or has
+    parameters that learn."""
+    x = torch.tensor([-2.0, -1e-3, 0.0, 1e-3, 2.0])
+    with torch.enable_grad():
+        try:
+            spikes, sloped = surrogate_function(x), surrogate_function(x.clone().requires_grad_())
+        except Exception:  # it may hold tensors on another device; if it is broken, the reference will say so
+            return None
+    if spikes.requires_grad or not sloped.requires_grad:
+        return None
+    return {(0, 0, 1, 1, 1): True, (0, 0, 0, 1, 1): False}.get(tuple(spikes.tolist()))
+
+
+def _recorded(tensors: Iterable[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _slopes(surrogate_function: SpikeFunction, x: Tensor) -> Tensor:
+    """The derivative that ``surrogate_function`` pretends to have at ``x`` [T, *]."""
+    # a few steps at a time on the CPU: its many intermediate results stay in the cache
+    steps = max(1, 2**16 // x[0].numel()) if x.device.type == "cpu" else len(x)
+    slopes = []
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        for part in x.detach().split(steps):
+            part.requires_grad_()
+            slopes += torch.autograd.grad(surrogate_function(part).sum(), part)
+    return torch.cat(slopes)
 
 
 def _threshold(v_threshold: float | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:

@@ -35,7 +35,7 @@ def _pmsn_start(device: Device, tensors: list[Tensor], options: Sequence[Any]) -
 
 def pmsn_forward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
     """The operator of this name; so are the others."""
-    tensors, (*options, with_state, with_v_seq, save) = contiguous(arguments[:10]), arguments[10:]
+    tensors, (*options, with_state, with_v_seq, save) = contiguous(arguments[:11]), arguments[11:]
     x, K_real, D = tensors[0], tensors[3], tensors[5]
     layout, args = _pmsn_start(device, tensors, options)
     buffers = pmsn_buffers(x, K_real.shape[1], D.dtype, options[2], with_state, with_v_seq, save)
@@ -45,8 +45,8 @@ def pmsn_forward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def pmsn_backward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
-    given, state_gradients, tensors = contiguous(arguments[:6]), arguments[6], contiguous(arguments[7:17])
-    layout, args = _pmsn_start(device, tensors, arguments[17:])
+    given, state_gradients, tensors = contiguous(arguments[:6]), arguments[6], contiguous(arguments[7:18])
+    layout, args = _pmsn_start(device, tensors, arguments[18:])
     point(args, "grad_out grad_v_after grad_h_real_after grad_h_imag_after grad_v_seq checkpoints", given)
     results = gradients_like(tensors[:6], tensors[6:9] if state_gradients else (None,) * 3)
     point(args, "grad_x grad_E_real grad_E_imag grad_K_real grad_K_imag grad_D grad_v grad_h_real grad_h_imag", results)
@@ -63,7 +63,7 @@ def _tclif_start(device: Device, tensors: list[Tensor], options: Sequence[Any]) 
 
 
 def tclif_forward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
-    tensors, (*options, with_v_seq, save) = contiguous(arguments[:6]), arguments[6:]
+    tensors, (*options, with_v_seq, save) = contiguous(arguments[:7]), arguments[7:]
     x, b1 = tensors[:2]
     layout, args = _tclif_start(device, tensors, options)
     buffers = tclif_buffers(x, b1.dtype, with_v_seq, save)
@@ -73,8 +73,8 @@ def tclif_forward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def tclif_backward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
-    given, state_gradients, tensors = contiguous(arguments[:5]), arguments[5], contiguous(arguments[6:12])
-    layout, args = _tclif_start(device, tensors, arguments[12:])
+    given, state_gradients, tensors = contiguous(arguments[:5]), arguments[5], contiguous(arguments[6:13])
+    layout, args = _tclif_start(device, tensors, arguments[13:])
     point(args, "grad_out grad_v_after grad_d_after grad_v_seq checkpoints", given)
     results = gradients_like(tensors[:3], tensors[3:5] if state_gradients else (None,) * 2)
     point(args, "grad_x grad_b1 grad_b2 grad_v grad_d", results)

@@ -24,11 +24,11 @@ _operators = torch.ops.pmsn_plugins
 
 _PMSN = (
     "Tensor x, Tensor E_real, Tensor E_imag, Tensor K_real, Tensor K_imag, Tensor D, "
-    "Tensor? v, Tensor? h_real, Tensor? h_imag, Tensor? v_threshold, "
+    "Tensor? v, Tensor? h_real, Tensor? h_imag, Tensor? v_threshold, Tensor? slopes, "
     "float theta, str reset_mode, str fire, str surrogate, float a, float b, float c"
 )
 _TCLIF = (
-    "Tensor x, Tensor b1, Tensor b2, Tensor? v, Tensor? v_dendrite, Tensor? v_threshold, "
+    "Tensor x, Tensor b1, Tensor b2, Tensor? v, Tensor? v_dendrite, Tensor? v_threshold, Tensor? slopes, "
     "float theta, int channels, int inner, float gamma, float a1, float a2, "
     "bool pre_reset, bool detach_reset, bool strict, str surrogate, float a, float b, float c"
 )
@@ -46,7 +46,7 @@ def _define(name: str, arguments: str, results: int, fake: Callable) -> Callable
 
 
 def _fake_pmsn_forward(*arguments):
-    x, K_real, D, fire = arguments[0], arguments[3], arguments[5], arguments[12]
+    x, K_real, D, fire = arguments[0], arguments[3], arguments[5], arguments[13]
     return pmsn_buffers(x, K_real.shape[1], D.dtype, fire, *arguments[-3:]).flat
 
 
@@ -104,8 +104,8 @@ class _Pmsn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         outputs = _below_autograd(pmsn_forward, *arguments[:-1], True)
-        modulo = arguments[11] == "modulo"  # nothing flows through v
-        _remember(ctx, arguments[:10], arguments[10:-3], outputs, (outputs[1], outputs[4]) if modulo else ())
+        modulo = arguments[12] == "modulo"  # nothing flows through v
+        _remember(ctx, arguments[:11], arguments[11:-3], outputs, (outputs[1], outputs[4]) if modulo else ())
         return outputs
 
     @staticmethod
@@ -119,7 +119,7 @@ class _Tclif(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         outputs = _below_autograd(tclif_forward, *arguments[:-1], True)
-        _remember(ctx, arguments[:6], arguments[6:-2], outputs)
+        _remember(ctx, arguments[:7], arguments[7:-2], outputs)
         return outputs
 
     @staticmethod

@@ -17,8 +17,10 @@ SURROGATES = (
     "piecewise_leaky_relu",
     "fast_sigmoid",
     "straight_through",
+    "given",
 )
-"""The rows of :data:`pmsn_plugins.functional.SURROGATES` that are fused, in the order of ``enum Surrogate``."""
+"""In the order of ``enum Surrogate``: the rows of :data:`pmsn_plugins.functional.SURROGATES` that are fused, and slopes
+that come as a tensor."""
 
 RESETS = ("modulo", "none", "serial")
 """In the order of ``enum Reset``."""
@@ -103,7 +105,7 @@ def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_
     groups = max(1, min(rows, 64 // -(-row // strip), rows * T // 256))
     items = groups * -(-row // strip)
     segment = T
-    if cut_time and threads >= 4 * items and T > 8 * interval:
+    if cut_time and threads >= 4 * items and 8 * interval < T:
         segments = min(2 * threads // items, T // (4 * interval))
         segment = -(-T // segments // interval) * interval
     return Layout(T, elements, C, S, row, strip, groups, segment, depth)

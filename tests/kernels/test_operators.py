@@ -19,7 +19,7 @@ def leaves(*tensors):
 @pytest.mark.parametrize("reset_mode", ["modulo", "none"])
 def test_opcheck_pmsn(tools, cpu_kernels, with_state, reset_mode):
     x, coefficients, state = tools.pmsn_case((40, 2, 3), 2, torch.float64, with_state)
-    tensors = (*leaves(x, *coefficients), *(leaves(*state) if with_state else (None,) * 3), None)
+    tensors = (*leaves(x, *coefficients), *(leaves(*state) if with_state else (None,) * 3), None, None)
     options = (1.0, reset_mode, *PMSN_OPTIONS[2:])
     torch.library.opcheck(ops.pmsn_forward, (*tensors, *options, True, True, False))
 
@@ -27,7 +27,9 @@ def test_opcheck_pmsn(tools, cpu_kernels, with_state, reset_mode):
 def test_opcheck_tclif(tools, cpu_kernels):
     x, b1, b2, state = tools.tclif_case((40, 2, 5), (5,), torch.float64, True)
     tensors = (*leaves(x, b1, b2, *state), None)
-    torch.library.opcheck(ops.tclif_forward, (*tensors, *TCLIF_OPTIONS, True, False))
+    torch.library.opcheck(ops.tclif_forward, (*tensors, None, *TCLIF_OPTIONS, True, False))
+    given = (*TCLIF_OPTIONS[:9], "given", *TCLIF_OPTIONS[10:])
+    torch.library.opcheck(ops.tclif_forward, (*tensors, torch.rand(41, 2, 5).double(), *given, True, False))
 
 
 def test_opcheck_discretize(cpu_kernels):

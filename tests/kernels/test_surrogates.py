@@ -1,4 +1,4 @@
-"""Fused surrogates equal their rows of the table; all others run as the user's own code, with the same result."""
+"""Fused surrogates equal their rows of the table; all others run as the user's own code around the fused kernels."""
 
 import re
 from pathlib import Path
@@ -17,10 +17,10 @@ def test_names_are_those_of_the_c_enum():
     text = (Path(plan.__file__).parent / "csrc" / "surrogate.h").read_text()
     names = re.findall(r"^ {4}SURROGATE_(\w+),$", text, re.MULTILINE)
     assert tuple(name.lower() for name in names) == plan.SURROGATES
-    assert set(plan.SURROGATES) <= set(SURROGATES)
+    assert {*plan.SURROGATES} - {"given"} <= {*SURROGATES}
 
 
-@pytest.mark.parametrize("name", plan.SURROGATES)
+@pytest.mark.parametrize("name", [name for name in plan.SURROGATES if name != "given"])
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_formula_equals_the_row(cpu_kernels, name, instruction_set):
     if cpu.library.pmsn_use_instruction_set(instruction_set.encode()):
@@ -59,11 +59,15 @@ UNKNOWN = {
 }
 
 
+def tolerance_of(surrogate_function):
+    """snnTorch's spikes are float32, and so is what passes through them."""
+    return 1e-6 if getattr(surrogate_function, "__module__", "").startswith("snntorch") else 1e-9
+
+
 @pytest.mark.parametrize("surrogate_function", FUSED.values(), ids=FUSED)
 def test_fused_in_both_neurons(tools, cpu_kernels, surrogate_function):
-    assert kernels.dispatch._firing(surrogate_function, 1.0, False).fire in ("spike", "strict")
-    # snnTorch's spikes are float32, and so is what passes through them
-    tolerance = 1e-6 if getattr(surrogate_function, "__module__", "").startswith("snntorch") else 1e-9
+    assert kernels.dispatch._firing(surrogate_function, 1.0, False, True).fire in ("spike", "strict")
+    tolerance = tolerance_of(surrogate_function)
     case = tools.pmsn_case((20, 3, 5), 2, torch.float64, False)
     for reset_mode in ("modulo", "serial"):
         options = dict(surrogate_function=surrogate_function, reset_mode=reset_mode)
@@ -81,16 +85,68 @@ def test_fused_in_both_neurons(tools, cpu_kernels, surrogate_function):
 def test_unknown_functions_run_as_they_are(tools, cpu_kernels, surrogate_function, reset_mode, burst):
     case = tools.pmsn_case((20, 3, 5), 2, torch.float64, True)
     options = dict(surrogate_function=surrogate_function, reset_mode=reset_mode, burst=burst)
+    tolerance = tolerance_of(surrogate_function)
     expected = tools.run(functional.pmsn_sequence, *case, **options)
-    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, tolerance)
 
 
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("soma_feedback", ["post_reset", "pre_reset"])
 @pytest.mark.parametrize("surrogate_function", UNKNOWN.values(), ids=UNKNOWN)
-def test_unknown_functions_in_tclif(tools, cpu_kernels, surrogate_function):
+def test_unknown_functions_in_tclif(tools, backend, poisoned, surrogate_function, soma_feedback, detach_reset):
+    options = dict(surrogate_function=surrogate_function, soma_feedback=soma_feedback, detach_reset=detach_reset)
+    tolerance = tolerance_of(surrogate_function)
+    for shape, with_state in [((100, 3, 21), True), ((4, 9, 40), False), ((1, 2, 3), True)]:
+        case = tools.tclif_case(shape, (), torch.float64, with_state, backend.device)
+        chosen = kernels.explain(kernels.tclif_sequence, *case, backend=backend.name, **options)
+        assert chosen.startswith(backend.name), chosen
+        expected = tools.run(functional.tclif_sequence, *case, **options)
+        tools.assert_equal(
+            tools.run(kernels.tclif_sequence, *case, backend=backend.name, **options), expected, tolerance
+        )
+
+
+def test_unknown_functions_with_the_serial_reset(tools, backend, poisoned):
+    for surrogate_function in UNKNOWN.values():
+        case = tools.pmsn_case((100, 2, 21), 2, torch.float64, True, backend.device)
+        options = dict(surrogate_function=surrogate_function, reset_mode="serial")
+        tolerance = tolerance_of(surrogate_function)
+        chosen = kernels.explain(kernels.pmsn_sequence, *case, backend=backend.name, **options)
+        assert chosen.startswith(backend.name), chosen
+        expected = tools.run(functional.pmsn_sequence, *case, **options)
+        tools.assert_equal(
+            tools.run(kernels.pmsn_sequence, *case, backend=backend.name, **options), expected, tolerance
+        )
+
+
+class Learning(torch.nn.Module):
+    """A spike function with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, x):
+        soft = torch.sigmoid(self.slope * x)
+        return (x >= 0).to(x) + soft - soft.detach()
+
+
+@pytest.mark.parametrize(
+    "surrogate_function",
+    [Learning(), torch.sigmoid, lambda x: x.relu().sign() - 0.5, lambda x: (x >= 0).to(x)],
+    ids=["learning", "soft", "no spikes", "flat"],
+)
+def test_functions_that_are_no_step_run_on_torch(tools, cpu_kernels, surrogate_function):
+    """The kernel fires by itself, so it must not be used for a function that does something else."""
     case = tools.tclif_case((20, 3, 5), (), torch.float64, True)
-    expected = tools.run(functional.tclif_sequence, *case, surrogate_function=surrogate_function)
-    actual = tools.run(kernels.tclif_sequence, *case, surrogate_function=surrogate_function, backend="cpu")
-    tools.assert_equal(actual, expected, 0.0)
+    options = dict(surrogate_function=surrogate_function)
+    assert kernels.explain(kernels.tclif_sequence, *case, **options).startswith("torch")
+    expected = functional.tclif_sequence(*case, **options)
+    actual = kernels.tclif_sequence(*case, **options)
+    assert torch.equal(actual.spikes, expected.spikes)
+    if isinstance(surrogate_function, Learning):
+        grads = [torch.autograd.grad(o.spikes.sum(), surrogate_function.slope)[0] for o in (actual, expected)]
+        assert torch.equal(*grads) and grads[0] != 0
 
 
 @pytest.mark.parametrize("reset_mode", ["modulo", "none", "serial"])

@@ -6,8 +6,8 @@ enum Storage { STORAGE_FLOAT, STORAGE_DOUBLE, STORAGE_HALF, STORAGE_BFLOAT16 };
 
 // How a sequence of T steps of M contiguous elements [N, C, S] is cut into work items. Rows of P positions (P is C * S,
 // or several samples of it when that fills the lanes better) are cut into strips of `strip` positions; an item is one
-// strip of one group of rows, for one segment of time. The number of threads plays no part, so sums over items do not
-// depend on it.
+// strip of one group of rows, for one segment of time. Unless time is cut, the number of threads plays no part, so sums
+// over items do not depend on it.
 struct Layout {
     long long T, M, C, S, P, strip, groups;
     long long segment;    // steps of an item, a multiple of interval; T unless time is cut
@@ -22,6 +22,7 @@ struct PmsnArgs {
     const void *x, *E_real, *E_imag, *K_real, *K_imag, *D;
     const void *v, *h_real, *h_imag;  // state before; null: zero
     const void* theta_tensor;         // overrides theta when not null
+    const void* slopes;               // [T, M], for SURROGATE_GIVEN: dS/du
     // forward; all but out may be null
     void *out, *v_after, *h_real_after, *h_imag_after, *v_seq;
     void* checkpoints;  // [number, 1 + 2k, M]: v, h_real, h_imag
@@ -39,6 +40,7 @@ struct TclifArgs {
     const void *x, *b1, *b2;
     const void *v, *d;
     const void* theta_tensor;
+    const void* slopes;  // [1 + T, M], for SURROGATE_GIVEN: first that of the initial soma
     void *out, *v_after, *d_after, *v_seq;
     void* checkpoints;  // [number, 2, M]: v, d
     const void *grad_out, *grad_v_after, *grad_d_after, *grad_v_seq;

@@ -551,7 +551,8 @@ struct PmsnCpu {
                                KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, u, nullptr, theta);
                     }
-                    slope_pass(args, u, span.rows * span.steps, theta);
+                    if (args.slopes) load_column<L, Plain<L>>(u, here.count, args.slopes, here, b);
+                    else slope_pass(args, u, span.rows * span.steps, theta);
                     membrane_adjoint_pass(args.reset, adjoint.block(b), span, current, u, grad_out, grad_v_seq, dI,
                                           theta);
                     const Columns<L> dx =

@@ -260,8 +260,12 @@ struct TclifCpu {
                     else
                         pass.template recompute<false>(state, b, from, v_before, u_soma, u_dendrite, ahead_x,
                                                        ahead_grad, ahead_dx);
-                    for (int w = 0; w < W; ++w)
-                        surrogate_pass(args.surrogate, u_soma + w * pitch(), here.rows * here.count, theta, surrogate);
+                    for (int w = 0; w < W; ++w) {
+                        L* const slopes = u_soma + w * pitch();
+                        const Planes given = batch.planes(layout, start + 1, here.count);
+                        if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, given, b + w);
+                        else surrogate_pass(args.surrogate, slopes, here.rows * here.count, theta, surrogate);
+                    }
                     for (int w = 0; grad_v_seq && w < W; ++w) v_steps.load(grad_v_seq + w * pitch(), here, b + w);
                     const Columns<L> grad_out = grad_steps.read(grad, here, b, W, pitch());
                     const Columns<L> grad_x = dx_steps.write(grad, here, b, W, pitch());
@@ -284,12 +288,13 @@ struct TclifCpu {
 
     // With PRE_RESET the initial soma decides the first reset.
     void add_first_reset(const Tile<L>& state, const Tile<L>& adjoint, const Batch& batch) const {
-        load_state(state, batch, 0);
+        if (args.slopes) state.load(0, args.slopes, batch.planes(layout, 0, 1));
+        else load_state(state, batch, 0);
         for (index_t b = 0; b * width < batch.valid; ++b)
             for (index_t s = 0; s < batch.rows; ++s) {
                 L* soma = state.block(b) + s * TCLIF_STATE;
                 L* a = adjoint.block(b) + s * TCLIF_ADJOINT;
-                surrogate_pass(args.surrogate, soma, 1, theta, surrogate_parameters<R>(args));
+                if (!args.slopes) surrogate_pass(args.surrogate, soma, 1, theta, surrogate_parameters<R>(args));
                 a[0] += a[2] * soma[0];
             }
     }

@@ -122,7 +122,9 @@ struct Adjoint {
     }
 };
 
-PMSN_FN R slope_of(const PmsnArgs& args, R u, R theta) {
+// at step and element `at` of the sequence
+PMSN_FN R slope_of(const PmsnArgs& args, R u, R theta, index_t at) {
+    if (PMSN_SURROGATE == SURROGATE_GIVEN) return read(args.slopes, at);
     if (PMSN_FIRE == FIRE_MEMBRANE) return 1;
     if (PMSN_FIRE == FIRE_BURST) return u > 0 ? 1 / theta : 0;
     return surrogate_derivative<PMSN_SURROGATE>(
@@ -163,7 +165,7 @@ PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, i
     state.load(args, n.threshold, start, element);
     for_steps(args.x, element, args.layout.M, start, end, [&](index_t t, R x) {
         R u, out;
-        const R I = state.step(n, x, u, out), g = slope_of(args, u, n.threshold.theta);
+        const R I = state.step(n, x, u, out), g = slope_of(args, u, n.threshold.theta, t * args.layout.M + element);
         if (PMSN_RESET == RESET_NONE) current[t - start] = I;
         slope[t - start] = PMSN_RESET == RESET_MODULO && !(I > 0) ? R(0) : g;
     });

@@ -12,7 +12,9 @@ PMSN_FN TclifCoefficients<R> coefficients(const TclifArgs& args, index_t channel
     const R fire_at = PMSN_STRICT ? next_number(theta) : theta;
     return {read(args.b1, channel), read(args.b2, channel), (R)args.a1, (R)args.a2, (R)args.gamma, theta, fire_at};
 }
-PMSN_FN R slope_of(const TclifArgs& args, R u, R theta) {
+// `at` counts from the initial soma
+PMSN_FN R slope_of(const TclifArgs& args, R u, R theta, index_t at) {
+    if (PMSN_SURROGATE == SURROGATE_GIVEN) return read(args.slopes, at);
     return surrogate_derivative<PMSN_SURROGATE>(
         u - theta, SurrogateParameters<R>{(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c});
 }
@@ -70,14 +72,14 @@ extern "C" __global__ void tclif_backward(const TclifArgs args) {
                 const index_t at = (start + t) * M + element;
                 a.v += read(args.grad_v_seq, at);
                 const R grad_spike = args.grad_out ? Memory::load((const Memory::element*)args.grad_out + at) : R(0);
-                const R slope = slope_of(args, u_soma[t], c.theta);
+                const R slope = slope_of(args, u_soma[t], c.theta, M + at);
                 const R dx = tclif_adjoint_step<PMSN_PRE_RESET, PMSN_DETACH>(c, a, sums, grad_spike, slope, v_before[t],
                                                                              u_dendrite[t]);
                 Memory::store((Memory::element*)args.grad_x + at, dx);
             }
         }
         if (PMSN_PRE_RESET)
-            a.v += a.spike * slope_of(args, read(args.v, element), c.theta);  // it decided the first reset
+            a.v += a.spike * slope_of(args, read(args.v, element), c.theta, element);  // it decided the first reset
         write(args.grad_v, element, a.v);
         write(args.grad_d, element, a.d);
     }

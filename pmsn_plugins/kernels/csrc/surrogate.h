@@ -17,7 +17,8 @@ enum Surrogate {
     SURROGATE_PIECEWISE_LEAKY_RELU,
     SURROGATE_FAST_SIGMOID,
     SURROGATE_STRAIGHT_THROUGH,
-    SURROGATE_COUNT
+    SURROGATE_GIVEN,
+    SURROGATE_COUNT = SURROGATE_GIVEN  // the given one is an argument, not a formula
 };
 
 template <class R>
