@@ -31,7 +31,7 @@ class Contender(NamedTuple):
 
 
 class PMSN(PMSNParametersMixin, nn.Module):
-    """PMSN layer with n = 5 compartments on one backend."""
+    """PMSN layer with n = 5 compartments on one backend, without its final state (as training on whole sequences)."""
 
     def __init__(self, shape: tuple[int, ...], backend: str, reset_mode: str = "modulo") -> None:
         super().__init__()
@@ -39,7 +39,8 @@ class PMSN(PMSNParametersMixin, nn.Module):
         self.backend, self.reset_mode = backend, reset_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.pmsn_sequence(x, self.coefficients(), reset_mode=self.reset_mode, backend=self.backend).spikes
+        options = {"reset_mode": self.reset_mode, "return_state": False, "backend": self.backend}
+        return kernels.pmsn_sequence(x, self.coefficients(), **options).spikes
 
 
 class TCLIF(TCLIFParametersMixin, nn.Module):

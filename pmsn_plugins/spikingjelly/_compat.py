@@ -77,8 +77,9 @@ class StatefulNode(neuron.BaseNode):
     @abstractmethod
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool
-    ) -> tuple[Tensor, States, Tensor | None]:
-        """A sequence [T, N, *]. Returns spikes, final states and (on request) the membrane after each step."""
+    ) -> tuple[Tensor, States | None, Tensor | None]:
+        """A sequence [T, N, *]. Returns spikes, final states (None: the memories stay as they are) and (on request) the
+        membrane after each step."""
 
     @property
     @abstractmethod
@@ -121,7 +122,8 @@ class StatefulNode(neuron.BaseNode):
         """Spikes [T, N, *] of a sequence [T, N, *]; reads and writes the memories."""
         states = self._ready(x_seq, self._states(), "m")
         spikes, states, v_seq = self._sequence(x_seq, states, self.store_v_seq)
-        self._remember(states)
+        if states is not None:
+            self._remember(states)
         if v_seq is not None:
             self.v_seq = _own(v_seq)
         return spikes
@@ -142,8 +144,8 @@ class StatefulNode(neuron.BaseNode):
         self, inputs: tuple[Tensor, ...], states: tuple, **kwargs: object
     ) -> tuple[tuple[Tensor], tuple]:
         """``((spikes,), final states)`` of a sequence (2.0's interface); the memories stay untouched."""
-        spikes, states, _ = self._sequence(inputs[0], self._ready(inputs[0], states, "m"), False)
-        return (spikes,), tuple(map(_own, states))
+        spikes, final, _ = self._sequence(inputs[0], self._ready(inputs[0], states, "m"), False)
+        return (spikes,), states if final is None else tuple(map(_own, final))
 
     def _states(self) -> tuple:
         # not all memories: 0.14 keeps v_seq among them

@@ -44,6 +44,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
         backend: ``'auto'`` or one of :func:`pmsn_plugins.backends`.
         store_v_seq: record the membrane after reset in ``v_seq`` [T, N, C, *].
         burst: several spikes per step, ``S = floor(u / v_threshold)``.
+        keep_state: False starts every sequence from rest and keeps no memories: nothing to reset, and faster for a few
+            steps, where the final state is larger than the sequence. It needs ``step_mode='m'``.
 
     Parameters ``log_dt`` [C], ``log_decay``, ``freq``, ``B_real``, ``B_imag``, ``R_real``, ``R_imag`` [C, k] and ``D``
     [C]: see :class:`pmsn_plugins.functional.PMSNParameters`. Memories: ``v`` [N, C, *] and ``h_real``, ``h_imag``
@@ -68,6 +70,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
         store_v_seq: bool = False,
         *,
         burst: bool = False,
+        keep_state: bool = True,
     ) -> None:
         check_choice("reset_mode", reset_mode, RESET_MODES)
         check_choice("context", context, CONTEXTS)
@@ -84,11 +87,13 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
         self.reset_mode = reset_mode
         self.context = context
         self.burst = burst
+        self.keep_state = keep_state
 
     def extra_repr(self) -> str:
         return (
             f"{self.channels}, n_compartments={self.n_compartments}, preset={self.preset}, "
-            f"reset_mode={self.reset_mode}, context={self.context}, burst={self.burst}, {super().extra_repr()}"
+            f"reset_mode={self.reset_mode}, context={self.context}, burst={self.burst}, "
+            f"keep_state={self.keep_state}, {super().extra_repr()}"
         )
 
     @property
@@ -107,17 +112,25 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
                 "context='global' averages the input over time and needs the whole sequence: use step_mode='m', "
                 "e.g. functional.set_step_mode(net, 'm')"
             )
+        if not self.keep_state:
+            raise ValueError(
+                "keep_state=False has no state to go on from in step_mode='s': use keep_state=True, or "
+                "functional.set_step_mode(net, 'm')"
+            )
         return kernels.pmsn_step(x, self.coefficients(), states and PMSNState(*states), **self._options())
 
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool
-    ) -> tuple[Tensor, States, Tensor | None]:
+    ) -> tuple[Tensor, States | None, Tensor | None]:
+        if states and not self.keep_state:
+            raise ValueError("keep_state=False starts from rest, but v, h_real or h_imag was set: use keep_state=True")
         return kernels.pmsn_sequence(
             x_seq,
             self.coefficients(),
             states and PMSNState(*states),
             context=self.context,
             return_v_seq=return_v_seq,
+            return_state=self.keep_state,
             **self._options(),
         )
 

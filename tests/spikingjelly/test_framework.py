@@ -138,6 +138,15 @@ def test_functional_forward(make):
 
 
 @needs_2
+def test_functional_forward_without_state():
+    net = small_net(PMSNNode(4, keep_state=False))
+    x = inputs(9)
+    fresh = tuple(base.extract_memories(net))
+    (spikes,), states = base.to_functional_forward(net)((x,), fresh)
+    assert torch.equal(spikes, net(x)) and tuple(states) == fresh
+
+
+@needs_2
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_memopt(make, chunks):
     from spikingjelly.activation_based import memopt

@@ -34,7 +34,7 @@ def test_signatures_are_the_documented_ones():
     pmsn = inspect.signature(PMSNNode).parameters
     assert list(pmsn) == [
         "channels", "n_compartments", "preset", "v_threshold", "reset_mode", "context", "surrogate_function",
-        "step_mode", "backend", "store_v_seq", "burst",
+        "step_mode", "backend", "store_v_seq", "burst", "keep_state",
     ]  # fmt: skip
     assert list(inspect.signature(TCLIFNode).parameters) == [
         "beta", "gamma", "v_threshold", "soma_feedback", "surrogate_function", "detach_reset", "step_mode", "backend",
@@ -84,6 +84,24 @@ def test_sequence_steps_and_chunks_agree_with_gradients(make):
         assert torch.equal(spikes, expected)
         for a, b in zip(torch.autograd.grad((spikes * weight).sum(), wrt), gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("T", [4, 40])
+def test_without_state_every_sequence_starts_from_rest(T):
+    kept = PMSNNode(C, step_mode="m").double()
+    node = PMSNNode(C, step_mode="m", keep_state=False, store_v_seq=True).double()
+    node.load_state_dict(kept.state_dict())
+    x = inputs(T, 3)
+    expected = kept(x)
+    assert expected.any()
+    for _ in range(2):
+        assert torch.equal(node(x), expected)
+        assert node.v == node.h_real == node.h_imag == 0.0 and node.v_seq.shape == x.shape
+    with pytest.raises(ValueError, match="keep_state=True"):
+        steps(node, x)
+    node.step_mode, node.v = "m", 0.5
+    with pytest.raises(ValueError, match="starts from rest, but v"):
+        node(x)
 
 
 def test_global_context_shows_every_step_the_average():
