@@ -42,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
             raise SystemExit(f"{path}: the folder {path.parent} does not exist")
 
     checks = run_checks(device, arguments.quick)
-    print("kernel                    shape                  spikes that differ   gradient error")
+    print(f"{'kernel':26} {'type':8} {'shape':14} spikes that differ   gradient error")
     for check in checks:
         verdict = "" if check.passed else "   WRONG"
-        shape = "x".join(map(str, check.shape))
-        print(f"{check.name:25} {shape:22} {check.spikes:18.1e} {check.gradient:16.1e}{verdict}")
+        shape, dtype = "x".join(map(str, check.shape)), str(check.dtype).removeprefix("torch.")
+        print(f"{check.name:26} {dtype:8} {shape:14} {check.spikes:18.1e} {check.gradient:16.1e}{verdict}")
     if not all(check.passed for check in checks):
         print("a kernel is wrong: nothing was timed", file=sys.stderr)
         return 1
@@ -86,12 +86,13 @@ def _measure_shape(shape: tuple[int, ...], device: torch.device, budget_s: float
 def _print_shape(shape: tuple[int, ...], rows: list[Measurement], bandwidth: float) -> None:
     elements = torch.Size(shape).numel()
     fastest = rows[0]  # ours, on the fused backend where there is one
-    header = f"\n{list(shape)!s:32} {'forward':>10} {'fwd + bwd':>10} {'ratio':>7} {'kept':>6}"
-    print(header + "   ratio: to the first line; kept: bytes between forward and backward over the input's")
+    header = f"\n{list(shape)!s:32} {'forward':>10} {'fwd + bwd':>10} {'ratio':>7} {'kept':>6} {'peak':>6}"
+    print(header + "   ratio: to the first line; kept between forward and backward, and most memory, over the input's")
     for row in rows:
         print(
             f"  {row.name:30} {row.forward_s * 1e3:7.2f} ms {row.forward_backward_s * 1e3:7.2f} ms "
-            f"{row.forward_backward_s / fastest.forward_backward_s:7.1f} {row.kept_bytes / (4 * elements):6.1f}"
+            f"{row.forward_backward_s / fastest.forward_backward_s:7.1f} {row.kept_bytes / (4 * elements):6.1f} "
+            f"{row.peak_bytes / (4 * elements):6.1f}"
         )
     share = (FORWARD_BYTES + BACKWARD_BYTES) * elements / fastest.forward_backward_s / bandwidth
     print(f"  {fastest.name} moves its data at {100 * share:.0f} % of the copy bandwidth")

@@ -127,9 +127,9 @@ def contenders(device: torch.device) -> list[Contender]:
         Contender(f"TC-LIF ({b})", lambda shape, b=b: TCLIF(shape, b), LOOP_LIMIT if b == "torch" else 1 << 30)
         for b in ours
     ]
+    found.append(Contender("PMSN, FFT (the paper's method)", FFTPMSN))
     found += [
-        Contender("PMSN, FFT (the paper's method)", FFTPMSN),
-        Contender("PMSN, serial reset (torch)", lambda shape: PMSN(shape, "torch", "serial"), LOOP_LIMIT),
+        Contender(f"PMSN, serial reset ({b})", lambda shape, b=b: PMSN(shape, b, "serial"), LOOP_LIMIT) for b in ours
     ]
     return found + _spikingjelly() + _snntorch()
 

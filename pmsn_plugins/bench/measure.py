@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,7 @@ class Measurement(NamedTuple):
         shape: input shape [T, N, C, *].
         forward_s, forward_backward_s: fastest of several runs, seconds.
         kept_bytes: what autograd keeps from forward for backward, the input included.
+        peak_bytes: most memory at any moment of forward and backward, on top of the input and its gradient's source.
     """
 
     name: str
@@ -27,6 +30,7 @@ class Measurement(NamedTuple):
     forward_s: float
     forward_backward_s: float
     kept_bytes: int
+    peak_bytes: int
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -58,6 +62,7 @@ def measure(name: str, layer: nn.Module, shape: tuple[int, ...], device: torch.d
         _fastest(forward, device, budget_s / 3),
         _fastest(forward_backward, device, budget_s * 2 / 3),
         _kept_bytes(layer, x),
+        _peak_bytes(forward_backward, device),
     )
 
 
@@ -77,6 +82,21 @@ def _kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
     total = sum(kept.values())
     del output
     return total
+
+
+def _peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Most memory that PyTorch holds at any moment of ``call`` on top of what it held before."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # no complaint about a missing GPU
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
+        call()
+    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())), default=0)
 
 
 def _fastest(call: Callable[[], object], device: torch.device, budget_s: float) -> float:

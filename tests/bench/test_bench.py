@@ -65,11 +65,21 @@ def test_measurement_counts_what_is_kept():
     assert kept > 64 * 8 * 16 * 4
 
 
+def test_measurement_finds_the_peak():
+    class Through(torch.nn.Module):
+        def forward(self, x):
+            return (x.repeat(100) * x.repeat(100)).view(100, -1).sum(0)
+
+    result = measure("through", Through(), (4000,), CPU, budget_s=0.01)
+    # forward holds the two copies and their product, backward the two copies and up to four gradients of this size
+    assert 3 * 400_000 * 4 <= result.peak_bytes <= 7 * 400_000 * 4
+
+
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "QUICK_SHAPES", [(4, 2, 3), (16, 2, 3)])
     monkeypatch.setattr(command, "copy_bandwidth", lambda device: 1e10)
     monkeypatch.setattr(
-        command, "measure", lambda name, layer, shape, *_: Measurement(name, shape[0], shape, 1e-3, 2e-3, 96)
+        command, "measure", lambda name, layer, shape, *_: Measurement(name, shape[0], shape, 1e-3, 2e-3, 96, 96)
     )
     record, figure = tmp_path / "bench.json", tmp_path / "bench.png"
     arguments = ["--device", "cpu", "--quick", "--json", str(record), "--plot", str(figure)]
@@ -83,7 +93,7 @@ def test_command(tmp_path, capsys, monkeypatch):
 
 
 def test_command_times_nothing_when_a_kernel_is_wrong(capsys, monkeypatch):
-    bad = [checks.Check("PMSN (torch)", (4, 2, 3), 0.5, 0.1)]
+    bad = [checks.Check("PMSN (torch)", torch.float32, (4, 2, 3), 0.5, 0.1)]
     monkeypatch.setattr(command, "run_checks", lambda *_: bad)
     assert command.main(["--device", "cpu", "--quick"]) == 1
     assert "WRONG" in capsys.readouterr().out
