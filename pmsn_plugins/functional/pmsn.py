@@ -84,7 +84,7 @@ def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
     """
     check_pmsn_parameters(parameters)
     D = parameters.D
-    log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag = (p.to(_precise(p)) for p in parameters[:-1])
+    log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag = (p.to(_precise(p)) for p in tuple(parameters)[:-1])
     dt = log_dt.exp()[:, None]
     decay = log_decay.exp()
     growth, phase = -dt * decay, dt * freq
@@ -205,12 +205,12 @@ def pmsn_sequence(
 
 def check_pmsn_parameters(parameters: PMSNParameters) -> None:
     """Raise what :func:`discretize` raises."""
-    for name, value in zip(parameters._fields, parameters, strict=True):
+    for name, value in zip(PMSNParameters._fields, parameters, strict=True):
         check_floating(name, value)
     log_decay = parameters.log_decay
     if log_decay.ndim != 2:
         raise ValueError(f"log_decay must have shape [C, k], got {tuple(log_decay.shape)}")
-    for name, value in zip(parameters._fields, parameters, strict=True):
+    for name, value in zip(PMSNParameters._fields, parameters, strict=True):
         expected = log_decay.shape[:1] if name in ("log_dt", "D") else log_decay.shape
         if value.shape != expected:
             raise ValueError(f"{name} must have shape {tuple(expected)} like log_decay's, got {tuple(value.shape)}")
@@ -274,7 +274,7 @@ def _powers(c: PMSNCoefficients, length: int) -> tuple[Tensor, Tensor]:
 def _hidden_recurrence(x, c, h_real, h_imag):
     """Step by step, as the equations are written."""
     axes = (-1, 1, len(c.D)) + (1,) * (x.ndim - 3)  # [C, k] -> [k, 1, C, 1...]
-    E_real, E_imag, K_real, K_imag = (p.T.reshape(axes) for p in c[:4])
+    E_real, E_imag, K_real, K_imag = (p.T.reshape(axes) for p in tuple(c)[:4])
     D = c.D.reshape(axes[2:])
     current = []
     for x_t in x:

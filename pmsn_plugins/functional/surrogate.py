@@ -181,7 +181,7 @@ def describe(surrogate_function: object) -> SurrogateSpec | None:
         name = _SPIKINGJELLY.get(kind.__name__)
         if name is None or not surrogate_function.spiking:
             return None
-        values = vars(surrogate_function)
+        values = {p: getattr(surrogate_function, p, None) for p in SURROGATES[name].defaults}
         if name == "piecewise_leaky_relu":  # SpikingJelly 2.0 halved the slope that 0.0.0.0.14 has
             w = surrogate_function.w
             values = {**values, "slope": 1 / (2 * w) if hasattr(surrogate_function, "_sg_params") else 1 / w}

@@ -160,6 +160,6 @@ def check_tclif_inputs(
     if x_seq.ndim < 2 or x_seq.shape[0] == 0:
         raise ValueError(f"x_seq must be [T, N, *] with at least one time step, got shape {tuple(x_seq.shape)}")
     if state is not None:
-        for name, value in zip(state._fields, state, strict=True):
+        for name, value in zip(TCLIFState._fields, state, strict=True):
             check_state(name, value, x_seq.shape[1:])
     return compute_dtype(x_seq, *(b for b in (b1, b2) if isinstance(b, Tensor)))

@@ -222,7 +222,7 @@ def tclif_sequence(
     )
     pre_reset = soma_feedback == "pre_reset"
     options = theta, couplings.channels, couplings.inner, gamma, *leak, pre_reset, detach_reset
-    options += firing.fire == "strict", *firing[1:]
+    options += firing.fire == "strict", *tuple(firing)[1:]  # (dynamo of torch 2.6 cannot slice a named tuple)
     slopes = None
     if firing.surrogate == "given" and _recorded(tensors):
         with torch.no_grad():
@@ -282,7 +282,7 @@ def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoeffic
     )
     if not fused:
         return functional.discretize(parameters)
-    return PMSNCoefficients(*ops.discretize(*parameters[:-1]), parameters.D)
+    return PMSNCoefficients(*ops.discretize(*tuple(parameters)[:-1]), parameters.D)
 
 
 class Firing(NamedTuple):
