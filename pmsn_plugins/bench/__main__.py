@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s (read + write)")
     results: list[Measurement] = []
     for shape in QUICK_SHAPES if arguments.quick else SHAPES:
-        rows = _measure_shape(shape, device, budget_s=0.3 if arguments.quick else 0.6)
+        rows = _measure_shape(shape, device, budget_s=0.2 if arguments.quick else 0.4)
         _print_shape(shape, rows, bandwidth)
         results += rows
     if arguments.json:

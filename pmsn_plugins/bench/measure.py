@@ -21,7 +21,8 @@ class Measurement(NamedTuple):
         shape: input shape [T, N, C, *].
         forward_s, forward_backward_s: fastest of several runs, seconds.
         kept_bytes: what autograd keeps from forward for backward, the input included.
-        peak_bytes: most memory at any moment of forward and backward, on top of the input and its gradient's source.
+        peak_bytes: most memory that PyTorch holds at any moment of forward and backward, on top of the input and the
+            gradient of the output.
     """
 
     name: str
@@ -55,19 +56,13 @@ def measure(name: str, layer: nn.Module, shape: tuple[int, ...], device: torch.d
         layer.zero_grad(set_to_none=True)
         layer(leaf).backward(grad)
 
-    return Measurement(
-        name,
-        shape[0],
-        shape,
-        _fastest(forward, device, budget_s / 3),
-        _fastest(forward_backward, device, budget_s * 2 / 3),
-        _kept_bytes(layer, x),
-        _peak_bytes(forward_backward, device),
-    )
+    kept, peak = _memory(layer, x, grad)  # first: what an earlier run left would be counted too
+    forward_s = _fastest(forward, device, budget_s / 3)
+    return Measurement(name, shape[0], shape, forward_s, _fastest(forward_backward, device, budget_s), kept, peak)
 
 
-def _kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
-    """Size of the distinct storages that autograd saves, parameters left out."""
+def _memory(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> tuple[int, int]:
+    """Bytes that autograd keeps from forward for backward (without parameters), and most that is held at once."""
     parameters = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     kept: dict[int, int] = {}
 
@@ -77,41 +72,37 @@ def _kept_bytes(layer: nn.Module, x: torch.Tensor) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = layer(x.detach().requires_grad_())  # alive until counted, so that no address is used twice
-    total = sum(kept.values())
-    del output
-    return total
+    def run() -> None:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = layer(x.detach().requires_grad_())
+        output.backward(grad)
 
-
-def _peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Most memory that PyTorch holds at any moment of ``call`` on top of what it held before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) - before
+    if x.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(x.device)
+        before = torch.cuda.memory_allocated(x.device)
+        run()
+        return sum(kept.values()), torch.cuda.max_memory_allocated(x.device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # no complaint about a missing GPU
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
-        call()
-    changes = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())), default=0)
+    with _AllocationProfile(profile_memory=True) as profile:
+        run()
+    changes = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())), default=0)
+    return sum(kept.values()), peak
+
+
+class _AllocationProfile(torch.autograd.profiler.profile):
+    """PyTorch's profiler without its table of operators, which takes seconds for a loop over many steps."""
+
+    def _parse_kineto_results(self, result: object) -> list:
+        return []
 
 
 def _fastest(call: Callable[[], object], device: torch.device, budget_s: float) -> float:
-    """Fastest run within the budget, after a warm-up of a fifth of it; at least one run, at most 100."""
-    cuda = device.type == "cuda"
-    start = time.perf_counter()
-    call()
-    while time.perf_counter() - start < budget_s / 5:
-        call()
-    if cuda:
-        torch.cuda.synchronize(device)
+    """Fastest run within the budget; at least two runs, at most 100. The first ones warm up."""
     times: list[float] = []
     start = time.perf_counter()
-    while len(times) < 100 and (not times or time.perf_counter() - start < budget_s):
-        if cuda:
+    while len(times) < 2 or (len(times) < 100 and time.perf_counter() - start < budget_s):
+        if device.type == "cuda":
             before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             before.record()
             call()
