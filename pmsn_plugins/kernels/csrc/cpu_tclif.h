@@ -1,4 +1,4 @@
-// TC-LIF on the CPU: tiles in, tclif.h over them, tiles out.
+// TC-LIF on the CPU: a work item brings columns of several blocks to the passes, tclif.h over them.
 #pragma once
 #include "cpu_surrogate.h"
 #include "cpu_tile.h"
@@ -111,7 +111,7 @@ struct TclifCpu {
     typedef lane_of<R> L;
     const TclifArgs& args;
     const Layout& layout;
-    const index_t blocks, rows, depth, width;  // rows of a batch; steps of a tile
+    const index_t blocks, rows, depth, width;  // rows of a batch; steps between checkpoints
     const R theta;
 
     explicit TclifCpu(const TclifArgs& a)
