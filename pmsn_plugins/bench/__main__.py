@@ -57,12 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s (read + write)")
     results: list[Measurement] = []
     for shape in QUICK_SHAPES if arguments.quick else SHAPES:
-        rows = _measure_shape(shape, device, budget_s=0.2 if arguments.quick else 0.4)
+        rows = _measure_shape(shape, device, budget_s=0.4 if arguments.quick else 0.8)
         _print_shape(shape, rows, bandwidth)
         results += rows
-    if arguments.json:
-        record = {**machine, "copy_bandwidth": bandwidth, "results": [row._asdict() for row in results]}
-        arguments.json.write_text(json.dumps(record, indent=1))
+        if arguments.json:  # after every shape: an interrupted run keeps what it has measured
+            record = {**machine, "copy_bandwidth": bandwidth, "results": [row._asdict() for row in results]}
+            arguments.json.write_text(json.dumps(record, indent=1))
     if arguments.plot:
         from ..analysis.acceleration import plot_acceleration
 

@@ -142,7 +142,9 @@ def _spikingjelly() -> list[Contender]:
     return [
         Contender("SpikingJelly LIFNode", lambda shape: Reset(neuron.LIFNode(v_reset=None, step_mode="m"))),
         Contender("SpikingJelly PSN", lambda shape: Reset(neuron.PSN(shape[0])), 4096),
-        Contender("SpikingJelly SlidingPSN, k = 32", lambda shape: Reset(neuron.SlidingPSN(32, step_mode="m")), 4096),
+        Contender(
+            "SpikingJelly SlidingPSN, k = 32", lambda shape: Reset(neuron.SlidingPSN(32, step_mode="m")), LOOP_LIMIT
+        ),
     ]
 
 
