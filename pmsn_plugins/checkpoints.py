@@ -67,12 +67,12 @@ def load_authors_checkpoint(net: nn.Module, checkpoint: str | Path | Mapping[str
         checkpoint: file, the dictionary it contains, or the state_dict in it.
 
     Raises:
-        ValueError: the checkpoint has names that no script writes, does not fit ``net``, or holds values that are not
-            finite. Then nothing is changed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, has names that no script writes, does not fit ``net``, or holds values
+            that are not finite. Then nothing is changed.
     """
     if isinstance(checkpoint, (str, Path)):
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the scripts store their settings as one
-            checkpoint = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        checkpoint = _read(Path(checkpoint))
     given = _modules_of(_state_dict(checkpoint))
     pairs: list[tuple[Tensor, Tensor]] = []
     for kind in _KINDS:
@@ -91,6 +91,21 @@ def load_authors_checkpoint(net: nn.Module, checkpoint: str | Path | Mapping[str
             pairs += _pairs(prefix, state, own)
     for target, value in pairs:
         target.copy_(value)
+
+
+def _read(path: Path) -> object:
+    """What a script saved; no code in the file is run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the scripts store their settings as one
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path} is damaged, no checkpoint, or holds more than tensors and numbers ({reason}). If you trust it, "
+            "pass what torch.load(..., weights_only=False) returns"
+        ) from error
 
 
 def _pairs(prefix: str, state: Mapping[str, Tensor], own: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -171,6 +171,18 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(change, message):
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
+def test_files_that_cannot_be_read(tmp_path):
+    net, path = residual(1, 8, 2, 10, PMSN), tmp_path / "checkpoint.pth"
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*checkpoint\.pth"):
+        load_authors_checkpoint(net, path)
+    path.write_text("text")
+    with pytest.raises(ValueError, match=r"checkpoint\.pth is damaged, no checkpoint"):
+        load_authors_checkpoint(net, path)
+    torch.save({"state_dict": script_smnist(), "criterion": nn.CrossEntropyLoss()}, path)
+    with pytest.raises(ValueError, match=r"holds more than tensors.*weights_only=False"):
+        load_authors_checkpoint(net, path)
+
+
 def test_convert_neuron_refuses_a_third_coupling():
     with pytest.raises(ValueError, match=r"two numbers.*\(3,\)"):
         convert_neuron({"decay_factor": torch.zeros(3)})

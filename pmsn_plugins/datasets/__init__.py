@@ -3,7 +3,7 @@
 from .images import cifar_source, columns, digits_source, imagenet_source, mnist_source, pixels, repeated
 from .source import DataSource, View, check_labels, time_first, validation_split
 from .speech_commands import SpeechCommands12, speech_commands_source
-from .spoken import SpokenEvents, spoken_source
+from .spoken import SpokenEvents, check_binning, spoken_source
 from .synthetic import SyntheticSamples, synthetic_source
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "SpokenEvents",
     "SyntheticSamples",
     "View",
+    "check_binning",
     "check_labels",
     "cifar_source",
     "columns",

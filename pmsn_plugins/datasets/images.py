@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from .._checks import check_int_at_least
-from .source import DataSource, missing_files
+from .source import DataSource, check_switch, missing_files
 
 _CIFAR_STATISTICS = {
     10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -37,6 +37,7 @@ def repeated(images: Tensor, T: int) -> Tensor:
 
 
 def _permutation(T: int, permute: bool, permutation: Tensor | None, seed: int) -> Tensor | None:
+    check_switch("permute", permute)
     if not permute:
         return None
     if permutation is None:
@@ -97,6 +98,7 @@ def cifar_source(
         raise ValueError(f"num_classes must be 10 or 100, got {num_classes}")
     if by not in ("pixel", "column"):
         raise ValueError(f"by must be 'pixel' or 'column', got {by!r}")
+    check_switch("augment", augment)
     kind, folder = (
         (datasets.CIFAR10, "cifar-10-batches-py") if num_classes == 10 else (datasets.CIFAR100, "cifar-100-python")
     )
@@ -127,7 +129,7 @@ def _open_torchvision(kind: type, root: str | Path, files: str, *, train: bool, 
         return kind(str(root), train=train, download=download)
     except (RuntimeError, OSError) as error:  # no such files, or no network
         raise missing_files(
-            kind.__name__, str(Path(root) / files), f"Pass download=True (torchvision: {error})."
+            kind.__name__, str(Path(root) / files), f"download=True (--download) fetches it (torchvision: {error})"
         ) from error
 
 
@@ -155,31 +157,38 @@ def imagenet_source(root: str | Path, *, T: int = 4, num_classes: int = 1000) ->
     """Folders ``train/<class>/*`` and ``val/<class>/*`` of images, as 224 x 224, normalised, shown T times.
 
     ``val`` is the test set; a validation part is split off ``train``.
+
+    Raises:
+        FileNotFoundError: says which folder is expected where.
+        ValueError: the number of folders is not ``num_classes``, or ``val`` has other ones than ``train``.
     """
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
     check_int_at_least("T", T, 1)
-    parts = {part: partial(_open_folder, ImageFolder, Path(root) / part, num_classes) for part in ("train", "val")}
+    check_int_at_least("num_classes", num_classes, 2)
     normalise = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*_IMAGENET_STATISTICS)]
-    train = parts["train"]()
+    train = _open_folder(ImageFolder, Path(root) / "train", num_classes)
     return DataSource(
         name="ImageNet",
         num_classes=num_classes,
         train=train,
         labels=np.asarray(train.targets),
-        load_test=parts["val"],
+        load_test=lambda: _open_folder(ImageFolder, Path(root) / "val", num_classes, train.classes),
         to_sequence=partial(repeated, T=T),
         train_transform=v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), *normalise]),
         eval_transform=v2.Compose([v2.Resize(256), v2.CenterCrop(224), *normalise]),
     )
 
 
-def _open_folder(kind: type, path: Path, num_classes: int) -> Dataset:
+def _open_folder(kind: type, path: Path, num_classes: int, classes: list[str] | None = None) -> Dataset:
     try:
         dataset = kind(str(path))
     except FileNotFoundError as error:
         raise missing_files("ImageNet", f"{path}/<class>/*.JPEG", f"(torchvision: {error})") from error
     if len(dataset.classes) != num_classes:
-        raise ValueError(f"{path} has {len(dataset.classes)} class folders, expected {num_classes}")
+        raise ValueError(f"{path} has {len(dataset.classes)} class folders, expected {num_classes} (num_classes)")
+    if classes not in (None, dataset.classes):  # labels are positions in the sorted list of folders
+        other = sorted(set(dataset.classes) ^ set(classes))
+        raise ValueError(f"{path} has other class folders than the training part: {', '.join(other[:5])}")
     return dataset

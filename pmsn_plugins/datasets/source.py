@@ -125,6 +125,12 @@ class View(Dataset):
         return x, int(label)
 
 
+def check_switch(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def missing_files(name: str, expected: str, remedy: str) -> FileNotFoundError:
     """The error for data that is not there: which file is expected where, and what to do."""
     return FileNotFoundError(f"{name} not found: expected {expected}. {remedy}")

@@ -24,6 +24,10 @@ def speech_commands_source(root: str | Path, *, seed: int = 0, download: bool = 
 
     Features as in the authors' script: window 30 ms, step 10 ms, 40 mel bands between 40 and 4000 Hz, magnitude in dB
     below the loudest, normalised to mean 0 and deviation 1 per sample (computed by torchaudio, not librosa).
+
+    Raises:
+        FileNotFoundError: says which files are expected where.
+        ValueError: a sound file is not one channel of 16-bit samples at 16 kHz (when it is read).
     """
     train = SpeechCommands12(root, "training", seed=seed, download=download)
     return DataSource(
@@ -50,14 +54,20 @@ class SpeechCommands12(Dataset):
             listing = torchaudio.datasets.SPEECHCOMMANDS(str(root), subset=subset, download=download)
         except (RuntimeError, OSError) as error:
             raise missing_files(
-                "Speech Commands", f"{folder}/<word>/*.wav", f"Pass download=True (torchaudio: {error})."
+                "Speech Commands",
+                f"{folder}/<word>/*.wav",
+                f"download=True (--download) fetches it (torchaudio: {error})",
             ) from error
         metadata = [listing.get_metadata(i) for i in range(len(listing))]
         self._archive = Path(root) / "SpeechCommands"
         known = [m for m in metadata if m[2] in CLASSES]
         others = [m for m in metadata if m[2] not in CLASSES]
-        if not known:
-            raise missing_files("Speech Commands", f"{folder}/yes/*.wav", f"The {subset} part is empty.")
+        noises = sorted((folder / "_background_noise_").glob("*.wav"))
+        found = {m[2] for m in known} | ({"unknown"} if others else set()) | ({"silence"} if noises else set())
+        if missing := [name for name in CLASSES if name not in found]:
+            names = {"unknown": "<any other word>", "silence": "_background_noise_"}
+            expected = ", ".join(f"{names.get(name, name)}/*.wav" for name in missing)
+            raise missing_files("Speech Commands", f"{expected} in {folder}", f"The {subset} part has none of these.")
         rng = np.random.default_rng((seed, ("training", "validation", "testing").index(subset)))
         count = max(1, round(len(known) / (len(CLASSES) - 2)))
         chosen = rng.permutation(len(others))[:count]
@@ -65,13 +75,11 @@ class SpeechCommands12(Dataset):
         self._files = [(self._archive / m[0], 0) for m in words]
         self.labels = np.array([CLASSES.index(m[2]) if m[2] in CLASSES else 0 for m in words])
         speakers = [m[3] for m in words]
-        noises = sorted((folder / "_background_noise_").glob("*.wav"))
-        if noises:
-            lengths = [len(_read_wav(path)) for path in noises]
-            for i in rng.integers(len(noises), size=count):
-                self._files.append((noises[i], int(rng.integers(max(1, lengths[i] - SAMPLE_RATE)))))
-            self.labels = np.concatenate([self.labels, np.full(count, CLASSES.index("silence"))])
-            speakers += ["silence"] * count
+        lengths = [len(_read_wav(path)) for path in noises]
+        for i in rng.integers(len(noises), size=count):
+            self._files.append((noises[i], int(rng.integers(max(1, lengths[i] - SAMPLE_RATE)))))
+        self.labels = np.concatenate([self.labels, np.full(count, CLASSES.index("silence"))])
+        speakers += ["silence"] * count
         self.speakers = np.unique(speakers, return_inverse=True)[1]
         self._spectrum = torchaudio.transforms.MelSpectrogram(
             SAMPLE_RATE, n_fft=480, hop_length=160, power=1.0, n_mels=40, f_min=40.0, f_max=4000.0

@@ -61,6 +61,15 @@ def spoken_source(
     )
 
 
+def check_binning(T: int, time_span: float, channels: int) -> None:
+    """Raise unless the options of :func:`spoken_source` make sense."""
+    check_int_at_least("T", T, 1)
+    check_positive("time_span", time_span)
+    check_int_at_least("channels", channels, 1)
+    if UNITS % channels:
+        raise ValueError(f"channels must divide {UNITS}, got {channels}")
+
+
 class SpokenEvents(Dataset):
     """One part of SHD or SSC: item i is (spike counts [T, channels] float32, label).
 
@@ -82,11 +91,7 @@ class SpokenEvents(Dataset):
     ) -> None:
         check_choice("name", name, _SPLITS)
         check_choice("split", split, _SPLITS[name])
-        check_int_at_least("T", T, 1)
-        check_positive("time_span", time_span)
-        check_int_at_least("channels", channels, 1)
-        if UNITS % channels:
-            raise ValueError(f"channels must divide {UNITS}, got {channels}")
+        check_binning(T, time_span, channels)
         self.T, self.time_span, self.channels = T, time_span, channels
         path = _h5_path(name, Path(root), split)
         self.labels, self.speakers, self.class_names = _read_labels(path, CLASSES[name])
@@ -142,7 +147,9 @@ def _h5_path(name: str, root: Path, split: str) -> Path:
     path = root / ("events_h5" if _is_spikingjelly_2() else "extract") / f"{name}_{split}.h5"
     if not path.exists():
         remedy = f"Unpack {_ARCHIVES}{name}_{split}.h5.zip there"
-        raise missing_files(name.upper(), str(path), remedy + (", or pass download=True." if name == "shd" else "."))
+        raise missing_files(
+            name.upper(), str(path), remedy + (", or pass download=True (--download)." if name == "shd" else ".")
+        )
     return path
 
 

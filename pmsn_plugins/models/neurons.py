@@ -32,7 +32,8 @@ def neuron_factory(
         name: one of :data:`NEURONS`.
         framework: whose neurons, ``'spikingjelly'`` or ``'snntorch'``.
         T: number of time steps; only the PSN and the masked PSN need it.
-        options: go to the neuron's class; for the PMSN also ``input_scale``, a factor on its input current.
+        options: go to the neuron's class; the threshold is ``v_threshold`` in both frameworks. For the PMSN also
+            ``input_scale``, a factor on its input current.
 
     Defaults beside the classes' own: soft reset for LIF, PLIF and IF, order 32 and a complete mask for the masked PSN,
     order 32 for the sliding PSN.
@@ -45,19 +46,17 @@ def neuron_factory(
     check_choice("name", name, NEURONS[framework])
     if name in ("psn", "maskedpsn") and T is None:
         raise ValueError(f"{name} has one weight per pair of time steps: T must be given")
+    scale = options.pop("input_scale", 1.0) if name == "pmsn" else 1.0
     if framework == "snntorch":
         build = _snntorch(name, options)
     elif name in ("pmsn", "tclif"):
         from .. import spikingjelly as ours
 
-        scale = options.pop("input_scale", 1.0)
         node = {"pmsn": ours.PMSNNode, "tclif": _without_channels(ours.TCLIFNode)}[name]
         build = partial(node, step_mode="m", **options)
-        if scale != 1.0:
-            return lambda channels: nn.Sequential(Scale(scale), build(channels))
     else:
         build = _spikingjelly(name, T, options)
-    return build
+    return build if scale == 1.0 else lambda channels: nn.Sequential(Scale(scale), build(channels))
 
 
 def _spikingjelly(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
@@ -86,6 +85,8 @@ def _without_channels(build: Callable[..., nn.Module]) -> NeuronFactory:
 def _snntorch(name: str, options: dict[str, Any]) -> NeuronFactory:
     from .. import snntorch as ours
 
+    if "v_threshold" in options:
+        options["threshold"] = options.pop("v_threshold")
     if name == "pmsn":
         keeps_state = options.get("context", "local") == "local"
         return partial(ours.PMSN, init_hidden=keeps_state, output=False, **options)
@@ -97,14 +98,21 @@ def _snntorch(name: str, options: dict[str, Any]) -> NeuronFactory:
 
 
 class OverTime(nn.Module):
-    """A stepwise snnTorch neuron with hidden state, run over [T, N, *] one step after the other."""
+    """A stepwise snnTorch neuron with hidden state, run over [T, N, *] one step after the other.
+
+    With ``step_mode = 's'`` (as SpikingJelly calls it) it takes one step [N, *]: what a layer with feedback needs.
+    """
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
         self.neuron = neuron
+        self.step_mode = "m"
 
-    def forward(self, x_seq: Tensor) -> Tensor:
-        return torch.stack([self.neuron(x) for x in x_seq])
+    def supported_step_mode(self) -> tuple[str, str]:
+        return "s", "m"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.neuron(x) if self.step_mode == "s" else torch.stack([self.neuron(x_t) for x_t in x])
 
 
 class Scale(nn.Module):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import pairwise
+from numbers import Real
 
 from spikingjelly.activation_based import base, functional, layer
 from torch import Tensor, nn
 
+from .._checks import check_int_at_least
 from .neurons import NeuronFactory
 
 
@@ -73,11 +75,15 @@ def feedforward(
         current_dropout: of each hidden layer's input current, drawn anew at each step (GSC).
 
     Raises:
-        ValueError: fewer than two widths, a feedback layer that does not exist, or neurons that need the whole sequence
-            where feedback is asked for.
+        ValueError: fewer than two widths or one below 1, a feedback layer that does not exist, a dropout rate outside
+            [0, 1), or neurons that need the whole sequence where feedback is asked for.
     """
     if len(widths) < 2:
         raise ValueError(f"widths must name inputs and classes at least, got {tuple(widths)}")
+    for width in widths:
+        check_int_at_least("widths", width, 1)
+    _check_rate("dropout", dropout)
+    _check_rate("current_dropout", current_dropout)
     hidden = range(len(widths) - 2)
     if not set(feedback) <= set(hidden):
         raise ValueError(f"feedback must be among the hidden layers {list(hidden)}, got {sorted(feedback)}")
@@ -111,7 +117,14 @@ def residual(
     Args:
         dropout: of the currents and of the last spikes, the same channels over the whole sequence. (The script drops
             another fifth of this rate after every neuron; that is left out.)
+
+    Raises:
+        ValueError: a size below 1, ``blocks`` below 0, or a dropout rate outside [0, 1).
     """
+    check_int_at_least("in_features", in_features, 1)
+    check_int_at_least("width", width, 1)
+    check_int_at_least("blocks", blocks, 0)
+    check_int_at_least("num_classes", num_classes, 1)
     return _multi_step(
         layer.Linear(in_features, width),
         BatchNorm1d(width),
@@ -160,7 +173,13 @@ def _block(width: int, neuron: NeuronFactory, dropout: float) -> nn.Module:
 
 
 def _dropout(rate: float) -> list[nn.Module]:
+    _check_rate("dropout", rate)
     return [layer.Dropout(rate)] if rate else []
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not (isinstance(rate, Real) and 0.0 <= rate < 1.0):
+        raise ValueError(f"{name} must be at least 0 and below 1, got {rate!r}")
 
 
 def _multi_step(*layers: nn.Module) -> nn.Sequential:

@@ -25,17 +25,47 @@ def sew_resnet_static(
     Args:
         init_from: ``'torchvision'`` downloads torchvision's ImageNet weights of the ResNet of the same depth; a path
             loads such a state_dict from a file.
+
+    Raises:
+        ValueError: the file holds no state_dict, or one of another ResNet.
+        FileNotFoundError: there is no such file, or it could not be downloaded: says where it is expected.
     """
     from ..spikingjelly import sew_resnet
 
     net = sew_resnet(depth, neuron, cnf="ADD", num_classes=num_classes)
     if init_from == "torchvision":
-        from torchvision import models
-
-        load_torchvision_resnet(net, models.get_model(f"resnet{depth}", weights="DEFAULT").state_dict())
+        load_torchvision_resnet(net, _download(depth))
     elif init_from is not None:
-        load_torchvision_resnet(net, torch.load(init_from, map_location="cpu", weights_only=True))
+        load_torchvision_resnet(net, _read(Path(init_from)))
     return net
+
+
+def _download(depth: int) -> dict[str, Tensor]:
+    from torchvision import models
+
+    weights = models.get_model_weights(f"resnet{depth}").DEFAULT
+    try:
+        return weights.get_state_dict(check_hash=True)
+    except OSError as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise FileNotFoundError(
+            f"init_from='torchvision': cannot download ({error}). Put {weights.url} into {folder}, or name a file"
+        ) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"init_from must be 'torchvision' or a file with its state_dict; there is no file {path}"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"init_from: {path} is damaged or no state_dict ({reason})") from error
+    if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"init_from: {path} holds no state_dict")
+    return state
 
 
 @torch.no_grad()

@@ -46,6 +46,6 @@ def sew_resnet(
     # SpikingJelly calls spiking_neuron() without the width, but builds a norm of that width right before each neuron
     build = getattr(models, f"sew_resnet{depth}")
     net = build(cnf=cnf, spiking_neuron=neuron.IFNode, num_classes=num_classes, **kwargs)
+    functional.set_step_mode(net, step_mode)  # before the swap: a PSN has no single-step mode to begin in
     swap_neurons(net, neuron_factory)
-    functional.set_step_mode(net, step_mode)
     return net

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pmsn_plugins import datasets
 from pmsn_plugins.datasets import DataSource, View, validation_split
 from pmsn_plugins.datasets.speech_commands import CLASSES
+from pmsn_plugins.training import PRESETS, open_source
 
 
 def make_source(labels, num_classes=10, **kwargs):
@@ -64,6 +65,12 @@ def test_mnist_and_cifar_files_of_torchvision(tmp_path):
     x = torch.stack([source.train[i][0] for i in range(30)])
     assert torch.equal(source.to_sequence(x)[:, 4, 0], torch.from_numpy(images[4]).flatten() / 255.0)
     assert len(source.load_test()) == 20
+    assert open_source(PRESETS["smnist"], tmp_path).permutation is None
+    first, again = (open_source(PRESETS["psmnist"], tmp_path) for _ in range(2))
+    assert torch.equal(first.permutation, again.permutation)
+    stored = first.permutation.flip(0)
+    restored = open_source(PRESETS["psmnist"], tmp_path, permutation=stored)
+    assert torch.equal(restored.to_sequence(x), source.to_sequence(x)[stored])
 
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
@@ -84,8 +91,21 @@ def test_mnist_and_cifar_files_of_torchvision(tmp_path):
     ],
 )
 def test_missing_files_are_named(tmp_path, source, expected):
-    with pytest.raises(FileNotFoundError, match=f"expected .*{expected}"):
+    with pytest.raises(FileNotFoundError, match=f"expected {tmp_path}/.*{expected}"):
         source(tmp_path)
+
+
+@pytest.mark.parametrize("source", [datasets.mnist_source, datasets.cifar_source, datasets.speech_commands_source])
+def test_downloads_are_offered(tmp_path, source):
+    with pytest.raises(FileNotFoundError, match=r"download=True \(--download\) fetches it"):
+        source(tmp_path)
+
+
+def test_switches_that_are_neither_on_nor_off():
+    with pytest.raises(TypeError, match="permute must be True or False, got 'no'"):
+        datasets.digits_source(permute="no")
+    with pytest.raises(TypeError, match="augment must be True or False, got 1"):
+        datasets.cifar_source("nowhere", augment=1)
 
 
 def test_imagenet_folders(tmp_path):
@@ -102,6 +122,9 @@ def test_imagenet_folders(tmp_path):
     assert source.eval_transform(source.load_test()[1][0]).shape == (3, 224, 224)
     with pytest.raises(ValueError, match="2 class folders, expected 1000"):
         datasets.imagenet_source(tmp_path)
+    (tmp_path / "val" / "cat").rename(tmp_path / "val" / "emu")  # dogs would become class 0
+    with pytest.raises(ValueError, match=r"val has other class folders than the training part: cat, emu"):
+        source.load_test()
 
 
 def test_labels_that_do_not_fit_the_classes():
@@ -170,6 +193,12 @@ def test_speech_commands(tmp_path):
         assert x.shape == (101, 40) and label == source.labels[i]
         assert abs(x.mean()) < 1e-5 and abs(x.std() - 1) < 1e-4
         assert torch.equal(x, datasets.speech_commands_source(tmp_path).train[i][0])
+    for name in ("_background_noise_", "yes"):
+        (folder / name).rename(tmp_path / name)
+        expected = rf"expected {name}/\*\.wav in .*The training part has none of these"
+        with pytest.raises(FileNotFoundError, match=expected):
+            datasets.speech_commands_source(tmp_path)
+        (tmp_path / name).rename(folder / name)
     wavfile.write(folder / "yes" / "speaker0_nohash_0.wav", 8_000, np.zeros(8_000, np.int16))
     with pytest.raises(ValueError, match="16000 Hz, got int16 at 8000 Hz"):
         [source.train[i] for i in range(len(source.train))]

@@ -132,7 +132,13 @@ def test_input_scale_is_a_factor_on_the_current():
     ("call", "message"),
     [
         (lambda: feedforward((3,), PMSN), "at least"),
+        (lambda: feedforward((3, 0, 2), PMSN), "widths must be at least 1, got 0"),
         (lambda: feedforward((3, 4, 2), PMSN, feedback=(1,)), "feedback must be among"),
+        (lambda: feedforward((3, 4, 2), PMSN, dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
+        (lambda: feedforward((3, 4, 2), PMSN, current_dropout=-0.1), "current_dropout must be at least 0"),
+        (lambda: residual(1, 0, 2, 3, PMSN), "width must be at least 1, got 0"),
+        (lambda: residual(1, 4, -1, 3, PMSN), "blocks must be at least 0, got -1"),
+        (lambda: pixel_cifar(PMSN, dropout="a"), "dropout must be at least 0 and below 1, got 'a'"),
         (lambda: neuron_factory("relu"), "'pmsn', 'tclif'"),
         (lambda: neuron_factory("plif", framework="snntorch"), "name must be one of"),
         (lambda: neuron_factory("pmsn", framework="norse"), "framework must be one of"),
@@ -154,6 +160,41 @@ def test_feedback_needs_a_neuron_that_runs_step_by_step():
 def test_a_neuron_the_release_lacks():
     with pytest.raises(ImportError, match="spikingjelly>=2"):
         neuron_factory("psn", T=5)
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_every_neuron_in_a_sew_resnet(name):
+    torch.manual_seed(0)
+    net = sew_resnet_static(18, neuron_factory(name, T=2), num_classes=3)
+    y = net(torch.rand(2, 2, 3, 32, 32))
+    assert y.shape == (2, 2, 3) and len(spiking_layers(net)) == 20
+    y.square().mean().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+def test_networks_are_the_same_in_both_frameworks():
+    """Thresholds, input scale and feedback included."""
+    pytest.importorskip("snntorch")
+    x = 3 * torch.randn(9, 4, 2, dtype=torch.float64)
+    for name, options, feedback in (
+        ("tclif", {"gamma": 0.7, "v_threshold": 1.5}, (0,)),
+        ("tclif", {"v_threshold": 0.8}, ()),
+        ("pmsn", {"input_scale": 0.2, "v_threshold": 0.5}, ()),
+    ):
+        outputs, parameters = [], None
+        for framework in NEURONS:
+            net = feedforward((2, 8, 8, 3), neuron_factory(name, framework=framework, **options), feedback=feedback)
+            net.double()
+            with torch.no_grad():
+                if parameters is not None:
+                    for ours, theirs in zip(net.parameters(), parameters, strict=True):
+                        ours.copy_(theirs)
+            parameters = list(net.parameters())
+            outputs.append(net(x))
+            reset_states(net)
+            assert torch.equal(net(x), outputs[-1])
+        assert outputs[0].std(0).any()  # the hidden layers fire
+        torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("context", ["local", "global"])
@@ -186,6 +227,32 @@ def test_sew_resnet_takes_a_torchvision_resnets_weights(depth, tmp_path):
     for a, b in zip(ours, theirs, strict=True):
         for key, value in b.state_dict().items():
             assert torch.equal(a.state_dict()[key], value)
+
+
+def test_weights_to_begin_with_that_are_not_there(tmp_path, monkeypatch):
+    from torchvision import models
+
+    neuron = neuron_factory("if")
+    path = tmp_path / "resnet.pt"
+    with pytest.raises(FileNotFoundError, match=r"init_from must be 'torchvision' or a file.*no file .*resnet\.pt"):
+        sew_resnet_static(18, neuron, init_from=path)
+    path.write_text("text")
+    with pytest.raises(ValueError, match=r"resnet\.pt is damaged or no state_dict"):
+        sew_resnet_static(18, neuron, init_from=path)
+    torch.save({"epoch": 3}, path)
+    with pytest.raises(ValueError, match=r"resnet\.pt holds no state_dict"):
+        sew_resnet_static(18, neuron, init_from=path)
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", offline)
+    with pytest.raises(FileNotFoundError, match=r"no network.*Put https://.*resnet18-.*\.pth into .*checkpoints"):
+        sew_resnet_static(18, neuron, init_from="torchvision")
+    state = models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr(models.ResNet18_Weights, "get_state_dict", lambda *args, **kwargs: state)
+    net = sew_resnet_static(18, neuron, init_from="torchvision")
+    assert torch.equal(net.fc.weight, state["fc.weight"])
 
 
 def test_torchvision_weights_for_other_classes_keep_the_last_layer():
