@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pmsn_plugins import datasets, param_groups
-from pmsn_plugins.models import count_parameters, neuron_factory, pixel_cifar, reset_states, residual
+from pmsn_plugins.models import NEURONS, count_parameters, neuron_factory, pixel_cifar, reset_states, residual
 from pmsn_plugins.training import evaluate
 
 TASKS = {
@@ -25,19 +25,28 @@ TASKS = {
 }
 
 
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="digits")
-    parser.add_argument("--neuron", default="pmsn", help="pmsn, tclif, lif, plif, psn, slidingpsn, maskedpsn")
-    parser.add_argument("--width", type=int, default=64, help="channels per layer, except for cifar10")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--neuron", choices=NEURONS["spikingjelly"], default="pmsn")
+    parser.add_argument("--width", type=at_least_one, default=64, help="channels per layer, except for cifar10")
+    parser.add_argument("--epochs", type=at_least_one, default=20)
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--download", action="store_true")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
 
-    source = TASKS[args.task](args)
+    try:
+        source = TASKS[args.task](args)
+    except OSError as error:  # says which files are expected where
+        parser.error(str(error))
     train, validation = datasets.validation_split(source, 0.1)
     loaders = {
         "train": DataLoader(datasets.View(source.train, train, source.train_transform), batch_size=64, shuffle=True),

@@ -11,6 +11,7 @@ import statistics
 import time
 
 import torch
+from torch.utils.data import DataLoader
 
 from pmsn_plugins import param_groups
 from pmsn_plugins.datasets import repeated, synthetic_source
@@ -18,22 +19,30 @@ from pmsn_plugins.models import count_parameters, neuron_factory, reset_states, 
 from pmsn_plugins.training import loss_of
 
 
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--depth", type=int, default=18)
-    parser.add_argument("--size", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--time-steps", type=int, default=4)
+    parser.add_argument("--depth", type=int, choices=(18, 34), default=18)
+    parser.add_argument("--size", type=at_least_one, default=32, help="height and width of the images")
+    parser.add_argument("--batch-size", type=at_least_one, default=16)
+    parser.add_argument("--steps", type=at_least_one, default=10)
+    parser.add_argument("--time-steps", type=at_least_one, default=4)
     parser.add_argument("--context", choices=("local", "global"), default="local")
     parser.add_argument("--init-from", help="'torchvision', or a file with a torchvision ResNet's state_dict")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    neurons = {"IF": neuron_factory("if"), "PMSN": neuron_factory("pmsn", preset="static", context=args.context)}
-    samples = synthetic_source((3, args.size, args.size), 10, samples=args.batch_size).train
-    images = torch.stack([samples[i][0] for i in range(args.batch_size)]).to(device)
-    target = torch.from_numpy(samples.labels).to(device)
+    # every image starts from rest, so no state is kept
+    pmsn = neuron_factory("pmsn", preset="static", context=args.context, keep_state=False)
+    neurons = {"IF": neuron_factory("if"), "PMSN": pmsn}
+    source = synthetic_source((3, args.size, args.size), 10, samples=max(4, args.batch_size))
+    images, target = next(iter(DataLoader(source.train, args.batch_size)))
+    images, target = images.to(device), target.to(device)
     x_seq = repeated(images, args.time_steps)
     seconds = {}
     for name, neuron in neurons.items():

@@ -1,7 +1,7 @@
 """Spoken digits (SHD): the PMSN paper's network with PMSN and LIF, and the TC-LIF paper's two, in one table.
 
     python examples/train_shd.py --data-dir data/SHD                      # 30 epochs each
-    python examples/train_shd.py --data-dir data/SHD --runs PMSN --epochs 150
+    python examples/train_shd.py --data-dir data/SHD --runs PMSN "TC-LIF rec" --epochs 150
 
 The folder is the one SpikingJelly reads SHD from (``--download`` fetches it). Each network is selected on a validation
 part of the training set; the test set is read once, at the end. Interrupted runs go on where they were.
@@ -24,27 +24,38 @@ RUNS = {
 }
 
 
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/shd"))
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--runs", default=",".join(RUNS), help="comma-separated, of: " + ", ".join(RUNS))
+    parser.add_argument("--epochs", type=at_least_one, default=30)
+    parser.add_argument(
+        "--runs", nargs="+", choices=RUNS, default=list(RUNS), metavar="RUN", help=f"of: {', '.join(RUNS)}"
+    )
     parser.add_argument("--download", action="store_true")
     parser.add_argument("--device")
     args = parser.parse_args()
 
     process = start(args.device)
     rows = []
-    for name in args.runs.split(","):
+    for name in args.runs:
         settings = replace(RUNS[name], epochs=args.epochs, batch_size=40)
         output_dir = args.output_dir / name.replace(" ", "-").lower()
         output_dir.mkdir(parents=True, exist_ok=True)
-        source = open_source(settings, args.data_dir, download=args.download)
-        net = build_network(settings, source)
-        trainer = Trainer(net, source, settings, output_dir, process)
-        if (output_dir / "last.pt").exists():
-            trainer.restore(snapshot.load(output_dir / "last.pt"))
+        try:
+            source = open_source(settings, args.data_dir, download=args.download)
+            net = build_network(settings, source)
+            trainer = Trainer(net, source, settings, output_dir, process)
+            if (output_dir / "last.pt").exists():
+                trainer.restore(snapshot.load(output_dir / "last.pt"))
+        except (OSError, ValueError) as error:  # files that are missing or damaged, or another run in the folder
+            parser.error(str(error))
         print(f"{name}: {count_parameters(net):,} parameters")
         trainer.fit()
         validation = trainer.load_best()

@@ -6,10 +6,11 @@
     python -m pmsn_plugins.train smnist --dry-run
     python -m pmsn_plugins.train shd --data-dir data/SHD --resume
     python -m pmsn_plugins.train --evaluate runs/shd-pmsn/best.pt --data-dir data/SHD --chunk 25
+    python -m pmsn_plugins.train imagenet-sew18 --data-dir data/imagenet --neuron-option context=global
     torchrun --nproc-per-node 4 -m pmsn_plugins.train imagenet-sew18 --data-dir data/imagenet --sync-batchnorm
 
-The settings are the paper's unless overridden. A dry run trains one epoch on synthetic data of the right shape. A run
-that was killed continues with --resume as if nothing had happened.
+The settings are the paper's unless overridden. A dry run trains one epoch of four small batches on synthetic data of
+the right shape. A run that was killed continues, with the same options and --resume, as if nothing had happened.
 
 The run's folder receives ``last.pt``, ``best.pt`` (best on the validation part), ``curve.csv`` and, at the end,
 ``result.json`` with the accuracy of the best network on the test set, which is read then and only then.
@@ -20,11 +21,14 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import inspect
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from .datasets import DataSource
 from .models import count_parameters
 from .training import (
     PRESETS,
@@ -40,7 +44,8 @@ from .training import (
     snapshot,
     with_neuron,
 )
-from .training.distributed import Process, start, stop
+from .training.distributed import Process, main_first, start, stop
+from .training.evaluation import check_chunk
 from .training.loop import LAST
 
 RESULT = "result.json"
@@ -64,29 +69,32 @@ def main(argv: list[str] | None = None) -> int:
     except InterruptedRunError as message:
         print(message, file=sys.stderr)
         return 0
-    except (DivergedError, SnapshotError, ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except ImportError as error:
+        print(f'{error} (pip install "pmsn_plugins[all]" brings all that the experiments use)', file=sys.stderr)
+        return 1
+    except (DivergedError, SnapshotError, ValueError, TypeError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
 
 
 def _train(args: argparse.Namespace, process: Process) -> int:
     settings = settings_from(args)
-    output_dir = args.output_dir or Path("runs") / f"{args.preset}-{settings.neuron}"
+    name = f"{args.preset}-{settings.neuron}"
+    output_dir = args.output_dir or Path("runs") / (f"{name}-dry-run" if args.dry_run else name)
     checkpoint = output_dir / LAST
-    if checkpoint.exists() and not args.resume:
+    starting_over = args.dry_run and args.output_dir is None and not args.resume
+    if checkpoint.exists() and not (args.resume or starting_over):
         raise ValueError(f"{checkpoint} exists: continue that run with --resume, or choose another --output-dir")
     output_dir.mkdir(parents=True, exist_ok=True)
-    payload = snapshot.load(checkpoint) if checkpoint.exists() else None
+    payload = snapshot.load(checkpoint) if args.resume and checkpoint.exists() else None
     if args.resume and payload is None and process.is_main:
         print(f"nothing to resume in {output_dir}: starting from the beginning", file=sys.stderr)
-    source = open_source(
-        settings,
-        args.data_dir,
-        download=args.download,
-        dry_run=args.dry_run,
-        permutation=payload["permutation"] if payload else None,
-    )
-    net = build_network(settings, source)
+    source = _open_source(settings, args, process, payload)
+    net = build_network(settings, source, to_restore=payload is not None)
+    check_chunk(net, args.chunk)
     if process.is_main and not args.quiet:
         neuron = f"{settings.neuron} ({settings.framework})"
         print(f"{args.preset}: {neuron}, {count_parameters(net):,} parameters, {process.device}")
@@ -114,7 +122,8 @@ def _train(args: argparse.Namespace, process: Process) -> int:
             "val_accuracy": val_accuracy,
             **_report(tested),
         }
-        (output_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+        text = json.dumps(result, indent=2) + "\n"
+        snapshot.write_whole(output_dir / RESULT, lambda file: file.write(text.encode()))
     return 0
 
 
@@ -124,17 +133,31 @@ def _evaluate(args: argparse.Namespace, process: Process) -> int:
         raise ValueError(f"--evaluate takes its settings from the checkpoint; leave out {', '.join(overrides)}")
     payload = snapshot.load(args.evaluate)
     settings = Settings(**payload["settings"])
-    source = open_source(
-        settings, args.data_dir, download=args.download, dry_run=args.dry_run, permutation=payload["permutation"]
-    )
-    net = build_network(settings, source)
+    source = _open_source(settings, args, process, payload)
+    net = build_network(settings, source, to_restore=True)
     load_network(net, payload["net"])
     trainer = Trainer(net, source, settings, args.evaluate.parent, process, workers=args.workers, quiet=True)
+    if process.is_main and not args.quiet:
+        neuron = f"{settings.neuron} ({settings.framework})"
+        print(f"{args.evaluate}: {neuron} on {source.name}, {count_parameters(net):,} parameters")
     tested = trainer.test(args.chunk)
     if process.is_main:
         _report(tested)
         _report_energy(trainer)
     return 0
+
+
+def _open_source(
+    settings: Settings, args: argparse.Namespace, process: Process, payload: dict[str, Any] | None
+) -> DataSource:
+    with main_first(process) if args.download else nullcontext():
+        return open_source(
+            settings,
+            args.data_dir,
+            download=args.download,
+            dry_run=args.dry_run,
+            permutation=payload["permutation"] if payload else None,
+        )
 
 
 def _report(tested: Evaluation) -> dict[str, Any]:
@@ -161,11 +184,15 @@ def _report_energy(trainer: Trainer, samples: int = 256) -> None:
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
-    """The preset with the overrides of the command line."""
+    """The preset with the overrides of the command line; another data set, network or neuron has its own options."""
     settings = PRESETS[args.preset]
     if args.neuron is not None:
         settings = with_neuron(settings, args.neuron)
-    changes: dict[str, Any] = {"epochs": 1} if args.dry_run else {}
+    if args.network not in (None, settings.network):
+        settings = dataclasses.replace(settings, network_options={})
+    if args.dataset not in (None, settings.dataset):
+        settings = dataclasses.replace(settings, dataset_options={})
+    changes: dict[str, Any] = {"epochs": 1, "batch_size": 8} if args.dry_run else {}
     for item in dataclasses.fields(Settings):
         value = getattr(args, item.name)
         if value is not None and item.name != "neuron":
@@ -183,15 +210,19 @@ def _print_presets() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m pmsn_plugins.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pmsn_plugins.train",
+        usage="%(prog)s PRESET [options]    (--help explains them)",
+        description=__doc__,
+        epilog=f"settings:\n\n{inspect.getdoc(Settings)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("preset", nargs="?", choices=list(PRESETS), metavar="PRESET", help="one of --list")
     run = parser.add_argument_group("the run")
     run.add_argument("--list", action="store_true", help="show the presets")
     run.add_argument("--data-dir", type=Path, help="folder of the data set")
-    run.add_argument("--output-dir", type=Path, help="folder of the run (default: runs/PRESET-NEURON)")
+    run.add_argument("--output-dir", type=Path, help="folder of the run (default: runs/PRESET-NEURON[-dry-run])")
     run.add_argument("--download", action="store_true", help="let the data set's library download what is missing")
-    run.add_argument("--dry-run", action="store_true", help="synthetic data of the right shape, one epoch by default")
+    run.add_argument("--dry-run", action="store_true", help="synthetic data, one epoch of four batches of 8")
     run.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     run.add_argument("--save-every", type=int, default=0, metavar="STEPS", help="also save inside epochs")
     run.add_argument("--evaluate", type=Path, metavar="CHECKPOINT", help="test a checkpoint instead of training")
@@ -203,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--sync-batchnorm", action="store_true", help="batch normalisation over all processes")
     run.add_argument("--tensorboard", action="store_true", help="write TensorBoard files")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
-    overrides = parser.add_argument_group("overrides of the preset (see pmsn_plugins.training.Settings)")
+    overrides = parser.add_argument_group("overrides of the preset's settings (explained below)")
     for item in dataclasses.fields(Settings):
         name = "--" + item.name.replace("_", "-")
         default = item.default
@@ -228,11 +259,14 @@ def _option(text: str) -> tuple[str, Any]:
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, value
+        return name, {"true": True, "false": False}.get(value.lower(), value)
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers N,N,...") from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -27,10 +30,17 @@ def start(device: str | None = None) -> Process:
 
     Args:
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'`` ...; None takes a GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: this machine has no usable GPU")
+    gpus = torch.cuda.device_count()
+    name = device or ("cuda" if gpus else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {device!r}")
+    chosen = torch.device(name)
+    if chosen.type == "cuda" and (chosen.index or 0) >= gpus:
+        raise ValueError(f"device={device!r}: this machine has {gpus or 'no'} usable GPU{'s' * (gpus > 1)}")
     if "RANK" not in os.environ:
         return Process(0, 1, chosen)
     if chosen.type == "cuda":
@@ -64,7 +74,26 @@ def all_gather(value: Any) -> list[Any]:
     return values
 
 
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors of all processes by those of the main one."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextmanager
+def main_first(process: Process) -> Iterator[None]:
+    """The main process runs the block before the others do: one of them downloads, the others find the files."""
+    if not process.is_main:
+        barrier()
+    try:
+        yield
+    finally:
+        if process.is_main:
+            barrier()

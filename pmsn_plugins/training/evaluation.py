@@ -48,9 +48,7 @@ def evaluate(
     Raises:
         ValueError: no samples, or streaming was asked of a network that needs whole sequences.
     """
-    if chunk is not None:
-        check_int_at_least("chunk", chunk, 1)
-        _check_streams(net)
+    check_chunk(net, chunk)
     was_training = net.training
     net.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -99,8 +97,14 @@ def firing_rates(net: nn.Module) -> Iterator[Callable[[], dict[str, float]]]:
             handle.remove()
 
 
-def _check_streams(net: nn.Module) -> None:
+def check_chunk(net: nn.Module, chunk: int | None) -> None:
+    """Raise ValueError unless ``net`` can be fed ``chunk`` time steps at a time (None: the whole sequence)."""
+    if chunk is None:
+        return
+    check_int_at_least("chunk", chunk, 1)
     for name, layer in spiking_layers(net).items():
         whole = type(layer).__name__ in ("PSN", "MaskedPSN", "SlidingPSN")
         if whole or getattr(layer, "context", "local") == "global":
-            raise ValueError(f"cannot stream: {name} ({type(layer).__name__}) needs the whole sequence at once")
+            raise ValueError(
+                f"cannot stream: {name} ({type(layer).__name__}) needs the whole sequence, got chunk={chunk}"
+            )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .._checks import check_int_at_least
 from ..datasets import DataSource, View, validation_split
 from ..layers import reset_states
 from ..parameters import param_groups
 from . import snapshot
 from .batches import Step, plan_epoch
-from .distributed import Process, all_gather, all_sum, barrier
+from .distributed import Process, all_gather, all_sum, barrier, copy_from_main
 from .evaluation import Evaluation, evaluate
 from .logs import TensorBoard, write_csv
 from .objective import correct, loss_of, read_out
@@ -37,7 +39,7 @@ from .sync_batchnorm import convert_sync_batchnorm
 
 LAST, BEST, CURVE = "last.pt", "best.pt", "curve.csv"
 _CHECK_EVERY = 10
-"""Optimiser steps between looks at the loss and at SIGTERM, which processes have to agree on."""
+"""Optimiser steps between looks at the loss and, where several processes have to agree on it, at SIGTERM."""
 
 
 class DivergedError(RuntimeError):
@@ -75,6 +77,10 @@ class Trainer:
         tensorboard: also write TensorBoard files.
         quiet: no progress bar.
 
+    Raises:
+        ValueError: the batch cannot be shared equally, no validation part can be split off, or ``mixup`` is set for
+            samples that are no images.
+
     With several processes, each takes its part of every batch of ``settings.batch_size``, and the result is that of one
     process up to rounding, with two exceptions: each process draws its own dropout and mixing, and batch normalisation
     sees only its process's part unless ``sync_batchnorm`` is set.
@@ -100,7 +106,10 @@ class Trainer:
                 f"batch_size={settings.batch_size} must be divisible by {process.world_size} processes times "
                 f"accumulate={settings.accumulate}"
             )
-        if sync_batchnorm and process.world_size > 1:
+        check_int_at_least("save_every", save_every, 0)
+        check_int_at_least("workers", workers, 0)
+        self.sync_batchnorm = sync_batchnorm and process.world_size > 1
+        if self.sync_batchnorm:
             net = convert_sync_batchnorm(net)
         self.net = net.to(process.device)
         self.source, self.settings, self.output_dir, self.process = source, settings, output_dir, process
@@ -110,7 +119,7 @@ class Trainer:
         self.optimizer = _optimizer(self.net, settings)
         self.scheduler = _scheduler(self.optimizer, settings)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.amp == "fp16")
-        self.mixup = _mixup(source.num_classes) if settings.mixup else None
+        self.mixup = _mixup(self.train_set, source.num_classes) if settings.mixup else None
         self.progress = Progress()
         self.terminated = False
         torch.manual_seed(settings.seed + process.rank)
@@ -137,12 +146,18 @@ class Trainer:
             while self.progress.epoch < self.settings.epochs:
                 self._train_epoch()
                 self._finish_epoch(board)
+                if all_sum(torch.tensor(float(self.terminated), device=self.process.device)):
+                    raise self._interrupted()
         if board is not None:
             board.close()
 
     def test(self, chunk: int | None = None) -> Evaluation:
         """Open the test set and evaluate the network as it is; call :meth:`load_best` first to get the selected one."""
-        return self._evaluate(self.source.load_test(), chunk)
+        return self._evaluate(self._test_set, chunk)
+
+    @cached_property
+    def _test_set(self) -> Dataset:
+        return self.source.load_test()
 
     def load_best(self) -> float:
         """Take the parameters that were best on the validation part; returns that accuracy."""
@@ -167,6 +182,7 @@ class Trainer:
             self.train_set,
             batch_sampler=[part for step in steps[progress.step :] for part in step.parts],
             num_workers=self.workers,
+            worker_init_fn=_ignore_sigterm,
             pin_memory=self.process.device.type == "cuda",
             generator=torch.Generator().manual_seed(settings.seed),  # the global one must not depend on restarts
         )
@@ -187,13 +203,17 @@ class Trainer:
             progress.step += 1
             saving = bool(self.save_every) and progress.step % self.save_every == 0
             last = progress.step == len(steps)
-            if saving or last or progress.step % _CHECK_EVERY == 0:
+            told_to_stop = self.terminated and self.process.world_size == 1
+            if saving or last or told_to_stop or progress.step % _CHECK_EVERY == 0:
                 progress.sums, progress.seconds = sums.tolist(), time.perf_counter() - began
                 terminated = self._check(sums)
                 if terminated or (saving and not last):
                     self._save()
                 if terminated:
-                    raise InterruptedRunError(f"SIGTERM: saved {self.output_dir / LAST}; continue with --resume")
+                    raise self._interrupted()
+
+    def _interrupted(self) -> InterruptedRunError:
+        return InterruptedRunError(f"SIGTERM: saved {self.output_dir / LAST}; continue with --resume")
 
     def _step(self, step: Step, samples: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         """One optimiser step; returns (summed loss, correct predictions, samples) of this process."""
@@ -245,6 +265,8 @@ class Trainer:
         loss, hits, count = all_sum(
             torch.tensor(progress.sums, dtype=torch.float64, device=self.process.device)
         ).tolist()
+        # running averages of batch normalisation are each process's own; what is saved are the main process's
+        copy_from_main(self.net.buffers())
         validation = self._evaluate(self.val_set)
         row = {
             "epoch": progress.epoch + 1,
@@ -260,13 +282,13 @@ class Trainer:
         progress.best = max(progress.best, validation.accuracy)
         self.scheduler.step()
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
-        if improved and self.process.is_main:  # before last.pt: a kill between the two only repeats this epoch
-            snapshot.save(
-                self.output_dir / BEST, {**self._identity(), "epoch": row["epoch"], "val_accuracy": validation.accuracy}
-            )
+        if self.process.is_main:  # before last.pt: a kill in between only repeats this epoch
+            if improved:
+                best = {**self._identity(), "epoch": row["epoch"], "val_accuracy": validation.accuracy}
+                snapshot.save(self.output_dir / BEST, best)
+            write_csv(self.output_dir / CURVE, progress.curve)
         self._save()
         if self.process.is_main:
-            write_csv(self.output_dir / CURVE, progress.curve)
             if board is not None:
                 board.write(row)
             if not self.quiet:
@@ -277,13 +299,18 @@ class Trainer:
 
     def test_batches(self, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The first samples of the test set, as pairs of what the network takes, [T, N, *], and class numbers [N]."""
-        test_set = self.source.load_test()
-        for x, target in self._loader(test_set, np.arange(min(samples, len(test_set)))):
+        for x, target in self._loader(self._test_set, np.arange(min(samples, len(self._test_set)))):
             yield self.source.to_sequence(x.to(self.process.device)), target
 
     def _loader(self, dataset: Dataset, indices: np.ndarray) -> DataLoader:
         view = View(dataset, indices, self.source.eval_transform)
-        return DataLoader(view, self.micro_batch, num_workers=self.workers, generator=torch.Generator().manual_seed(0))
+        return DataLoader(
+            view,
+            self.micro_batch,
+            num_workers=self.workers,
+            worker_init_fn=_ignore_sigterm,
+            generator=torch.Generator().manual_seed(0),
+        )
 
     def _evaluate(self, dataset: Dataset, chunk: int | None = None) -> Evaluation:
         share = np.arange(self.process.rank, len(dataset), self.process.world_size)
@@ -319,6 +346,8 @@ class Trainer:
                     "scaler": self.scaler.state_dict(),
                     "progress": {**asdict(self.progress), "sums": sums},
                     "random": random_states,
+                    "source": self.source.name,
+                    "sync_batchnorm": self.sync_batchnorm,
                 },
             )
 
@@ -326,7 +355,7 @@ class Trainer:
         """Continue where a checkpoint of this run (``last.pt``) left off.
 
         Raises:
-            ValueError: it belongs to other settings, another network, or another number of processes.
+            ValueError: it belongs to other settings, data, or network, or another number of processes.
         """
         settings = asdict(self.settings)
         differing = [name for name, value in payload["settings"].items() if _plain(value) != _plain(settings.get(name))]
@@ -338,6 +367,11 @@ class Trainer:
                 f"the checkpoint was written by {len(payload['random'])} processes, "
                 f"this run has {self.process.world_size}"
             )
+        source, sync_batchnorm = payload.get("source"), payload.get("sync_batchnorm")
+        if source != self.source.name:
+            raise ValueError(f"the checkpoint was trained on {source or 'other data'}, this run has {self.source.name}")
+        if sync_batchnorm != self.sync_batchnorm:
+            raise ValueError(f"the checkpoint was written {'with' if sync_batchnorm else 'without'} sync_batchnorm")
         load_network(self.net, payload["net"])
         self.optimizer.load_state_dict(payload["optimizer"])
         self.scheduler.load_state_dict(payload["scheduler"])
@@ -406,8 +440,17 @@ def _scheduler(optimizer: torch.optim.Optimizer, settings: Settings) -> lr_sched
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
-def _mixup(num_classes: int) -> nn.Module:
+def _ignore_sigterm(worker: int) -> None:
+    """Job schedulers signal every process of a job: those that load data go on until the step is finished."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _mixup(samples: Dataset, num_classes: int) -> nn.Module:
     from torchvision.transforms import v2
+
+    shape = tuple(samples[0][0].shape)
+    if len(shape) != 3:
+        raise ValueError(f"mixup=True mixes images [C, H, W], but the samples of this data set have shape {shape}")
 
     return v2.RandomChoice(
         [v2.MixUp(alpha=0.2, num_classes=num_classes), v2.CutMix(alpha=1.0, num_classes=num_classes)]

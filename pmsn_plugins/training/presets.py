@@ -21,7 +21,8 @@ class Settings:
         neuron, neuron_options, framework: for :func:`pmsn_plugins.models.neuron_factory`.
         epochs: passes over the training part.
         batch_size: samples per optimiser step, over all processes and accumulated parts together.
-        accumulate: parts a process splits its share of the batch into, to save memory.
+        accumulate: parts a process splits its share of the batch into, to save memory (batch normalisation sees one
+            part at a time).
         optimizer: ``'adamw'``, ``'adam'`` or ``'sgd'`` (momentum 0.9).
         lr: learning rate of the weights.
         neuron_lr: learning rate of the neurons' parameters, see :func:`pmsn_plugins.param_groups`.
@@ -73,6 +74,13 @@ class Settings:
             check_int_at_least(name, getattr(self, name), 1)
         for name in ("lr", "neuron_lr", "lr_factor"):
             check_positive(name, getattr(self, name))
+        check_int_at_least("seed", self.seed, 0)
+        for milestone in self.milestones:
+            check_int_at_least("milestones", milestone, 1)
+        if not 0.0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be a finite number, 0 or more, got {self.weight_decay}")
+        if not 0.0 <= self.label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must be between 0 and 1, got {self.label_smoothing}")
         if self.schedule in ("milestones", "steps") and not self.milestones:
             raise ValueError(f"schedule={self.schedule!r} needs milestones")
         if self.loss == "tet" and self.readout != "mean":

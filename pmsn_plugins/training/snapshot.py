@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -25,19 +25,28 @@ def save(path: Path, payload: dict[str, Any]) -> None:
     Raises:
         SnapshotError: it could not be written (full disk, no permission); the old checkpoint is untouched.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, **payload}, file)
+        write_whole(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
+    except (OSError, RuntimeError) as error:
+        # on a full disk torch.save ends with a RuntimeError about positions; what happened is in its context
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        kept = "; the previous one is kept" if path.exists() else ""
+        raise SnapshotError(f"cannot write checkpoint {path}: {reason}{kept}") from error
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let ``write`` fill a file beside ``path`` that then takes its place; an error leaves ``path`` as it was."""
+    temporary = path.with_name(f".{path.name}.partial")  # one name: what a kill leaves behind does not add up
+    try:
+        with temporary.open("wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        Path(temporary).unlink(missing_ok=True)
-        kept = "; the previous one is kept" if path.exists() else ""
-        raise SnapshotError(f"cannot write checkpoint {path}: {error}{kept}") from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # write() does not name it
         raise
 
 
@@ -52,7 +61,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
-        raise SnapshotError(f"{path} is damaged or not a checkpoint of this package: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise SnapshotError(f"{path} is damaged or not a checkpoint of this package ({reason})") from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         found = payload.get("format") if isinstance(payload, dict) else type(payload).__name__
         raise SnapshotError(f"{path} is not a checkpoint of this package (format {found}, expected {FORMAT})")

@@ -1,14 +1,36 @@
 """Losses, readouts, streaming evaluation, firing rates, and the presets' settings."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from spikingjelly.activation_based import functional, neuron
 from torch.nn import functional as F
+from torchvision import models
 
 from pmsn_plugins.datasets import time_first
-from pmsn_plugins.models import feedforward, neuron_factory, residual, spiking_layers
+from pmsn_plugins.models import (
+    column_cifar,
+    count_parameters,
+    feedforward,
+    neuron_factory,
+    pixel_cifar,
+    residual,
+    sew_resnet_static,
+    spiking_layers,
+)
 from pmsn_plugins.train import _parser, settings_from
-from pmsn_plugins.training import PRESETS, Settings, evaluate, firing_rates, loss_of, read_out, with_neuron
+from pmsn_plugins.training import (
+    PRESETS,
+    Settings,
+    build_network,
+    evaluate,
+    firing_rates,
+    loss_of,
+    open_source,
+    read_out,
+    with_neuron,
+)
 
 
 def test_readouts_and_losses():
@@ -49,6 +71,21 @@ def test_streaming_equals_the_whole_sequence(name, build):
         assert parts.loss == pytest.approx(whole.loss, abs=1e-9) and parts[1:] == whole[1:]
 
 
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [(pixel_cifar, (3,)), (column_cifar, (3, 32)), (lambda neuron: sew_resnet_static(18, neuron), (3, 32, 32))],
+    ids=["pixels", "columns", "sew"],
+)
+def test_deep_networks_stream_too(build, shape):
+    torch.manual_seed(0)
+    net = build(neuron_factory("pmsn", preset="static")).double()
+    data = [(torch.rand(2, 6, *shape, dtype=torch.float64), torch.tensor([0, 1]))]
+    whole = evaluate(net, data, time_first)
+    for chunk in (1, 4):
+        parts = evaluate(net, data, time_first, chunk=chunk)
+        assert parts.loss == pytest.approx(whole.loss, abs=1e-9) and parts[1:] == whole[1:]
+
+
 def test_evaluation_leaves_the_net_as_it_was():
     net = feedforward((3, 8, 4), neuron_factory("pmsn"), dropout=0.5)
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -64,7 +101,7 @@ def test_nets_that_cannot_stream_say_so():
         evaluate(net, batches(), time_first, chunk=4)
     if hasattr(neuron, "PSN"):
         net = feedforward((3, 8, 4), neuron_factory("psn", T=24))
-        with pytest.raises(ValueError, match=r"cannot stream: 1 \(PSN\)"):
+        with pytest.raises(ValueError, match=r"cannot stream: 1 \(PSN\).*chunk=4"):
             evaluate(net, batches(), time_first, chunk=4)
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         evaluate(net, batches(), time_first, chunk=0)
@@ -85,31 +122,64 @@ def test_firing_rates_are_spikes_per_neuron_and_step():
     assert rates()["1.sub_module"] == pytest.approx(torch.stack(spikes).mean().item()) and len(spikes) == 7
 
 
-@pytest.mark.parametrize(
-    ("preset", "expected"),
-    [
-        ("smnist", dict(lr=1e-2, neuron_lr=1e-3, batch_size=64, epochs=200, optimizer="adamw", schedule="cosine")),
-        ("psmnist", dict(lr=1e-2, neuron_lr=1e-3, batch_size=64, epochs=200)),
-        ("shd", dict(lr=1e-2, neuron_lr=1e-3, batch_size=40, epochs=150, neuron_options={"preset": "shd"})),
-        ("cifar10-columns", dict(lr=1e-3, batch_size=128, epochs=200, neuron_options={"input_scale": 0.2})),
-        ("imagenet-sew34", dict(lr=0.1, optimizer="sgd", epochs=320, network="sew34")),
-        ("smnist-tclif-ff", dict(lr=5e-4, batch_size=256, epochs=200, milestones=(60, 80), lr_factor=0.1)),
-        ("psmnist-tclif-rec", dict(neuron_options={"beta": (-0.2, 0.8), "gamma": 1.0, "v_threshold": 1.8})),
-        ("psmnist-tclif-ff", dict(neuron_options={"beta": (-0.5, 0.5), "gamma": 0.7, "v_threshold": 1.5})),
-        ("gsc-tclif-rec", dict(neuron_options={"beta": (-0.7, 0.7), "gamma": 0.6, "v_threshold": 1.3}, epochs=100)),
-        ("gsc-tclif-ff", dict(lr=1e-3, milestones=(60, 90, 120), schedule="milestones", batch_size=256)),
-        ("shd-tclif-ff", dict(lr=5e-4, schedule="steps", milestones=(10,), lr_factor=0.8, epochs=100)),
-        ("shd-tclif-rec", dict(lr=5e-3, neuron_lr=5e-3, optimizer="adam", readout="sum")),
-        ("ssc-tclif", dict(lr=1e-4, neuron_options={"beta": (-0.5, 0.5), "gamma": 0.5, "v_threshold": 1.5})),
-    ],
-)
-def test_presets_are_the_papers_settings(preset, expected):
-    assert {name: getattr(PRESETS[preset], name) for name in expected} == expected
+PMSN = dict(neuron="pmsn", optimizer="adamw", schedule="cosine", readout="mean", loss="ce", neuron_lr=1e-3)
+MNIST_PMSN = dict(**PMSN, lr=1e-2, batch_size=64, epochs=200, weight_decay=0.01, neuron_options={})
+SHD_PMSN = dict(**PMSN, lr=1e-2, batch_size=40, epochs=150, neuron_options={"preset": "shd"}, dataset_options={})
+COLUMNS = dict(**PMSN, lr=1e-3, batch_size=128, epochs=200, neuron_options={"input_scale": 0.2}, mixup=True)
+IMAGENET = dict(**{**PMSN, "optimizer": "sgd"}, lr=0.1, epochs=320, neuron_options={"preset": "static"})
+TCLIF = dict(neuron="tclif", optimizer="adam", batch_size=256, weight_decay=0.0, readout="sum", loss="ce")
+MNIST = dict(**TCLIF, lr=5e-4, neuron_lr=5e-4, epochs=200, schedule="milestones", milestones=(60, 80), lr_factor=0.1)
+GSC = dict(**TCLIF, lr=1e-3, neuron_lr=1e-3, epochs=100, schedule="milestones", milestones=(60, 90, 120), lr_factor=0.1)
+EVENTS = dict(**TCLIF, epochs=100, schedule="steps", milestones=(10,), lr_factor=0.8, dataset_options={"channels": 700})
 
 
-@pytest.mark.parametrize(("preset", "rate"), [("smnist", 0.1), ("psmnist", 0.0), ("shd", 0.4)])
-def test_dropout_of_the_presets(preset, rate):
-    assert PRESETS[preset].network_options.get("dropout", 0.0) == rate
+def tclif(gamma, v_threshold, beta=(-0.5, 0.5)):
+    return {"neuron_options": {"beta": beta, "gamma": gamma, "v_threshold": v_threshold}}
+
+
+PAPERS = {
+    "smnist": (MNIST_PMSN, 65_418, 0.1),
+    "smnist-large": (MNIST_PMSN, 156_218, 0.1),
+    "psmnist": (MNIST_PMSN, 65_418, 0.0),
+    "psmnist-large": (MNIST_PMSN, 156_218, 0.0),
+    "shd": (SHD_PMSN, 120_340, 0.4),
+    "shd-large": (SHD_PMSN, 199_252, 0.4),
+    "cifar10-pixels": (MNIST_PMSN, 206_474, 0.1),
+    "cifar10-columns": (COLUMNS, 539_776, 0.0),
+    "cifar100-columns": (COLUMNS, 539_776 + 90 * 256, 0.0),
+    "imagenet-sew18": (IMAGENET, None, 0.0),
+    "imagenet-sew34": (IMAGENET, None, 0.0),
+    "smnist-tclif-ff": ({**MNIST, **tclif(0.5, 1.0)}, "44.8K", 0.0),
+    "smnist-tclif-rec": ({**MNIST, **tclif(0.5, 1.0)}, "63.6K", 0.0),
+    "psmnist-tclif-ff": ({**MNIST, **tclif(0.7, 1.5)}, "85.1K", 0.0),
+    "psmnist-tclif-rec": ({**MNIST, **tclif(1.0, 1.8, (-0.2, 0.8))}, "155.1K", 0.0),
+    "shd-tclif-ff": ({**EVENTS, "lr": 5e-4, "neuron_lr": 5e-4, **tclif(0.5, 1.5)}, "108.8K", 0.0),
+    "shd-tclif-rec": ({**EVENTS, "lr": 5e-3, "neuron_lr": 5e-3, **tclif(0.5, 1.5)}, "141.8K", 0.0),
+    "ssc-tclif": ({**EVENTS, "lr": 1e-4, "neuron_lr": 1e-4, **tclif(0.5, 1.5)}, "110.8K", 0.0),
+    "gsc-tclif-ff": ({**GSC, **tclif(0.6, 1.2)}, "106.2K", 0.0),
+    "gsc-tclif-rec": ({**GSC, **tclif(0.6, 1.3, (-0.7, 0.7))}, "196.5K", 0.0),
+}
+
+
+@pytest.mark.parametrize("preset", PAPERS)
+def test_presets_are_the_papers_experiments(preset):
+    """Settings and, to the printed digit, number of parameters."""
+    expected, count, dropout = PAPERS[preset]
+    settings = PRESETS[preset]
+    assert {name: getattr(settings, name) for name in expected} == expected
+    assert settings.network_options.get("dropout", 0.0) == dropout
+    net = build_network(settings, open_source(settings, dry_run=True))
+    parameters = count_parameters(net)
+    if count is None:  # torchvision's ResNet, and 26 parameters for each channel of a PMSN of five compartments
+        resnet = models.get_model(settings.network.replace("sew", "resnet"), weights=None)
+        channels = sum(layer.channels for layer in spiking_layers(net).values())
+        assert parameters == count_parameters(resnet) + 26 * channels
+    else:
+        assert count in (parameters, f"{parameters / 1000:.1f}K")
+
+
+def test_every_experiment_of_the_papers_has_its_preset():
+    assert {*PAPERS, "digits"} == set(PRESETS)
 
 
 def parse(*args):
@@ -123,12 +193,38 @@ def test_every_setting_can_be_overridden():
     settings = parse("shd", "--network-option", "dropout=0.0", "--neuron-option", "reset_mode=none")
     assert settings.network_options == {"hidden": (256, 256), "dropout": 0.0}
     assert settings.neuron_options == {"preset": "shd", "reset_mode": "none"}
-    assert parse("shd", "--dry-run").epochs == 1 and parse("shd", "--dry-run", "--epochs", "2").epochs == 2
+    assert parse("digits", "--dataset-option", "permute=true").dataset_options == {"permute": True}
+    settings = parse("shd", "--dry-run")
+    assert (settings.epochs, settings.batch_size) == (1, 8)
+    settings = parse("shd", "--dry-run", "--epochs", "2", "--batch-size", "64")
+    assert (settings.epochs, settings.batch_size) == (2, 64)
 
 
 def test_another_neuron_takes_its_own_options():
     assert parse("shd", "--neuron", "lif").neuron_options == {}
     assert parse("shd", "--neuron", "pmsn") == PRESETS["shd"] == with_neuron(PRESETS["shd"], "pmsn")
+
+
+def test_another_network_or_data_set_takes_its_own_options():
+    settings = parse("shd-tclif-ff", "--network", "residual", "--network-option", "width=8", "--dataset", "digits")
+    assert (settings.network_options, settings.dataset_options) == ({"width": 8}, {})
+    assert parse("shd-tclif-ff", "--network", "feedforward", "--dataset", "shd") == PRESETS["shd-tclif-ff"]
+
+
+def test_a_dry_run_has_the_shapes_of_the_options():
+    settings = parse("imagenet-sew18", "--dry-run", "--dataset-option", "T=2", "--dataset-option", "num_classes=5")
+    source = open_source(settings, dry_run=True)
+    assert source.to_sequence(source.train[0][0][None]).shape == (2, 1, 3, 224, 224) and source.num_classes == 5
+    source = open_source(parse("shd", "--dry-run", "--dataset-option", "channels=700"), dry_run=True)
+    assert source.train[0][0].shape == (250, 700)
+
+
+def test_weights_to_begin_with_are_not_looked_for_when_a_checkpoint_follows():
+    settings = replace(PRESETS["imagenet-sew18"], network_options={"init_from": "nowhere.pt"}, batch_size=1)
+    source = open_source(settings, dry_run=True)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        build_network(settings, source)
+    build_network(settings, source, to_restore=True)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +236,10 @@ def test_another_neuron_takes_its_own_options():
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"amp": "fp8"}, "'bf16', 'fp16'"),
         ({"neuron_lr": 0.0}, "neuron_lr must be"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"weight_decay": -0.1}, "weight_decay must be .* got -0.1"),
+        ({"label_smoothing": 1.5}, "label_smoothing must be between 0 and 1, got 1.5"),
+        ({"schedule": "steps", "milestones": (0,)}, "milestones must be at least 1, got 0"),
     ],
 )
 def test_settings_that_make_no_sense(changes, message):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,12 +24,13 @@ from pmsn_plugins.training import (
     Settings,
     SnapshotError,
     Trainer,
+    distributed,
     load_network,
     snapshot,
 )
 from pmsn_plugins.training.batches import plan_epoch
 from pmsn_plugins.training.distributed import Process
-from pmsn_plugins.training.loop import LAST
+from pmsn_plugins.training.loop import CURVE, LAST
 
 ONE = Process(0, 1, torch.device("cpu"))
 BASE = Settings("synthetic", "feedforward", epochs=2, batch_size=8, neuron="tclif")
@@ -94,6 +96,50 @@ def test_resuming_is_bit_exact_wherever_the_kill_hits(tmp_path, steps, optimizer
         assert {**row, "seconds": 0} == {**expected, "seconds": 0}
 
 
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({"schedule": "milestones", "milestones": (1, 3)}, [0.01, 0.001, 0.001, 0.0001]),
+        ({"schedule": "steps", "milestones": (2,), "lr_factor": 0.8}, [0.01, 0.01, 0.008, 0.008]),
+        ({"schedule": "constant"}, [0.01] * 4),
+        ({"schedule": "cosine"}, [0.01 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4)]),
+    ],
+)
+def test_schedules_resume_bit_exactly(tmp_path, changes, rates):
+    changes = {"epochs": 4, **changes}
+    whole = make_trainer(tmp_path / "whole", changes)
+    whole.fit()
+    assert [row["lr"] for row in whole.progress.curve] == pytest.approx(rates)
+    killed = make_trainer(tmp_path / "killed", changes, save_every=3)
+    kill_after(killed, 8)
+    with pytest.raises(KilledError):
+        killed.fit()
+    resumed = make_trainer(tmp_path / "killed", changes)
+    resumed.restore(snapshot.load(tmp_path / "killed" / LAST))
+    resumed.fit()
+    assert [row["lr"] for row in resumed.progress.curve] == [row["lr"] for row in whole.progress.curve]
+    assert torch.equal(parameters(resumed), parameters(whole))
+
+
+def test_a_kill_before_the_last_checkpoint_loses_no_row_of_the_curve(tmp_path):
+    trainer = make_trainer(tmp_path)
+    save = trainer._save
+
+    def dying():
+        if trainer.progress.epoch == 2:
+            raise KilledError
+        save()
+
+    trainer._save = dying
+    with pytest.raises(KilledError):
+        trainer.fit()
+    resumed = make_trainer(tmp_path)
+    resumed.restore(snapshot.load(tmp_path / LAST))
+    resumed.fit()
+    rows = (tmp_path / CURVE).read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2"]
+
+
 def test_mixup_of_images_resumes_bit_exactly(tmp_path):
     def run(folder, kill=None, payload=None):
         source = synthetic_source((3, 8, 8), 5, samples=30, to_sequence=lambda x: x.flatten(2).permute(2, 0, 1))
@@ -128,7 +174,25 @@ def test_sigterm_saves_and_stops_between_two_steps(tmp_path):
     with pytest.raises(InterruptedRunError, match="--resume"):
         trainer.fit()
     assert signal.getsignal(signal.SIGTERM) is before
-    assert snapshot.load(tmp_path / LAST)["progress"]["epoch"] == 2
+    progress = snapshot.load(tmp_path / LAST)["progress"]
+    assert (progress["epoch"], progress["step"]) == (2, 1)  # the step it was in, and no other
+
+
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_sigterm_during_validation_stops_after_the_epoch(tmp_path, epoch):
+    trainer = make_trainer(tmp_path, {"epochs": 3})
+    evaluate = trainer._evaluate
+
+    def signalled(dataset):
+        if trainer.progress.epoch + 1 == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(dataset)
+
+    trainer._evaluate = signalled
+    with pytest.raises(InterruptedRunError):
+        trainer.fit()
+    progress = snapshot.load(tmp_path / LAST)["progress"]
+    assert (progress["epoch"], progress["step"], len(progress["curve"])) == (epoch, 0, epoch)
 
 
 @given(
@@ -226,7 +290,7 @@ def test_the_best_epoch_is_selected_on_the_validation_part(tmp_path):
     assert torch.equal(parameters(trainer), weights[1])
 
 
-def test_the_test_set_is_not_read_before_the_end(tmp_path):
+def test_the_test_set_is_read_once_and_not_before_the_end(tmp_path):
     opened = []
     source = synthetic_source((6, 4), 5, samples=30)
     source = replace(source, load_test=lambda load=source.load_test: opened.append(1) or load())
@@ -234,6 +298,7 @@ def test_the_test_set_is_not_read_before_the_end(tmp_path):
     trainer.fit()
     assert not opened
     trainer.test()
+    assert sum(len(target) for _, target in trainer.test_batches(4)) == 4
     assert opened == [1]
 
 
@@ -246,6 +311,11 @@ def test_a_checkpoint_of_another_network_or_run_changes_nothing(tmp_path):
         other.restore(payload)
     with pytest.raises(ValueError, match=r"lr: 0\.01 there, 0\.5 here"):
         make_trainer(tmp_path / "lr", {"lr": 0.5}).restore(payload)
+    with pytest.raises(ValueError, match="trained on synthetic data, this run has digits"):
+        source = replace(synthetic_source((6, 4), 5, samples=30), name="digits")
+        make_trainer(tmp_path / "source", source=source).restore(payload)
+    with pytest.raises(ValueError, match="written with sync_batchnorm"):
+        make_trainer(tmp_path / "norm").restore({**payload, "sync_batchnorm": True})
     with pytest.raises(ValueError, match="written by 2 processes, this run has 1"):
         make_trainer(tmp_path / "world").restore({**payload, "random": payload["random"] * 2})
     with pytest.raises(ValueError, match=r"missing; .* is unknown"):
@@ -263,6 +333,10 @@ try:
     snapshot.save(path, {"net": torch.zeros(100_000)})
 except snapshot.SnapshotError as error:
     print(error)
+try:
+    snapshot.write_whole(path.with_name("curve.csv"), lambda file: file.write(bytes(100_000)))
+except OSError as error:
+    print(error)
 """
 
 
@@ -272,8 +346,26 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     path = tmp_path / LAST
     snapshot.save(path, {"net": torch.ones(3)})
     done = subprocess.run([sys.executable, "-c", FULL_DISK, path], capture_output=True, text=True, timeout=100)
-    assert f"cannot write checkpoint {path}" in done.stdout and "previous one is kept" in done.stdout, done.stderr
+    too_large = r"\[Errno \d+\] File too large"
+    assert re.search(f"cannot write checkpoint {path}: {too_large}; the previous one is kept", done.stdout), done.stderr
+    assert re.search(f"{too_large}: '{tmp_path}/curve.csv'", done.stdout), done.stderr
     assert torch.equal(snapshot.load(path)["net"], torch.ones(3))
+    assert os.listdir(tmp_path) == [LAST]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    with pytest.raises(SnapshotError, match=r"cannot write checkpoint .*No such file or directory"):
+        snapshot.save(tmp_path / "missing" / LAST, {"net": torch.ones(3)})
+
+
+def test_what_a_kill_leaves_behind_is_used_again(tmp_path):
+    path = tmp_path / LAST
+    with suppress(KilledError), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(KilledError))
+        patch.setattr(type(path), "unlink", lambda *args, **kwargs: None)  # a killed process does not tidy up
+        snapshot.save(path, {"net": torch.ones(3)})
+    assert len(os.listdir(tmp_path)) == 1
+    snapshot.save(path, {"net": torch.ones(3)})
     assert os.listdir(tmp_path) == [LAST]
 
 
@@ -298,6 +390,38 @@ def test_tensorboard_gets_every_epoch(tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("val_accuracy")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kwargs", "message"),
+    [
+        ({"mixup": True}, {}, r"mixup=True mixes images \[C, H, W\].*shape \(6, 4\)"),
+        ({"accumulate": 3}, {}, "batch_size=8 must be divisible by 1 processes times accumulate=3"),
+        ({}, {"save_every": -1}, "save_every must be at least 0, got -1"),
+        ({}, {"workers": -1}, "workers must be at least 0, got -1"),
+    ],
+)
+def test_runs_that_make_no_sense(tmp_path, changes, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, changes, **kwargs)
+
+
+def test_the_main_process_goes_first(monkeypatch):
+    events = []
+    monkeypatch.setattr(distributed, "barrier", lambda: events.append("barrier"))
+    for rank in (0, 1):
+        with distributed.main_first(Process(rank, 2, torch.device("cpu"))):
+            events.append(f"download {rank}")
+    assert events == ["download 0", "barrier", "barrier", "download 1"]
+    with pytest.raises(KilledError), distributed.main_first(ONE):
+        raise KilledError
+    assert events[4:] == ["barrier"]  # the others must not wait for ever
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", "cuda:99"])
+def test_devices_that_do_not_exist(device):
+    with pytest.raises(ValueError, match=f"device.*{device}"):
+        distributed.start(device)
 
 
 @pytest.mark.parametrize("context", ["local", "global"])
