@@ -237,6 +237,7 @@ struct PmsnCpu {
         const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.out_storage),
             dx_steps(args.grad_x, args.x_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, KEEP_U);
+        // also after a forward that went through the hidden state because it was asked for: the same u up to rounding
         const bool is_short =
             layout.T <= SHORT_STEPS && !args.h_real && !args.grad_h_real_after && !args.grad_h_imag_after;
         const Item item(layout, index);
