@@ -13,7 +13,7 @@ from .plan import FIRES, RESETS, SURROGATES, Layout
 
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
-_LAYOUT = (ctypes.c_longlong, "T M C S P strip groups segment interval is_double")
+_LAYOUT = (ctypes.c_longlong, "T M C S P strip groups segment interval cuttable is_double")
 
 
 def _structure(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:

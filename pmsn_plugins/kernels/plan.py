@@ -41,6 +41,7 @@ class Layout(NamedTuple):
         groups: groups of rows.
         segment: time steps of one item.
         interval: time steps from one checkpoint of the state to the next.
+        cuttable: CPU: whether time is cut when there are threads enough.
     """
 
     T: int
@@ -52,6 +53,7 @@ class Layout(NamedTuple):
     groups: int
     segment: int
     interval: int
+    cuttable: bool
 
     @property
     def strips(self) -> int:
@@ -91,8 +93,8 @@ def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_
     """Cut a sequence [T, N, C, S] for the CPU.
 
     A strip of time steps takes about 16 KiB of cache. There are about 64 items, but none shorter than 256 steps, for
-    every item has to fetch its parameters. With so few neurons that most threads would have none, time is cut into
-    segments where the neuron can (``cut_time``): that is two to three times the work.
+    every item has to fetch its parameters. Time can be cut where neurons are few, the sequence is long, and the neuron
+    allows it (``cut_time``). That is two to three times the work, so it is done when most threads would have none.
     """
     elements = N * C * S
     depth = min(T, interval)
@@ -105,10 +107,11 @@ def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_
     groups = max(1, min(rows, 64 // -(-row // strip), rows * T // 256))
     items = groups * -(-row // strip)
     segment = T
-    if cut_time and threads >= 4 * items and 8 * interval < T:
+    cuttable = cut_time and items <= 16 and 8 * interval < T
+    if cuttable and threads >= 4 * items:
         segments = min(2 * threads // items, T // (4 * interval))
         segment = -(-T // segments // interval) * interval
-    return Layout(T, elements, C, S, row, strip, groups, segment, depth)
+    return Layout(T, elements, C, S, row, strip, groups, segment, depth, cuttable)
 
 
 GPU_BLOCK = 128
@@ -131,7 +134,7 @@ def gpu_layout(T: int, N: int, C: int, S: int, interval: int, multiprocessors: i
     if cut_time and 4 * interval < T and 4 * groups * row < wanted:
         segments = min(-(-T // interval), 65535, wanted // (groups * row))
         segment = -(-T // segments // interval) * interval
-    return Layout(T, elements, C, S, row, GPU_BLOCK, groups, segment, interval)
+    return Layout(T, elements, C, S, row, GPU_BLOCK, groups, segment, interval, False)
 
 
 def _rows(N: int, C: int, S: int, fill: int) -> tuple[int, int]:

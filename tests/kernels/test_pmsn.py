@@ -54,11 +54,11 @@ def test_any_shape(tools, shape, k, v_threshold, reset_mode, with_state):
     tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
 
 
-@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("k", [1, 4, 6])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
-@pytest.mark.parametrize("T", [1, 3, 4, 15, 16, 17, 40])
+@pytest.mark.parametrize("T", [1, 3, 4, 15, 16, 17, 40, 300])
 def test_without_the_final_state(tools, backend, poisoned, T, reset_mode, k):
-    """A few steps whose state nobody asks for take another route to the same numbers."""
+    """Sequences whose state nobody asks for take other routes to the same numbers."""
     for step in [(3, 5), (2, 3, 5, 7), (20, 32), (1, 1)]:
         case = tools.pmsn_case((T, *step), k, torch.float64, False, backend.device)
         options = dict(reset_mode=reset_mode, v_threshold=0.7, final_state=False)
@@ -117,6 +117,83 @@ def test_chunks_and_steps_equal_the_whole(tools, cpu_kernels, reset_mode):
         assert all(torch.equal(a, b) for a, b in zip(state, whole.state, strict=True))
 
 
+@pytest.fixture
+def many_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(24)
+    yield
+    torch.set_num_threads(before)
+
+
+def pole_coefficients(radius, angle, gain, dtype):
+    """One channel for each pole A = radius exp(i angle), k = 1; K = gain (A - 1)."""
+    E = torch.polar(radius, angle) - 1
+    K = gain * E
+    parts = (part.unsqueeze(1).to(dtype) for part in (E.real, E.imag, K.real, K.imag))
+    return functional.PMSNCoefficients(*parts, torch.zeros(len(radius), dtype=dtype))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    poles=st.lists(st.tuples(st.integers(0, 9999), st.integers(-20, 20)), min_size=1, max_size=20),
+    gain=st.sampled_from([0j, 0.7 + 0j, 0.7j, 0.3 - 0.8j]),
+    T=st.sampled_from([20, 150]),
+)
+def test_filters_are_the_compartments_for_any_pole(tools, poles, gain, T):
+    """Also where a filter's state does not determine the compartment's: real poles, no gain."""
+    if not kernels.backends()["cpu"].available:
+        pytest.skip(kernels.backends()["cpu"].reason)
+    radius, angle = torch.tensor([*poles, (9000, 0)], dtype=torch.float64).unbind(1)
+    coefficients = pole_coefficients(radius / 10000, angle / 10, gain, torch.float64)
+    x = torch.randn(T, 3, len(radius), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for final_state in (False, True):
+        case = dict(v_threshold=0.7, final_state=final_state)
+        expected = tools.run(functional.pmsn_sequence, x, coefficients, None, **case)
+        actual = tools.run(kernels.pmsn_sequence, x, coefficients, None, backend="cpu", **case)
+        tools.assert_equal(actual, expected, 1e-9)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-4, 1e-2, 0.1, 0.5, 1.0, 1.5, 2.0, 2.5, 3.1])
+def test_filters_are_as_exact_as_the_compartments_in_float32(cpu_kernels, angle):
+    """From the slowest to the fastest poles that filters are used for, and beyond."""
+    decay = torch.tensor([3.0, 30.0, 300.0, 3000.0], dtype=torch.float64)
+    coefficients = pole_coefficients(torch.exp(-1 / decay), torch.full_like(decay, angle), 0.5 + 0.5j, torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(250, 64, 4, dtype=torch.float64, generator=generator) for _ in range(2))
+
+    def gradients(dtype, with_state):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, *coefficients)]
+        zeros = PMSNState(*(torch.zeros(s, dtype=dtype) for s in ((64, 4), (1, 64, 4), (1, 64, 4))))
+        output = kernels.pmsn_sequence(
+            leaves[0],
+            functional.PMSNCoefficients(*leaves[1:]),
+            zeros if with_state else None,  # given a state the compartments themselves are computed
+            surrogate_function=functional.surrogate.TableSurrogate("straight_through"),
+            return_state=False,
+            backend="cpu",
+        )
+        return torch.autograd.grad(output.spikes, leaves, weight.to(dtype))
+
+    exact, filters = gradients(torch.float64, False), gradients(torch.float32, False)
+    for want, ours, theirs in zip(exact, filters, gradients(torch.float32, True), strict=True):
+        error, bound = ((value.double() - want).norm() for value in (ours, theirs))
+        assert error <= 3 * bound + 1e-6 * want.norm()
+
+
+@pytest.mark.parametrize("shape", [(3000, 1, 5), (600, 9, 40)])
+def test_threads_may_change_between_forward_and_backward(tools, cpu_kernels, many_threads, shape):
+    x, coefficients, _ = tools.pmsn_case(shape, 4, torch.float64, False)
+    leaves = [t.requires_grad_() for t in (x, *coefficients)]
+    gradients = []
+    for threads in (24, 1):
+        torch.set_num_threads(threads)
+        spikes = kernels.pmsn_sequence(leaves[0], type(coefficients)(*leaves[1:]), backend="cpu").spikes
+        torch.set_num_threads(25 - threads)
+        gradients.append(torch.autograd.grad(spikes, leaves, torch.ones_like(spikes)))
+    for one, other in zip(*gradients, strict=True):
+        assert tools.relative_error(one, other) < 1e-9
+
+
 @pytest.mark.parametrize("reset_mode", ["modulo", "none"])
 @pytest.mark.parametrize("T", [300, 431])
 def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
@@ -125,14 +202,6 @@ def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
     assert emulated.layout(case[0], 1, 5, 1, 32, reset_mode).segments > 5
     expected = tools.run(functional.pmsn_sequence, *case, reset_mode=reset_mode)
     tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", reset_mode=reset_mode), expected, 1e-9)
-
-
-@pytest.fixture
-def many_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(24)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("with_state", [False, True])

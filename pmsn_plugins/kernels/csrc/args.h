@@ -12,6 +12,7 @@ struct Layout {
     long long T, M, C, S, P, strip, groups;
     long long segment;    // steps of an item, a multiple of interval; T unless time is cut
     long long interval;   // steps from one checkpoint of the state to the next
+    long long cuttable;   // CPU: whether time is cut when there are threads enough
     long long is_double;  // arithmetic: float or double
 };
 

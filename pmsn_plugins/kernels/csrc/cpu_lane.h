@@ -3,6 +3,10 @@
 #include "args.h"
 #include "half.h"
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 #if !defined(PMSN_LANE_BYTES)
 #define PMSN_LANE_BYTES 16
 #endif
@@ -42,6 +46,27 @@ template <class R>
 constexpr index_t lane_width() {
     return PMSN_LANE_BYTES / sizeof(R);
 }
+
+// One instruction where compilers see three: the maximum of 0 and x is x where x is NaN.
+#if PMSN_LANE_BYTES == 64 && defined(__AVX512F__)
+template <>
+PMSN_FN float_lane positive_part(float_lane x) {
+    return (float_lane)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
+}
+template <>
+PMSN_FN double_lane positive_part(double_lane x) {
+    return (double_lane)_mm512_max_pd(_mm512_setzero_pd(), (__m512d)x);
+}
+#elif PMSN_LANE_BYTES == 32 && defined(__AVX__)
+template <>
+PMSN_FN float_lane positive_part(float_lane x) {
+    return (float_lane)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
+}
+template <>
+PMSN_FN double_lane positive_part(double_lane x) {
+    return (double_lane)_mm256_max_pd(_mm256_setzero_pd(), (__m256d)x);
+}
+#endif
 
 // How T lies in memory: load and store one lane of R from any address.
 template <class L>

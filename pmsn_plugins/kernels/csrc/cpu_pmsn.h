@@ -14,6 +14,9 @@ struct PmsnCpu {
     const index_t k, planes, blocks, rows, depth,
         width;  // planes of the state; rows of a batch; steps between checkpoints
     const R theta;
+    // How the hidden compartments are computed. Where there are checkpoints, these are of Filters or of Modes: backward
+    // has to find the same answer as forward.
+    const bool from_rest, as_filters;
 
     explicit PmsnCpu(const PmsnArgs& a)
         : args(a),
@@ -24,7 +27,15 @@ struct PmsnCpu {
           rows(batch_rows(layout)),
           depth(layout.interval),
           width(lane_width<R>()),
-          theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)) {}
+          theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)),
+          from_rest(!a.h_real),
+          as_filters(from_rest && !layout.cuttable && (a.checkpoints || !a.h_real_after) && all_suit_filters()) {}
+
+    bool all_suit_filters() const {
+        for (index_t i = 0; i < layout.C * k; ++i)
+            if (!suits_filter(((const R*)args.E_real)[i])) return false;
+        return true;
+    }
 
     index_t sums() const { return 1 + 4 * k; }
 
@@ -32,6 +43,12 @@ struct PmsnCpu {
         gather_parameters(parameters, 0, layout, item, args.D, 1);
         const void* sources[] = {args.E_real, args.E_imag, args.K_real, args.K_imag};
         for (index_t i = 0; i < 4; ++i) gather_parameters(parameters, 1 + i * k, layout, item, sources[i], k);
+    }
+    void to_filters(const Tile<L>& parameters, const Tile<L>& filters) const {
+        for (index_t b = 0; b < blocks; ++b) {
+            *filters.block(b) = *parameters.block(b);
+            filters_from_modes(parameters.block(b) + 1, k, filters.block(b) + 1);
+        }
     }
 
     // The state `start` steps into the sequence, a multiple of the interval.
@@ -51,11 +68,12 @@ struct PmsnCpu {
         return batch.planes(layout, (start / depth - 1) * planes, planes);
     }
 
-    // x -> current -> sink, the one way or the other.
+    // x -> current -> sink, one way or another.
     template <class Sink>
     void charge(bool is_short, const L* parameters, const L* response, L* state, Span span, Columns<L> x,
-                Columns<L> partial, Sink sink) const {
-        if (!is_short) hidden_pass(parameters, state, span, x, partial, sink);
+                Columns<L> partial, const Sink& sink) const {
+        if (!is_short && as_filters) hidden_pass<Filters>(parameters, state, span, x, partial, sink);
+        else if (!is_short) hidden_pass<Modes>(parameters, state, span, x, partial, sink);
         else if (span.steps == 4) short_pass<4>(response, span.rows, span.steps, x, state, planes, sink);
         else short_pass<0>(response, span.rows, span.steps, x, state, planes, sink);
     }
@@ -64,13 +82,14 @@ struct PmsnCpu {
     }
 
     index_t forward_scratch() const {
-        return sizeof(L) * (blocks * (1 + 4 * k + rows * planes + SHORT_STEPS) + 4 * Scratch<L>::apart(rows * depth));
+        return sizeof(L) *
+               (blocks * (2 * (1 + 4 * k) + rows * planes + SHORT_STEPS) + 4 * Scratch<L>::apart(rows * depth));
     }
 
     void forward(index_t index, void* memory) const {
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), state = scratch.tile(rows, planes);
-        const Tile<L> response = scratch.tile(1, SHORT_STEPS);
+        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), filters = scratch.tile(1, 1 + 4 * k);
+        const Tile<L> state = scratch.tile(rows, planes), response = scratch.tile(1, SHORT_STEPS);
         L* const x = scratch.lanes(rows * depth);
         L* const current = scratch.lanes(rows * depth);
         L* const out = scratch.lanes(rows * depth);
@@ -79,10 +98,12 @@ struct PmsnCpu {
         const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.out_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, v_seq ? KEEP_OUT_AND_V : KEEP_OUT);
         // the hidden state is not worth its memory when nobody asks for it
-        const bool is_short = layout.T <= SHORT_STEPS && !args.h_real && !args.h_real_after;
+        const bool is_short = layout.T <= SHORT_STEPS && from_rest && !args.h_real_after;
         const Item item(layout, index);
         gather(parameters, item);
         if (is_short) respond(parameters, response);
+        else if (as_filters) to_filters(parameters, filters);
+        const Tile<L>& coefficients = as_filters ? filters : parameters;
         for (Batch batch(layout, item, item.row); batch.rows;) {
             const Batch next_batch(layout, item, batch.row + batch.rows);
             if (is_short) state.load(0, nullptr, batch.planes(layout, 0, 1));
@@ -92,9 +113,11 @@ struct PmsnCpu {
                 const Planes next = start + depth < item.end ? steps_from(batch, start + depth, item)
                                                              : steps_from(next_batch, item.start, item);
                 const Span span = {k, batch.rows, here.count};
+                const bool more = args.checkpoints && start + depth < item.end;
                 if (start > item.start && args.checkpoints) state.store(0, args.checkpoints, checkpoint(batch, start));
                 for (index_t b = 0; b * width < batch.valid; ++b) {
                     const Soon soon(batch, b + 1, here, next, width);
+                    if (more) ask_planes<L>(args.checkpoints, checkpoint(batch, start + depth), b);
                     const Columns<L> from = x_steps.read(x, here, b),
                                      partial = Columns<L>::in_cache(current, here.count);
                     if (fused) {
@@ -106,11 +129,11 @@ struct PmsnCpu {
                                                     Ahead(x_steps, soon.planes, soon.block),
                                                     Ahead(out_steps, soon.planes, soon.block),
                                                     L{}};
-                        charge(is_short, parameters.block(b), response.block(b), state.block(b), span, from, partial,
+                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), span, from, partial,
                                fire);
                         out_steps.finish(out, here, b);
                     } else {
-                        charge(is_short, parameters.block(b), response.block(b), state.block(b), span, from, partial,
+                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), span, from, partial,
                                KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, out, v_seq, theta);
                         out_steps.store(out, here, b);
@@ -119,12 +142,19 @@ struct PmsnCpu {
                 }
             }
             if (item.end == layout.T && args.v_after) {
+                if (as_filters && !is_short) to_hidden(parameters, state, batch);
                 state.store(0, args.v_after, batch.planes(layout, 0, 1));
                 state.store(1, args.h_real_after, batch.planes(layout, 0, k));
                 state.store(1 + k, args.h_imag_after, batch.planes(layout, 0, k));
             }
             batch = next_batch;
         }
+    }
+
+    void to_hidden(const Tile<L>& parameters, const Tile<L>& state, const Batch& batch) const {
+        for (index_t b = 0; b * width < batch.valid; ++b)
+            for (index_t s = 0; s < batch.rows; ++s)
+                hidden_from_filters(parameters.block(b) + 1, k, state.block(b) + s * planes + 1);
     }
 
     // Time cut into segments (RESET_MODULO only), before `forward`: what a segment leaves at its end, from rest, goes
@@ -158,8 +188,10 @@ struct PmsnCpu {
                                                 no_more,
                                                 no_more,
                                                 L{}};
-                    if (membrane) hidden_pass(parameters.block(b), state.block(b), span, from, partial, fire);
-                    else hidden_pass(parameters.block(b), state.block(b), span, from, partial, KeepCurrent<L>{partial});
+                    if (membrane) hidden_pass<Modes>(parameters.block(b), state.block(b), span, from, partial, fire);
+                    else
+                        hidden_pass<Modes>(parameters.block(b), state.block(b), span, from, partial,
+                                           KeepCurrent<L>{partial});
                 }
             }
             const index_t plane = (item.end / depth - 1) * planes;
@@ -217,34 +249,39 @@ struct PmsnCpu {
     }
 
     index_t backward_scratch() const {
-        const index_t tiles = 3 * (1 + 4 * k) + rows * (planes + 1 + 4 * k) + 2 * SHORT_STEPS;
-        return sizeof(L) * (blocks * tiles + 6 * Scratch<L>::apart(rows * (depth + 1)));
+        const index_t tiles = 4 * (1 + 4 * k) + rows * (planes + 1 + 4 * k) + 2 * SHORT_STEPS;
+        return sizeof(L) * (blocks * tiles + 7 * Scratch<L>::apart(rows * (depth + 1)));
     }
 
     // Without `partial` only to find the adjoint at the segment's start, from zero at its end.
     void backward(index_t index, void* memory, void* partial) const {
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), sums = scratch.tile(1, 1 + 4 * k),
-                      initial = scratch.tile(1, 1 + 4 * k);
+        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), filters = scratch.tile(1, 1 + 4 * k),
+                      sums = scratch.tile(1, 1 + 4 * k), initial = scratch.tile(1, 1 + 4 * k);
         const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, 1 + 4 * k);
         const Tile<L> response = scratch.tile(1, SHORT_STEPS), grad_response = scratch.tile(1, SHORT_STEPS);
         L* const x = scratch.lanes(rows * depth);
         L* const grad_out = scratch.lanes(rows * depth);  // becomes grad_x
-        L* const u = scratch.lanes(rows * depth);         // becomes the slopes
+        L* const u = scratch.lanes(rows * depth);
         L* const dI = scratch.lanes(rows * (depth + 1));
         L* const current = scratch.lanes(rows * depth);
+        L* const slopes = args.slopes ? scratch.lanes(rows * depth) : nullptr;
         L* const grad_v_seq = args.grad_v_seq ? scratch.lanes(rows * depth) : nullptr;
         const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.out_storage),
             dx_steps(args.grad_x, args.x_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, KEEP_U);
+        const auto membrane_adjoint =
+            args.reset == RESET_NONE ? membrane_adjoint_pass<RESET_NONE, L> : membrane_adjoint_pass<RESET_SERIAL, L>;
+        const bool from_zero = !args.grad_h_real_after && !args.grad_h_imag_after;
         // also after a forward that went through the hidden state because it was asked for: the same u up to rounding
-        const bool is_short =
-            layout.T <= SHORT_STEPS && !args.h_real && !args.grad_h_real_after && !args.grad_h_imag_after;
+        const bool is_short = layout.T <= SHORT_STEPS && from_rest && from_zero;
         const Item item(layout, index);
         const bool local = !partial;
         if (local && item.start == 0) return;
         gather(parameters, item);
         if (is_short) respond(parameters, response);
+        else if (as_filters) to_filters(parameters, filters);
+        const Tile<L>& coefficients = as_filters ? filters : parameters;
         clear(grad_response.lanes, blocks * grad_response.pitch);
         clear(sums.lanes, blocks * sums.pitch);
         clear(initial.lanes, blocks * initial.pitch);
@@ -271,33 +308,41 @@ struct PmsnCpu {
                 for (index_t s = 0; s < batch.rows; ++s) dI[s * (here.count + 1)] = L{};
                 for (index_t b = 0; b * width < batch.valid; ++b) {
                     const Soon soon(batch, b + 1, here, next, width);
-                    x_steps.load(x, here, b);
-                    const Columns<L> from = Columns<L>::in_cache(x, here.count),
+                    if (start - depth > item.start)
+                        ask_planes<L>(args.checkpoints, checkpoint(batch, start - depth), b);
+                    const Columns<L> in_x = Columns<L>::in_cache(x, here.count),
                                      partial = Columns<L>::in_cache(current, here.count);
                     if (args.reset == RESET_MODULO) {
-                        const RecomputeModulo<L> recompute = {
-                            Columns<L>::in_cache(u, here.count),        grad_steps.read(grad_out, here, b),
-                            Columns<L>::in_cache(grad_out, here.count), Threshold<R>(theta),
-                            Ahead(x_steps, soon.planes, soon.block),    Ahead(grad_steps, soon.planes, soon.block),
-                            Ahead(dx_steps, soon.planes, soon.block),   L{}};
-                        charge(is_short, parameters.block(b), response.block(b), state.block(b), span, from, partial,
-                               recompute);
+                        const RecomputeModulo<L> recompute = {in_x,
+                                                              Columns<L>::in_cache(u, here.count),
+                                                              Threshold<R>(theta),
+                                                              Ahead(x_steps, soon.planes, soon.block),
+                                                              Ahead(grad_steps, soon.planes, soon.block),
+                                                              Ahead(dx_steps, soon.planes, soon.block),
+                                                              L{}};
+                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), span,
+                               x_steps.read(x, here, b), partial, recompute);
+                        if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
+                        modulo_adjoint_pass(args, span, u, slopes, grad_steps.read(grad_out, here, b), dI, theta);
                     } else {
+                        x_steps.load(x, here, b);
                         grad_steps.load(grad_out, here, b);
                         if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
-                        charge(is_short, parameters.block(b), response.block(b), state.block(b), span, from, partial,
+                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), span, in_x, partial,
                                KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, u, nullptr, theta);
+                        if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
+                        membrane_adjoint(args, adjoint.block(b), span, current, u, slopes, grad_out, grad_v_seq, dI,
+                                         theta);
                     }
-                    if (args.slopes) load_column<L, Plain<L>>(u, here.count, args.slopes, here, b);
-                    else slope_pass(args, u, span.rows * span.steps, theta);
-                    membrane_adjoint_pass(args.reset, adjoint.block(b), span, current, u, grad_out, grad_v_seq, dI,
-                                          theta);
                     const Columns<L> dx =
                         local ? Columns<L>::in_cache(grad_out, here.count) : dx_steps.write(grad_out, here, b);
-                    if (!is_short)
-                        adjoint_pass(parameters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
-                                     Columns<L>::in_cache(grad_out, here.count), dx);
+                    if (!is_short && as_filters && from_zero)
+                        adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
+                                              Columns<L>::in_cache(grad_out, here.count), dx);
+                    else if (!is_short)
+                        adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
+                                            Columns<L>::in_cache(grad_out, here.count), dx);
                     else if (span.steps == 4)
                         short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx);
                     else
@@ -318,10 +363,12 @@ struct PmsnCpu {
             batch = next_batch;
         }
         if (local) return;
-        for (index_t b = 0; b < blocks; ++b)
+        for (index_t b = 0; b < blocks; ++b) {
+            if (!is_short && as_filters && from_zero) sums_from_filters(parameters.block(b) + 1, k, sums.block(b) + 1);
             if (is_short)
                 short_response_adjoint(parameters.block(b), k, layout.T, grad_response.block(b), sums.block(b));
             else finish(parameters.block(b), sums.block(b), initial.block(b));
+        }
         sum_by_channel((R*)partial, sums, layout, item);
     }
 

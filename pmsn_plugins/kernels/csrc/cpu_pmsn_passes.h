@@ -2,7 +2,7 @@
 #pragma once
 #include "cpu_surrogate.h"
 #include "cpu_tile.h"
-#include "pmsn.h"
+#include "pmsn_filter.h"
 
 namespace PMSN_NAMESPACE {
 
@@ -14,25 +14,27 @@ enum { FORWARD_GROUP = 2, ADJOINT_GROUP = 1 };
 #endif
 
 // The passes below run over one block: `rows` rows of `steps` steps. k hidden compartments have
-//     parameters D, E_real, E_imag, K_real, K_imag          1 + 4k lanes
-//     state      v, h_real, h_imag                          1 + 2k for each row
+//     parameters D, E_real, E_imag, K_real, K_imag             1 + 4k lanes
+//     state      v, h_real, h_imag                             1 + 2k for each row
 //     adjoint    grad_v, lam_real, lam_imag, mu_real, mu_imag  1 + 4k for each row
-//     sums       D, lam_real, lam_imag, mu_real, mu_imag    1 + 4k, over rows and steps
+//     sums       D, lam_real, lam_imag, mu_real, mu_imag       1 + 4k, over rows and steps
+// where HIDDEN is Modes; where it is Filters, they have its fields instead, in the order of their declaration.
 struct Span {
     index_t k, rows, steps;
 };
 
-template <class L, int K>
-PMSN_FN Modes<L, K> load_modes(const L* parameters, index_t k) {
-    Modes<L, K> modes;
+// Fields for K of k compartments, each a lane for every compartment, from a column to `fields` and back.
+template <int K, class Fields, class L>
+PMSN_FN Fields load_fields(const L* column, index_t k) {
+    Fields fields;
     PMSN_UNROLL
-    for (int j = 0; j < K; ++j) {
-        modes.E_real[j] = parameters[j];
-        modes.E_imag[j] = parameters[k + j];
-        modes.K_real[j] = parameters[2 * k + j];
-        modes.K_imag[j] = parameters[3 * k + j];
-    }
-    return modes;
+    for (int i = 0; i < 4 * K; ++i) ((L*)&fields)[i] = column[i / K * k + i % K];
+    return fields;
+}
+template <int K, class Fields, class L>
+PMSN_FN void store_fields(const Fields& fields, L* column, index_t k) {
+    PMSN_UNROLL
+    for (int i = 0; i < 4 * K; ++i) column[i / K * k + i % K] = ((const L*)&fields)[i];
 }
 
 // What becomes of the current: kept (in part, until the last group), or charged into the membrane at once, so that the
@@ -42,7 +44,7 @@ struct KeepCurrent {
     Columns<L> current;
 
     PMSN_FN void begin(const L*) {}
-    PMSN_FN void step(index_t s, index_t t, L sum) { current.store(s, t, sum); }
+    PMSN_FN void step(index_t s, index_t t, L, L sum) { current.store(s, t, sum); }
     PMSN_FN void end(L*) {}
 };
 
@@ -57,7 +59,7 @@ struct FireModulo {
     L v;
 
     PMSN_FN void begin(const L* state) { v = *state; }
-    PMSN_FN void step(index_t s, index_t t, L current) {
+    PMSN_FN void step(index_t s, index_t t, L, L current) {
         L u, unused;
         ahead_x.template ask<sizeof(L)>(s, t), ahead_out.template ask<sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, u, unused, threshold);
@@ -67,121 +69,117 @@ struct FireModulo {
     PMSN_FN void end(L* state) { *state = v; }
 };
 
-// What backward needs of RESET_MODULO: u, and the gradients of those steps where the current is positive.
+// What backward needs of RESET_MODULO: x, and u where the current is positive. Elsewhere nothing flows back, and u is
+// said to be negative, which it never is.
 template <class L>
 struct RecomputeModulo {
-    Columns<L> u, grad_out, gated;
+    Columns<L> x, u;
     Threshold<real_of<L>> threshold;
     Ahead ahead_x, ahead_grad, ahead_dx;
     L v;
 
     PMSN_FN void begin(const L* state) { v = *state; }
-    PMSN_FN void step(index_t s, index_t t, L current) {
+    PMSN_FN void step(index_t s, index_t t, L x_t, L current) {
         L before, unused;
         ahead_x.template ask<sizeof(L)>(s, t), ahead_grad.template ask<sizeof(L)>(s, t),
             ahead_dx.template ask<sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, before, unused, threshold);
-        u.store(s, t, before);
-        gated.store(s, t, current > L{} ? grad_out.load(s, t) : L{});
+        x.store(s, t, x_t);
+        u.store(s, t, current > L{} ? before : splat<L>(-1));
     }
     PMSN_FN void end(L* state) { *state = v; }
 };
 
 // Compartments first..first+K; `partial` is the current of those before.
-template <int K, bool FIRST, class L, class Sink>
+template <template <class, int> class Hidden, int K, bool FIRST, class L, class Sink>
 static void hidden_group(const L* parameters, L* state, Span span, index_t first, Columns<L> x, Columns<L> partial,
-                         Sink sink) {
-    const Modes<L, K> modes = load_modes<L, K>(parameters + 1 + first, span.k);
+                         const Sink& to) {
+    const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, span.k);
     const L D = parameters[0];
+    Sink sink = to;  // no stores to memory can change this one
     for (index_t s = 0; s < span.rows; ++s, state += 1 + 2 * span.k) {
         L* real = state + 1 + first;
         L* imag = real + span.k;
-        L h_real[K], h_imag[K];
+        L h_real[K], h_imag[K];  // w and d of a filter
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) h_real[j] = real[j], h_imag[j] = imag[j];
         sink.begin(state);
         for (index_t t = 0; t < span.steps; ++t) {
-            const L x_t = x.load(s, t), sum = hidden_step<L, K>(modes, h_real, h_imag, x_t);
-            sink.step(s, t, sum + (FIRST ? D * x_t : partial.load(s, t)));
+            const L x_t = x.load(s, t), sum = hidden_step<L, K>(hidden, h_real, h_imag, x_t);
+            sink.step(s, t, x_t, sum + (FIRST ? D * x_t : partial.load(s, t)));
         }
         sink.end(state);
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) real[j] = h_real[j], imag[j] = h_imag[j];
     }
 }
-template <bool FIRST, class L, class Sink>
+template <template <class, int> class Hidden, bool FIRST, class L, class Sink>
 static void last_hidden_group(const L* parameters, L* state, Span span, index_t first, Columns<L> x, Columns<L> partial,
-                              Sink sink) {
+                              const Sink& to) {
     const index_t count = span.k - first;
-    if (FORWARD_GROUP > 2 && count == 4) hidden_group<4, FIRST>(parameters, state, span, first, x, partial, sink);
-    else if (FORWARD_GROUP > 2 && count == 3) hidden_group<3, FIRST>(parameters, state, span, first, x, partial, sink);
-    else if (count == 2) hidden_group<2, FIRST>(parameters, state, span, first, x, partial, sink);
-    else hidden_group<1, FIRST>(parameters, state, span, first, x, partial, sink);
+    if (FORWARD_GROUP > 2 && count == 4) hidden_group<Hidden, 4, FIRST>(parameters, state, span, first, x, partial, to);
+    else if (FORWARD_GROUP > 2 && count == 3)
+        hidden_group<Hidden, 3, FIRST>(parameters, state, span, first, x, partial, to);
+    else if (count == 2) hidden_group<Hidden, 2, FIRST>(parameters, state, span, first, x, partial, to);
+    else hidden_group<Hidden, 1, FIRST>(parameters, state, span, first, x, partial, to);
 }
 
-// x -> current -> sink; advances the state. `partial` is scratch memory.
-template <class L, class Sink>
-static void hidden_pass(const L* parameters, L* state, Span span, Columns<L> x, Columns<L> partial, Sink sink) {
+// x -> current -> to; advances the state. `partial` is scratch memory.
+template <template <class, int> class Hidden, class L, class Sink>
+static void hidden_pass(const L* parameters, L* state, Span span, Columns<L> x, Columns<L> partial, const Sink& to) {
     const KeepCurrent<L> keep = {partial};
     index_t j = 0;
-    if (span.k > FORWARD_GROUP) hidden_group<FORWARD_GROUP, true>(parameters, state, span, j, x, partial, keep);
-    else return last_hidden_group<true>(parameters, state, span, j, x, partial, sink);
+    if (span.k > FORWARD_GROUP) hidden_group<Hidden, FORWARD_GROUP, true>(parameters, state, span, j, x, partial, keep);
+    else return last_hidden_group<Hidden, true>(parameters, state, span, j, x, partial, to);
     for (j = FORWARD_GROUP; span.k - j > FORWARD_GROUP; j += FORWARD_GROUP)
-        hidden_group<FORWARD_GROUP, false>(parameters, state, span, j, x, partial, keep);
-    last_hidden_group<false>(parameters, state, span, j, x, partial, sink);
+        hidden_group<Hidden, FORWARD_GROUP, false>(parameters, state, span, j, x, partial, keep);
+    last_hidden_group<Hidden, false>(parameters, state, span, j, x, partial, to);
 }
 
 // Compartments first..first+K; the first group also takes D. dI has a zero before every row.
-template <int K, bool FIRST, class L>
+template <template <class, int> class Hidden, int K, bool FIRST, class L>
 static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, const L* x, const L* dI,
                           Columns<L> partial, Columns<L> dx) {
+    typedef typename Hidden<L, K>::Adjoint Adjoint;
+    typedef typename Hidden<L, K>::Sums Sums;
     const index_t k = span.k;
-    const Modes<L, K> modes = load_modes<L, K>(parameters + 1 + first, k);
+    const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, k);
     const L D = parameters[0];
-    HiddenSums<L, K> total = {};
+    Sums total = {};
     L total_D = L{};
     adjoint += 1 + first;
     for (index_t s = 0; s < span.rows; ++s, adjoint += 1 + 4 * k, x += span.steps, dI += span.steps + 1) {
-        HiddenAdjoint<L, K> a;
-        PMSN_UNROLL
-        for (int j = 0; j < K; ++j) {
-            a.lam_real[j] = adjoint[j] + dI[span.steps], a.lam_imag[j] = adjoint[k + j];
-            a.mu_real[j] = adjoint[2 * k + j], a.mu_imag[j] = adjoint[3 * k + j];
-        }
+        Adjoint a = load_fields<K, Adjoint>(adjoint, k);
+        a.enter(dI[span.steps]);
         for (index_t t = span.steps - 1; t >= 0; --t) {
-            const L hidden = hidden_adjoint_step<L, K>(modes, a, total, x[t], dI[t]);
+            const L part = hidden_adjoint_step<L, K>(hidden, a, total, x[t], dI[t]);
             if (FIRST) {
-                dx.store(s, t, hidden + D * dI[t + 1]);
+                dx.store(s, t, part + D * dI[t + 1]);
                 total_D += dI[t + 1] * x[t];
-            } else dx.store(s, t, hidden + partial.load(s, t));
+            } else dx.store(s, t, part + partial.load(s, t));
         }
-        PMSN_UNROLL
-        for (int j = 0; j < K; ++j) {
-            adjoint[j] = a.lam_real[j], adjoint[k + j] = a.lam_imag[j];
-            adjoint[2 * k + j] = a.mu_real[j], adjoint[3 * k + j] = a.mu_imag[j];
-        }
+        store_fields<K>(a, adjoint, k);
     }
     sums[0] += total_D;
     sums += 1 + first;
     PMSN_UNROLL
-    for (int j = 0; j < K; ++j) {
-        sums[j] += total.lam_real[j], sums[k + j] += total.lam_imag[j];
-        sums[2 * k + j] += total.mu_real[j], sums[3 * k + j] += total.mu_imag[j];
-    }
+    for (int i = 0; i < 4 * K; ++i) sums[i / K * k + i % K] += ((const L*)&total)[i];
 }
 
 // dI -> dx; advances the hidden part of the adjoint, and the sums. `partial` is scratch memory.
-template <class L>
+template <template <class, int> class Hidden, class L>
 static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, const L* x, const L* dI,
                          Columns<L> partial, Columns<L> dx) {
     for (index_t j = 0; j < span.k;) {
         const bool wide = j + ADJOINT_GROUP <= span.k;
         const index_t next = j + (wide ? ADJOINT_GROUP : 1);
         const Columns<L>& to = next < span.k ? partial : dx;
-        if (j == 0 && wide) adjoint_group<ADJOINT_GROUP, true>(parameters, adjoint, sums, span, j, x, dI, partial, to);
-        else if (j == 0) adjoint_group<1, true>(parameters, adjoint, sums, span, j, x, dI, partial, to);
-        else if (wide) adjoint_group<ADJOINT_GROUP, false>(parameters, adjoint, sums, span, j, x, dI, partial, to);
-        else adjoint_group<1, false>(parameters, adjoint, sums, span, j, x, dI, partial, to);
+        if (j == 0 && wide)
+            adjoint_group<Hidden, ADJOINT_GROUP, true>(parameters, adjoint, sums, span, j, x, dI, partial, to);
+        else if (j == 0) adjoint_group<Hidden, 1, true>(parameters, adjoint, sums, span, j, x, dI, partial, to);
+        else if (wide)
+            adjoint_group<Hidden, ADJOINT_GROUP, false>(parameters, adjoint, sums, span, j, x, dI, partial, to);
+        else adjoint_group<Hidden, 1, false>(parameters, adjoint, sums, span, j, x, dI, partial, to);
         j = next;
     }
 }
@@ -229,43 +227,49 @@ struct MembranePass {
     }
 };
 
-// u -> d out / d u, in place
-template <class L>
-static void slope_pass(const PmsnArgs& args, L* u, index_t count, real_of<L> theta) {
+// Calls `use(slope)` with d out / d u as a function slope(u, i) of lane i; `given` are the slopes of SURROGATE_GIVEN.
+template <class L, class Use>
+static void with_slope(const PmsnArgs& args, const L* given, real_of<L> theta, const Use& use) {
     const real_of<L> one = 1;
-    if (args.fire == FIRE_MEMBRANE) {
-        for (index_t i = 0; i < count; ++i) u[i] = splat<L>(one);
-    } else if (args.fire == FIRE_BURST) {
-        for (index_t i = 0; i < count; ++i) u[i] = u[i] > L{} ? splat<L>(one / theta) : L{};
-    } else {
-        surrogate_pass(args.surrogate, u, count, theta, surrogate_parameters<real_of<L>>(args));
-    }
+    if (args.surrogate == SURROGATE_GIVEN) return use([=](L, index_t i) { return given[i]; });
+    if (args.fire == FIRE_MEMBRANE) return use([=](L, index_t) { return splat<L>(one); });
+    if (args.fire == FIRE_BURST) return use([=](L u, index_t) { return u > L{} ? splat<L>(one / theta) : L{}; });
+    const auto parameters = surrogate_parameters<real_of<L>>(args);
+    with_surrogate(args.surrogate, [&](auto kind) {
+        use([=](L u, index_t) { return surrogate_derivative<decltype(kind)::value>(u - theta, parameters); });
+    });
 }
 
-// slopes -> dI; advances grad_v, the first lane of the adjoint.
-template <int RESET, class L>
-static void membrane_adjoint_loop(L* adjoint, Span span, const L* current, const L* slope, const L* grad_out,
-                                  const L* grad_v_seq, L* dI, real_of<L> theta) {
-    for (index_t s = 0; s < span.rows; ++s, adjoint += 1 + 4 * span.k) {
-        L grad_v = adjoint[0];
-        for (index_t t = span.steps - 1; t >= 0; --t) {
-            const index_t i = s * span.steps + t;
-            if (RESET != RESET_MODULO && grad_v_seq) grad_v += grad_v_seq[i];
-            // RecomputeModulo has taken care of the sign of the current
-            const L sign = RESET == RESET_MODULO ? splat<L>(1) : current[i];
-            dI[i + s + 1] = membrane_adjoint_step<RESET>(sign, slope[i], grad_out[i], grad_v, theta);
-        }
-        adjoint[0] = grad_v;
-    }
-}
+// u, as RecomputeModulo leaves it -> dI
 template <class L>
-static void membrane_adjoint_pass(index_t reset, L* adjoint, Span span, const L* current, const L* slope,
-                                  const L* grad_out, const L* grad_v_seq, L* dI, real_of<L> theta) {
-    if (reset == RESET_MODULO)
-        membrane_adjoint_loop<RESET_MODULO>(adjoint, span, current, slope, grad_out, grad_v_seq, dI, theta);
-    else if (reset == RESET_NONE)
-        membrane_adjoint_loop<RESET_NONE>(adjoint, span, current, slope, grad_out, grad_v_seq, dI, theta);
-    else membrane_adjoint_loop<RESET_SERIAL>(adjoint, span, current, slope, grad_out, grad_v_seq, dI, theta);
+static void modulo_adjoint_pass(const PmsnArgs& args, Span span, const L* u, const L* given, Columns<L> grad_out, L* dI,
+                                real_of<L> theta) {
+    with_slope(args, given, theta, [=](auto slope) {
+        for (index_t s = 0; s < span.rows; ++s)
+            for (index_t t = 0; t < span.steps; ++t) {
+                const index_t i = s * span.steps + t;
+                const L grad_u = grad_out.load(s, t) * slope(u[i], i);
+                dI[i + s + 1] = u[i] < L{} ? L{} : grad_u;
+            }
+    });
+}
+
+// u -> dI, for the resets that a gradient flows through; advances grad_v, the first lane of the adjoint.
+template <int RESET, class L>
+static void membrane_adjoint_pass(const PmsnArgs& args, L* adjoint, Span span, const L* current, const L* u,
+                                  const L* given, const L* grad_out, const L* grad_v_seq, L* dI, real_of<L> theta) {
+    with_slope(args, given, theta, [=](auto slope) {
+        L* to = adjoint;
+        for (index_t s = 0; s < span.rows; ++s, to += 1 + 4 * span.k) {
+            L grad_v = to[0];
+            for (index_t t = span.steps - 1; t >= 0; --t) {
+                const index_t i = s * span.steps + t;
+                if (grad_v_seq) grad_v += grad_v_seq[i];
+                dI[i + s + 1] = membrane_adjoint_step<RESET>(current[i], slope(u[i], i), grad_out[i], grad_v, theta);
+            }
+            to[0] = grad_v;
+        }
+    });
 }
 
 }  // namespace PMSN_NAMESPACE

@@ -12,8 +12,10 @@ enum { SHORT_STEPS = 16 };  // longest sequence for which this is less work
 
 // The passes are compiled for STEPS steps, or for any number (0).
 template <int STEPS, class L, class Sink>
-static void short_pass(const L* response, index_t rows, index_t steps, Columns<L> x, L* v, index_t v_pitch, Sink sink) {
+static void short_pass(const L* response, index_t rows, index_t steps, Columns<L> x, L* v, index_t v_pitch,
+                       const Sink& to) {
     const index_t T = STEPS ? STEPS : steps;
+    Sink sink = to;
     for (index_t s = 0; s < rows; ++s, v += v_pitch) {
         L past[STEPS ? STEPS : SHORT_STEPS];
         sink.begin(v);
@@ -21,7 +23,7 @@ static void short_pass(const L* response, index_t rows, index_t steps, Columns<L
             past[t] = x.load(s, t);
             L current = response[0] * past[t];
             for (index_t m = 1; m <= t; ++m) current += response[m] * past[t - m];
-            sink.step(s, t, current);
+            sink.step(s, t, past[t], current);
         }
         sink.end(v);
     }

@@ -10,16 +10,24 @@ static SurrogateParameters<R> surrogate_parameters(const Args& args) {
     return {R(args.surrogate_a), R(args.surrogate_b), R(args.surrogate_c)};
 }
 
-template <int KIND, class L>
-static void surrogate_loop(L* u, index_t count, real_of<L> theta, const SurrogateParameters<real_of<L>>& parameters) {
-    for (index_t t = 0; t < count; ++t) u[t] = surrogate_derivative<KIND>(u[t] - theta, parameters);
+// The surrogate as a compile-time constant: calls `use(Kind<...>())`.
+template <int KIND>
+struct Kind {
+    static constexpr int value = KIND;
+};
+template <int KIND = 0, class Use>
+static void with_surrogate(index_t kind, const Use& use) {
+    if (kind == KIND) return use(Kind<KIND>());
+    if constexpr (KIND + 1 < SURROGATE_COUNT) with_surrogate<KIND + 1>(kind, use);
 }
 
-template <class L, int KIND = 0>
+template <class L>
 static void surrogate_pass(index_t kind, L* u, index_t count, real_of<L> theta,
-                           const SurrogateParameters<real_of<L>>& parameters) {
-    if (kind == KIND) return surrogate_loop<KIND>(u, count, theta, parameters);
-    if constexpr (KIND + 1 < SURROGATE_COUNT) surrogate_pass<L, KIND + 1>(kind, u, count, theta, parameters);
+                           SurrogateParameters<real_of<L>> parameters) {
+    with_surrogate(kind, [=](auto constant) {
+        for (index_t t = 0; t < count; ++t)
+            u[t] = surrogate_derivative<decltype(constant)::value>(u[t] - theta, parameters);
+    });
 }
 
 }  // namespace PMSN_NAMESPACE

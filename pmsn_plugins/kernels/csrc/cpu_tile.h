@@ -232,6 +232,13 @@ struct Ahead {
     }
 };
 
+// The same for few planes of the arithmetic's own type, at once.
+template <class L>
+static void ask_planes(const void* memory, const Planes& planes, index_t b) {
+    const real_of<L>* line = (const real_of<L>*)memory + planes.offset + b * lane_width<real_of<L>>();
+    for (index_t i = 0; i < planes.count; ++i, line += planes.stride) __builtin_prefetch(line, 1, 2);
+}
+
 // Neighbouring positions of an item that share a channel: q counts the channels over all positions of a row.
 struct ChannelRun {
     index_t q, begin, end;

@@ -193,8 +193,7 @@ PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const
         const index_t end = part.end < start + interval ? part.end : start + interval;
         recompute(args, n, element, start, end, slope, current);
         R dI = drive_adjoint(args, n, current[end - 1 - start], slope[end - 1 - start], (end - 1) * M + element, a.v);
-        PMSN_UNROLL
-        for (int j = 0; j < K; ++j) a.h.lam_real[j] += dI;
+        a.h.enter(dI);
         for (index_t t = end - 1; t >= start; --t) {
             const R before = t > start ? drive_adjoint(args, n, current[t - 1 - start], slope[t - 1 - start],
                                                        (t - 1) * M + element, a.v)

@@ -49,10 +49,6 @@ PMSN_FN L splat(real_of<L> x) {
     return x - L{};
 }
 template <class L>
-PMSN_FN L absolute(L x) {
-    return x < L{} ? -x : x;
-}
-template <class L>
 PMSN_FN L positive_part(L x) {
     return x < L{} ? L{} : x;
 }  // NaN stays NaN
@@ -108,6 +104,11 @@ PMSN_FN bits_of<L> to_bits(L value) {
     } both;
     both.value = value;
     return both.bits;
+}
+
+template <class L>
+PMSN_FN L absolute(L x) {
+    return from_bits<L>(to_bits<L>(x) & (~bits_of<real_of<L>>(0) >> 1));
 }
 
 // The smallest number above a positive one.

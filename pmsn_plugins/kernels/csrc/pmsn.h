@@ -5,9 +5,25 @@
 
 namespace PMSN_NAMESPACE {
 
+template <class L, int K>
+struct HiddenAdjoint {
+    L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];
+
+    PMSN_FN void enter(L dI) {  // of the last step
+        PMSN_UNROLL
+        for (int j = 0; j < K; ++j) lam_real[j] += dI;
+    }
+};
+template <class L, int K>
+struct HiddenSums {  // over time
+    L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];
+};
+
 // Coefficients of K of the hidden compartments: E = A - 1 and K = R B (A - 1) / lam.
 template <class L, int K>
 struct Modes {
+    typedef HiddenAdjoint<L, K> Adjoint;
+    typedef HiddenSums<L, K> Sums;
     L E_real[K], E_imag[K], K_real[K], K_imag[K];
 };
 
@@ -32,15 +48,6 @@ PMSN_FN L hidden_step(const Modes<L, K>& m, L* h_real, L* h_imag, L x) {
 //     dK       = sum_t lam[t] x[t]
 //     dE       = conj(K) sum_t mu[t] x[t] + mu[-1] conj(h[-1])
 //     dx[t]    = Re(sum_j conj(K_j) lam_j[t]) + D dI[t]
-template <class L, int K>
-struct HiddenAdjoint {
-    L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];
-};
-template <class L, int K>
-struct HiddenSums {  // over time
-    L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];
-};
-
 // One step back, from lam[t] and mu[t] to those of t - 1; dI_before is dI[t-1]. Returns the hidden compartments' part
 // of dx[t]. With dI_before = 0, conj(A) lam[t] is left: dL/dh before the step, and where the steps before it go on
 // from.
