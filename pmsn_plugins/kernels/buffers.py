@@ -52,7 +52,7 @@ def tclif_buffers(x: Tensor, dtype: torch.dtype, with_v_seq: bool, save: bool) -
 def gradients_like(tensors: Sequence[Tensor], states: Sequence[Tensor | None] = ()) -> tuple[Tensor, ...]:
     """Fresh tensors for gradients; empty for a state whose gradient is not wanted (None)."""
     return (
-        *(t.new_empty(t.shape) for t in tensors),
+        *(torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors),
         *(tensors[-1].new_empty((0,) if t is None else t.shape) for t in states),
     )
 

@@ -309,7 +309,7 @@ def _firing(
     if burst:
         return Firing("burst")
     if surrogate_function is None:
-        surrogate_function = triangle()
+        return Firing("spike")  # triangle()
     is_function = isinstance(surrogate_function, FunctionType)
     spec = _describe_function(surrogate_function) if is_function else describe(surrogate_function)
     if spec is None or spec.name not in SURROGATES:

@@ -183,10 +183,11 @@ def tools():
 @pytest.fixture
 def poisoned(monkeypatch):
     """Fresh memory is NaN: what a kernel forgets to write is seen."""
-    new_empty, empty = torch.Tensor.new_empty, torch.empty
+    new_empty, empty, empty_like = torch.Tensor.new_empty, torch.empty, torch.empty_like
 
     def poison(tensor):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() and tensor.device.type != "meta" else tensor
 
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: poison(new_empty(*args, **kwargs)))
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: poison(empty(*args, **kwargs)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: poison(empty_like(*args, **kwargs)))

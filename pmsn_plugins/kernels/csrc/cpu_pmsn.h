@@ -68,12 +68,12 @@ struct PmsnCpu {
         return batch.planes(layout, (start / depth - 1) * planes, planes);
     }
 
-    // x -> current -> sink, one way or another.
+    // x -> current -> sink, one way or another. `changes`: null, or where Filters leave them.
     template <class Sink>
-    void charge(bool is_short, const L* parameters, const L* response, L* state, Span span, Columns<L> x,
+    void charge(bool is_short, const L* parameters, const L* response, L* state, L* changes, Span span, Columns<L> x,
                 Columns<L> partial, const Sink& sink) const {
-        if (!is_short && as_filters) hidden_pass<Filters>(parameters, state, span, x, partial, sink);
-        else if (!is_short) hidden_pass<Modes>(parameters, state, span, x, partial, sink);
+        if (!is_short && as_filters) hidden_pass<Filters>(parameters, state, changes, span, x, partial, sink);
+        else if (!is_short) hidden_pass<Modes>(parameters, state, changes, span, x, partial, sink);
         else if (span.steps == 4) short_pass<4>(response, span.rows, span.steps, x, state, planes, sink);
         else short_pass<0>(response, span.rows, span.steps, x, state, planes, sink);
     }
@@ -129,12 +129,12 @@ struct PmsnCpu {
                                                     Ahead(x_steps, soon.planes, soon.block),
                                                     Ahead(out_steps, soon.planes, soon.block),
                                                     L{}};
-                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), span, from, partial,
-                               fire);
+                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr, span, from,
+                               partial, fire);
                         out_steps.finish(out, here, b);
                     } else {
-                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), span, from, partial,
-                               KeepCurrent<L>{partial});
+                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr, span, from,
+                               partial, KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, out, v_seq, theta);
                         out_steps.store(out, here, b);
                     }
@@ -180,6 +180,7 @@ struct PmsnCpu {
                     const Columns<L> from = x_steps.read(x, here, b),
                                      partial = Columns<L>::in_cache(current, here.count);
                     const Ahead no_more(x_steps, here, b);
+                    L* const no_changes = nullptr;
                     const FireModulo<L> fire = {Columns<L>::in_cache(out, here.count),
                                                 partial,
                                                 false,
@@ -188,9 +189,10 @@ struct PmsnCpu {
                                                 no_more,
                                                 no_more,
                                                 L{}};
-                    if (membrane) hidden_pass<Modes>(parameters.block(b), state.block(b), span, from, partial, fire);
+                    if (membrane)
+                        hidden_pass<Modes>(parameters.block(b), state.block(b), no_changes, span, from, partial, fire);
                     else
-                        hidden_pass<Modes>(parameters.block(b), state.block(b), span, from, partial,
+                        hidden_pass<Modes>(parameters.block(b), state.block(b), no_changes, span, from, partial,
                                            KeepCurrent<L>{partial});
                 }
             }
@@ -250,11 +252,13 @@ struct PmsnCpu {
 
     index_t backward_scratch() const {
         const index_t tiles = 4 * (1 + 4 * k) + rows * (planes + 1 + 4 * k) + 2 * SHORT_STEPS;
-        return sizeof(L) * (blocks * tiles + 7 * Scratch<L>::apart(rows * (depth + 1)));
+        return sizeof(L) *
+               (blocks * tiles + 7 * Scratch<L>::apart(rows * (depth + 1)) + Scratch<L>::apart(rows * depth * k));
     }
 
     // Without `partial` only to find the adjoint at the segment's start, from zero at its end.
     void backward(index_t index, void* memory, void* partial) const {
+        const bool from_zero = !args.grad_h_real_after && !args.grad_h_imag_after;
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), filters = scratch.tile(1, 1 + 4 * k),
                       sums = scratch.tile(1, 1 + 4 * k), initial = scratch.tile(1, 1 + 4 * k);
@@ -265,6 +269,7 @@ struct PmsnCpu {
         L* const u = scratch.lanes(rows * depth);
         L* const dI = scratch.lanes(rows * (depth + 1));
         L* const current = scratch.lanes(rows * depth);
+        L* const changes = as_filters && from_zero ? scratch.lanes(rows * depth * k) : nullptr;
         L* const slopes = args.slopes ? scratch.lanes(rows * depth) : nullptr;
         L* const grad_v_seq = args.grad_v_seq ? scratch.lanes(rows * depth) : nullptr;
         const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.out_storage),
@@ -272,7 +277,6 @@ struct PmsnCpu {
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, KEEP_U);
         const auto membrane_adjoint =
             args.reset == RESET_NONE ? membrane_adjoint_pass<RESET_NONE, L> : membrane_adjoint_pass<RESET_SERIAL, L>;
-        const bool from_zero = !args.grad_h_real_after && !args.grad_h_imag_after;
         // also after a forward that went through the hidden state because it was asked for: the same u up to rounding
         const bool is_short = layout.T <= SHORT_STEPS && from_rest && from_zero;
         const Item item(layout, index);
@@ -320,7 +324,7 @@ struct PmsnCpu {
                                                               Ahead(grad_steps, soon.planes, soon.block),
                                                               Ahead(dx_steps, soon.planes, soon.block),
                                                               L{}};
-                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), span,
+                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span,
                                x_steps.read(x, here, b), partial, recompute);
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                         modulo_adjoint_pass(args, span, u, slopes, grad_steps.read(grad_out, here, b), dI, theta);
@@ -328,8 +332,8 @@ struct PmsnCpu {
                         x_steps.load(x, here, b);
                         grad_steps.load(grad_out, here, b);
                         if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
-                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), span, in_x, partial,
-                               KeepCurrent<L>{partial});
+                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span, in_x,
+                               partial, KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, u, nullptr, theta);
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                         membrane_adjoint(args, adjoint.block(b), span, current, u, slopes, grad_out, grad_v_seq, dI,
@@ -337,12 +341,14 @@ struct PmsnCpu {
                     }
                     const Columns<L> dx =
                         local ? Columns<L>::in_cache(grad_out, here.count) : dx_steps.write(grad_out, here, b);
-                    if (!is_short && as_filters && from_zero)
-                        adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
-                                              Columns<L>::in_cache(grad_out, here.count), dx);
+                    const Forth<L> forth = {x, dI, state.block(b), changes};
+                    const Columns<L> in_grad = Columns<L>::in_cache(grad_out, here.count);
+                    if (!is_short && changes)
+                        adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, forth, in_grad,
+                                              dx);
                     else if (!is_short)
-                        adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, x, dI,
-                                            Columns<L>::in_cache(grad_out, here.count), dx);
+                        adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, forth, in_grad,
+                                            dx);
                     else if (span.steps == 4)
                         short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx);
                     else
@@ -364,9 +370,9 @@ struct PmsnCpu {
         }
         if (local) return;
         for (index_t b = 0; b < blocks; ++b) {
-            if (!is_short && as_filters && from_zero) sums_from_filters(parameters.block(b) + 1, k, sums.block(b) + 1);
             if (is_short)
                 short_response_adjoint(parameters.block(b), k, layout.T, grad_response.block(b), sums.block(b));
+            else if (changes) gradients_from_filters(parameters.block(b) + 1, k, sums.block(b) + 1);
             else finish(parameters.block(b), sums.block(b), initial.block(b));
         }
         sum_by_channel((R*)partial, sums, layout, item);

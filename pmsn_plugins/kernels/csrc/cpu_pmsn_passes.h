@@ -28,13 +28,13 @@ template <int K, class Fields, class L>
 PMSN_FN Fields load_fields(const L* column, index_t k) {
     Fields fields;
     PMSN_UNROLL
-    for (int i = 0; i < 4 * K; ++i) ((L*)&fields)[i] = column[i / K * k + i % K];
+    for (int i = 0; i < int(sizeof(Fields) / sizeof(L)); ++i) ((L*)&fields)[i] = column[i / K * k + i % K];
     return fields;
 }
 template <int K, class Fields, class L>
 PMSN_FN void store_fields(const Fields& fields, L* column, index_t k) {
     PMSN_UNROLL
-    for (int i = 0; i < 4 * K; ++i) column[i / K * k + i % K] = ((const L*)&fields)[i];
+    for (int i = 0; i < int(sizeof(Fields) / sizeof(L)); ++i) column[i / K * k + i % K] = ((const L*)&fields)[i];
 }
 
 // What becomes of the current: kept (in part, until the last group), or charged into the membrane at once, so that the
@@ -90,13 +90,15 @@ struct RecomputeModulo {
     PMSN_FN void end(L* state) { *state = v; }
 };
 
-// Compartments first..first+K; `partial` is the current of those before.
+// Compartments first..first+K; `partial` is the current of those before. Filters leave their last change before each
+// step in `changes` if it is not null: for a row, [steps, k].
 template <template <class, int> class Hidden, int K, bool FIRST, class L, class Sink>
-static void hidden_group(const L* parameters, L* state, Span span, index_t first, Columns<L> x, Columns<L> partial,
-                         const Sink& to) {
+static void hidden_group(const L* parameters, L* state, L* changes, Span span, index_t first, Columns<L> x,
+                         Columns<L> partial, const Sink& to) {
     const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, span.k);
     const L D = parameters[0];
     Sink sink = to;  // no stores to memory can change this one
+    index_t change = first;
     for (index_t s = 0; s < span.rows; ++s, state += 1 + 2 * span.k) {
         L* real = state + 1 + first;
         L* imag = real + span.k;
@@ -104,7 +106,11 @@ static void hidden_group(const L* parameters, L* state, Span span, index_t first
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) h_real[j] = real[j], h_imag[j] = imag[j];
         sink.begin(state);
-        for (index_t t = 0; t < span.steps; ++t) {
+        for (index_t t = 0; t < span.steps; ++t, change += span.k) {
+            if (Hidden<L, K>::are_filters && changes) {
+                PMSN_UNROLL
+                for (int j = 0; j < K; ++j) changes[change + j] = h_imag[j];
+            }
             const L x_t = x.load(s, t), sum = hidden_step<L, K>(hidden, h_real, h_imag, x_t);
             sink.step(s, t, x_t, sum + (FIRST ? D * x_t : partial.load(s, t)));
         }
@@ -113,46 +119,61 @@ static void hidden_group(const L* parameters, L* state, Span span, index_t first
         for (int j = 0; j < K; ++j) real[j] = h_real[j], imag[j] = h_imag[j];
     }
 }
-template <template <class, int> class Hidden, bool FIRST, class L, class Sink>
-static void last_hidden_group(const L* parameters, L* state, Span span, index_t first, Columns<L> x, Columns<L> partial,
-                              const Sink& to) {
-    const index_t count = span.k - first;
-    if (FORWARD_GROUP > 2 && count == 4) hidden_group<Hidden, 4, FIRST>(parameters, state, span, first, x, partial, to);
-    else if (FORWARD_GROUP > 2 && count == 3)
-        hidden_group<Hidden, 3, FIRST>(parameters, state, span, first, x, partial, to);
-    else if (count == 2) hidden_group<Hidden, 2, FIRST>(parameters, state, span, first, x, partial, to);
-    else hidden_group<Hidden, 1, FIRST>(parameters, state, span, first, x, partial, to);
-}
 
 // x -> current -> to; advances the state. `partial` is scratch memory.
 template <template <class, int> class Hidden, class L, class Sink>
-static void hidden_pass(const L* parameters, L* state, Span span, Columns<L> x, Columns<L> partial, const Sink& to) {
+static void hidden_pass(const L* parameters, L* state, L* changes, Span span, Columns<L> x, Columns<L> partial,
+                        const Sink& to) {
+    const auto group = [&](auto size, auto is_first, index_t first, const auto& sink) {
+        hidden_group<Hidden, decltype(size)::value, decltype(is_first)::value>(parameters, state, changes, span, first,
+                                                                               x, partial, sink);
+    };
+    const auto last_group = [&](auto is_first, index_t first) {
+        const index_t count = span.k - first;
+        if (FORWARD_GROUP > 2 && count == 4) group(Constant<4>(), is_first, first, to);
+        else if (FORWARD_GROUP > 2 && count == 3) group(Constant<3>(), is_first, first, to);
+        else if (count == 2) group(Constant<2>(), is_first, first, to);
+        else group(Constant<1>(), is_first, first, to);
+    };
     const KeepCurrent<L> keep = {partial};
-    index_t j = 0;
-    if (span.k > FORWARD_GROUP) hidden_group<Hidden, FORWARD_GROUP, true>(parameters, state, span, j, x, partial, keep);
-    else return last_hidden_group<Hidden, true>(parameters, state, span, j, x, partial, to);
-    for (j = FORWARD_GROUP; span.k - j > FORWARD_GROUP; j += FORWARD_GROUP)
-        hidden_group<Hidden, FORWARD_GROUP, false>(parameters, state, span, j, x, partial, keep);
-    last_hidden_group<Hidden, false>(parameters, state, span, j, x, partial, to);
+    if (span.k <= FORWARD_GROUP) return last_group(Constant<true>(), 0);
+    group(Constant<FORWARD_GROUP>(), Constant<true>(), 0, keep);
+    index_t j = FORWARD_GROUP;
+    for (; span.k - j > FORWARD_GROUP; j += FORWARD_GROUP) group(Constant<FORWARD_GROUP>(), Constant<false>(), j, keep);
+    last_group(Constant<false>(), j);
 }
 
-// Compartments first..first+K; the first group also takes D. dI has a zero before every row.
+// What the way back needs of the way there: x, dL/dI (with a zero before every row), and of Filters the state at the
+// end and the changes.
+template <class L>
+struct Forth {
+    const L *x, *dI, *state, *changes;
+};
+
+// Compartments first..first+K; the first group also takes D.
 template <template <class, int> class Hidden, int K, bool FIRST, class L>
-static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, const L* x, const L* dI,
+static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Forth<L> forth,
                           Columns<L> partial, Columns<L> dx) {
     typedef typename Hidden<L, K>::Adjoint Adjoint;
     typedef typename Hidden<L, K>::Sums Sums;
+    constexpr bool filters = Hidden<L, K>::are_filters;
     const index_t k = span.k;
     const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, k);
     const L D = parameters[0];
     Sums total = {};
     L total_D = L{};
     adjoint += 1 + first;
-    for (index_t s = 0; s < span.rows; ++s, adjoint += 1 + 4 * k, x += span.steps, dI += span.steps + 1) {
+    for (index_t s = 0; s < span.rows; ++s, adjoint += 1 + 4 * k) {
+        const L *x = forth.x + s * span.steps, *dI = forth.dI + s * (span.steps + 1);
+        auto after = load_fields<K, FilterState<L, K>>(forth.state + s * (1 + 2 * k) + 1 + first, k);
         Adjoint a = load_fields<K, Adjoint>(adjoint, k);
-        a.enter(dI[span.steps]);
+        if constexpr (!filters) a.enter(dI[span.steps]);
         for (index_t t = span.steps - 1; t >= 0; --t) {
-            const L part = hidden_adjoint_step<L, K>(hidden, a, total, x[t], dI[t]);
+            L part;
+            if constexpr (filters)
+                part = hidden_adjoint_step<L, K>(hidden, after, a, total, dI[t + 1],
+                                                 forth.changes + (s * span.steps + t) * k + first);
+            else part = hidden_adjoint_step<L, K>(hidden, a, total, x[t], dI[t]);
             if (FIRST) {
                 dx.store(s, t, part + D * dI[t + 1]);
                 total_D += dI[t + 1] * x[t];
@@ -168,20 +189,18 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
 
 // dI -> dx; advances the hidden part of the adjoint, and the sums. `partial` is scratch memory.
 template <template <class, int> class Hidden, class L>
-static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, const L* x, const L* dI,
-                         Columns<L> partial, Columns<L> dx) {
-    for (index_t j = 0; j < span.k;) {
-        const bool wide = j + ADJOINT_GROUP <= span.k;
-        const index_t next = j + (wide ? ADJOINT_GROUP : 1);
-        const Columns<L>& to = next < span.k ? partial : dx;
-        if (j == 0 && wide)
-            adjoint_group<Hidden, ADJOINT_GROUP, true>(parameters, adjoint, sums, span, j, x, dI, partial, to);
-        else if (j == 0) adjoint_group<Hidden, 1, true>(parameters, adjoint, sums, span, j, x, dI, partial, to);
-        else if (wide)
-            adjoint_group<Hidden, ADJOINT_GROUP, false>(parameters, adjoint, sums, span, j, x, dI, partial, to);
-        else adjoint_group<Hidden, 1, false>(parameters, adjoint, sums, span, j, x, dI, partial, to);
-        j = next;
-    }
+static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, Forth<L> forth, Columns<L> partial,
+                         Columns<L> dx) {
+    const auto group = [&](auto size, auto is_first, index_t first) {
+        constexpr int K = decltype(size)::value;
+        adjoint_group<Hidden, K, decltype(is_first)::value>(parameters, adjoint, sums, span, first, forth, partial,
+                                                            first + K < span.k ? partial : dx);
+    };
+    index_t j = span.k < ADJOINT_GROUP ? 1 : ADJOINT_GROUP;
+    if (j == 1) group(Constant<1>(), Constant<true>(), 0);
+    else group(Constant<ADJOINT_GROUP>(), Constant<true>(), 0);
+    for (; j + ADJOINT_GROUP <= span.k; j += ADJOINT_GROUP) group(Constant<ADJOINT_GROUP>(), Constant<false>(), j);
+    for (; j < span.k; ++j) group(Constant<1>(), Constant<false>(), j);
 }
 
 // What a membrane pass leaves: what is sent out, also the membrane after reset, or the membrane before it.

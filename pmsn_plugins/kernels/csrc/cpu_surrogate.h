@@ -10,14 +10,14 @@ static SurrogateParameters<R> surrogate_parameters(const Args& args) {
     return {R(args.surrogate_a), R(args.surrogate_b), R(args.surrogate_c)};
 }
 
-// The surrogate as a compile-time constant: calls `use(Kind<...>())`.
-template <int KIND>
-struct Kind {
-    static constexpr int value = KIND;
+// The surrogate as a compile-time constant: calls `use(Constant<...>())`.
+template <int VALUE>
+struct Constant {
+    static constexpr int value = VALUE;
 };
 template <int KIND = 0, class Use>
 static void with_surrogate(index_t kind, const Use& use) {
-    if (kind == KIND) return use(Kind<KIND>());
+    if (kind == KIND) return use(Constant<KIND>());
     if constexpr (KIND + 1 < SURROGATE_COUNT) with_surrogate<KIND + 1>(kind, use);
 }
 

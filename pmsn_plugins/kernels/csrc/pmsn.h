@@ -24,6 +24,7 @@ template <class L, int K>
 struct Modes {
     typedef HiddenAdjoint<L, K> Adjoint;
     typedef HiddenSums<L, K> Sums;
+    static constexpr bool are_filters = false;
     L E_real[K], E_imag[K], K_real[K], K_imag[K];
 };
 

@@ -1,14 +1,15 @@
 // A hidden compartment of PMSN that starts from rest, as what it then is to its real input: a real filter of second
-// order. The same current with a third fewer operations than the complex compartment of pmsn.h takes. Of the filter
+// order. The same current for a third fewer operations than the complex compartment of pmsn.h takes. Of the filter
 // 1 / ((1 - A/z) (1 - conj(A)/z)) it keeps the response w and the last change d of w:
 //     d[t] = d[t-1] + (x[t] - alpha w[t-1] - beta d[t-1])      alpha = |1 - A|^2, beta = 1 - |A|^2
 //     w[t] = w[t-1] + d[t]
 //     h[t] = K (d[t] - conj(E) w[t-1])                         E = A - 1
-// Changes in place of w[t-2] (the delta operator: Middleton and Goodwin, IEEE Trans. Autom. Control 31, 1986) keep slow
-// compartments as exact as the complex form does, or more; only fast oscillations suffer, so there is a limit.
+// so that Re(h[t]) = K_real d[t] - gamma w[t-1] with gamma = Re(K conj(E)). Changes in place of w[t-2] (the delta
+// operator: Middleton and Goodwin, IEEE Trans. Autom. Control 31, 1986) keep slow compartments as exact as the complex
+// form does, or more; only fast oscillations suffer, so there is a limit.
 //
 // The state (w, d) cannot hold every h: where K or the frequency is zero, many h share one. So a filter starts from
-// rest, and its adjoint from zero.
+// rest, and nothing is asked of its final state but h itself.
 #pragma once
 #include "pmsn.h"
 
@@ -22,23 +23,19 @@ PMSN_FN bool suits_filter(R E_real) {
 }
 
 template <class L, int K>
-struct FilterAdjoint {
-    L dp[K], p[K], dq[K], q[K];
-
-    PMSN_FN void enter(L dI) {  // of the last step
-        PMSN_UNROLL
-        for (int j = 0; j < K; ++j) dp[j] += dI;
-    }
+struct FilterState {
+    L w[K], d[K];
 };
 template <class L, int K>
-struct FilterSums {  // over time
-    L dp[K], p[K], dq[K], q[K];
+struct FilterAdjoint {  // dL/dw, dL/dd
+    L w[K], d[K];
 };
 template <class L, int K>
 struct Filters {
     typedef FilterAdjoint<L, K> Adjoint;
-    typedef FilterSums<L, K> Sums;
-    L alpha[K], beta[K], K_real[K], gamma[K];  // gamma = Re(K conj(E))
+    typedef Filters<L, K> Sums;  // over time: dL by each coefficient
+    static constexpr bool are_filters = true;
+    L alpha[K], beta[K], K_real[K], gamma[K];
 };
 
 // Returns Re(sum_j h_j).
@@ -54,27 +51,24 @@ PMSN_FN L hidden_step(const Filters<L, K>& f, L* w, L* d, L x) {
     return current;
 }
 
-// The adjoint of pmsn.h by the same filter, run backwards in time: p over dI, and q over p,
-//     dp[t] = dp[t+1] + (dI[t] - alpha p[t+1] - beta dp[t+1])      p[t] = p[t+1] + dp[t]
-//     dq[t] = dq[t+1] + (p[t] - alpha q[t+1] - beta dq[t+1])       q[t] = q[t+1] + dq[t]
-//     lam[t] = dp[t] - E p[t+1]
-//     mu[t]  = p[t+1] - 2i E_imag (A dq[t+2] - E q[t+2])
-// One step back, with dp[t], p[t+1], dq[t+2] and q[t+2]; otherwise as hidden_adjoint_step there.
+// One step back by the chain rule: from the state after step t and its adjoint to those before it, d_before. Returns
+// the filters' part of dx[t].
 template <class L, int K>
-PMSN_FN L hidden_adjoint_step(const Filters<L, K>& f, FilterAdjoint<L, K>& a, FilterSums<L, K>& sums, L x,
-                              L dI_before) {
+PMSN_FN L hidden_adjoint_step(const Filters<L, K>& f, FilterState<L, K>& after, FilterAdjoint<L, K>& a,
+                              Filters<L, K>& sums, L dI, const L* d_before) {
     L dx = L{};
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
-        dx = dx + f.K_real[j] * a.dp[j] - f.gamma[j] * a.p[j];
-        sums.dp[j] += a.dp[j] * x;
-        sums.p[j] += a.p[j] * x;
-        sums.dq[j] += a.dq[j] * x;
-        sums.q[j] += a.q[j] * x;
-        a.dq[j] += a.p[j] - f.beta[j] * a.dq[j] - f.alpha[j] * a.q[j];
-        a.q[j] += a.dq[j];
-        a.p[j] += a.dp[j];
-        a.dp[j] += dI_before - f.beta[j] * a.dp[j] - f.alpha[j] * a.p[j];
+        const L d = after.d[j], w_before = after.w[j] - d;
+        const L grad_d = (a.d[j] + a.w[j]) + f.K_real[j] * dI;
+        dx += grad_d;
+        sums.alpha[j] -= grad_d * w_before;
+        sums.beta[j] -= grad_d * d_before[j];
+        sums.K_real[j] += dI * d;
+        sums.gamma[j] -= dI * w_before;
+        a.w[j] = a.w[j] - f.gamma[j] * dI - f.alpha[j] * grad_d;
+        a.d[j] = grad_d - f.beta[j] * grad_d;
+        after.w[j] = w_before, after.d[j] = d_before[j];
     }
     return dx;
 }
@@ -102,17 +96,16 @@ static void hidden_from_filters(const L* modes, index_t k, L* state) {
         state[k] = K_real * imag + K_imag * real;
     }
 }
-// and sums over filters to those over lam and mu.
+// and the gradients of the filters' coefficients to those of K and E.
 template <class L>
-static void sums_from_filters(const L* modes, index_t k, L* sums) {
+static void gradients_from_filters(const L* modes, index_t k, L* sums) {
     for (index_t j = 0; j < k; ++j, ++modes, ++sums) {
-        const L E_real = modes[0], E_imag = modes[k];
-        const L dp = sums[0], p = sums[k], dq = sums[2 * k], q = sums[3 * k];
-        const L real = dq + E_real * (dq - q), imag = E_imag * (dq - q);
-        sums[0] = dp - E_real * p;
-        sums[k] = -E_imag * p;
-        sums[2 * k] = p + 2 * E_imag * imag;
-        sums[3 * k] = -2 * E_imag * real;
+        const L E_real = modes[0], E_imag = modes[k], K_real = modes[2 * k], K_imag = modes[3 * k];
+        const L alpha = sums[0], beta = sums[k], of_K = sums[2 * k], gamma = sums[3 * k];
+        sums[0] = of_K + E_real * gamma;
+        sums[k] = E_imag * gamma;
+        sums[2 * k] = 2 * (E_real * (alpha - beta) - beta) + K_real * gamma;
+        sums[3 * k] = 2 * E_imag * (alpha - beta) + K_imag * gamma;
     }
 }
 
