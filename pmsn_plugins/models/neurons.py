@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -39,7 +40,7 @@ def neuron_factory(
     order 32 for the sliding PSN.
 
     Raises:
-        ValueError: unknown name or framework, or T missing.
+        ValueError: unknown name, framework or option, or T missing.
         ImportError: the framework, or this neuron in its installed release, is missing.
     """
     check_choice("framework", framework, NEURONS)
@@ -52,8 +53,9 @@ def neuron_factory(
     elif name in ("pmsn", "tclif"):
         from .. import spikingjelly as ours
 
-        node = {"pmsn": ours.PMSNNode, "tclif": _without_channels(ours.TCLIFNode)}[name]
-        build = partial(node, step_mode="m", **options)
+        node = {"pmsn": ours.PMSNNode, "tclif": ours.TCLIFNode}[name]
+        _check_options(name, node, options)
+        build = partial(node if name == "pmsn" else _without_channels(node), step_mode="m", **options)
     else:
         build = _spikingjelly(name, T, options)
     return build if scale == 1.0 else lambda channels: nn.Sequential(Scale(scale), build(channels))
@@ -75,7 +77,19 @@ def _spikingjelly(name: str, T: int | None, options: dict[str, Any]) -> NeuronFa
     class_name, defaults = classes[name]
     if not hasattr(neuron, class_name):
         raise ImportError(f"the installed SpikingJelly has no {class_name}: pip install 'spikingjelly>=2.0.0'")
+    _check_options(name, getattr(neuron, class_name), options)
     return _without_channels(partial(getattr(neuron, class_name), **{**defaults, **options}))
+
+
+def _check_options(name: str, neuron: type[nn.Module], options: dict[str, Any]) -> None:
+    """Raise ValueError for an option that ``neuron`` does not take."""
+    arguments = inspect.signature(neuron).parameters
+    provided = ("channels", "T", "step_mode", "init_hidden", "output")
+    allowed = ["v_threshold" if a == "threshold" else a for a in arguments if a not in provided]
+    allowed += ["input_scale"] if name == "pmsn" else []
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"neuron {name!r} has no option {option!r}; its options are: {', '.join(allowed)}")
 
 
 def _without_channels(build: Callable[..., nn.Module]) -> NeuronFactory:
@@ -83,8 +97,12 @@ def _without_channels(build: Callable[..., nn.Module]) -> NeuronFactory:
 
 
 def _snntorch(name: str, options: dict[str, Any]) -> NeuronFactory:
+    import snntorch
+
     from .. import snntorch as ours
 
+    neuron = {"pmsn": ours.PMSN, "tclif": ours.TCLIF, "lif": snntorch.Leaky}[name]
+    _check_options(name, neuron, options)
     if "v_threshold" in options:
         options["threshold"] = options.pop("v_threshold")
     if name == "pmsn":
@@ -92,8 +110,6 @@ def _snntorch(name: str, options: dict[str, Any]) -> NeuronFactory:
         return partial(ours.PMSN, init_hidden=keeps_state, output=False, **options)
     if name == "tclif":
         return lambda channels: OverTime(ours.TCLIF(init_hidden=True, **options))
-    import snntorch
-
     return lambda channels: OverTime(snntorch.Leaky(init_hidden=True, **{"beta": 0.5, **options}))
 
 

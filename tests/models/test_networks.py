@@ -143,6 +143,12 @@ def test_input_scale_is_a_factor_on_the_current():
         (lambda: neuron_factory("plif", framework="snntorch"), "name must be one of"),
         (lambda: neuron_factory("pmsn", framework="norse"), "framework must be one of"),
         (lambda: neuron_factory("psn"), "T must be given"),
+        (
+            lambda: neuron_factory("pmsn", decay=1.0),
+            "no option 'decay'; its options are: .*n_compartments.*input_scale",
+        ),
+        (lambda: neuron_factory("lif", decay=1.0), "no option 'decay'; its options are: tau"),
+        (lambda: neuron_factory("lif", framework="snntorch", tau=2.0), "its options are: beta, v_threshold"),
     ],
 )
 def test_bad_arguments(call, message):

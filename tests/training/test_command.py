@@ -237,7 +237,7 @@ def test_list(capsys):
         (["digits", "--network-option", "depth=3"], "no option 'depth'; its options are: width, blocks, dropout"),
         (["digits", "--network-option", "width=0"], "width must be at least 1, got 0"),
         (["digits", "--network-option", "width=wide"], "width must be an integer, got 'wide'"),
-        (["digits", "--neuron-option", "theta=2"], "neuron 'pmsn' with options {'theta': 2}"),
+        (["digits", "--neuron-option", "theta=2"], "neuron 'pmsn' has no option 'theta'; its options are"),
         (["digits", "--neuron", "lif", "--neuron-option", "tau=0.5"], "'lif' with options {'tau': 0.5}: assert"),
         (
             ["digits", "--dataset-option", "shuffle=True"],
