@@ -286,9 +286,9 @@ struct PmsnCpu {
         if (is_short) respond(parameters, response);
         else if (as_filters) to_filters(parameters, filters);
         const Tile<L>& coefficients = as_filters ? filters : parameters;
-        clear(grad_response.lanes, blocks * grad_response.pitch);
+        if (is_short) clear(grad_response.lanes, blocks * grad_response.pitch);
+        else if (!changes) clear(initial.lanes, blocks * initial.pitch);
         clear(sums.lanes, blocks * sums.pitch);
-        clear(initial.lanes, blocks * initial.pitch);
         for (Batch batch(layout, item, item.row); batch.rows;) {
             const Batch next_batch(layout, item, batch.row + batch.rows);
             const index_t last = (item.end - 1) / depth * depth;
@@ -405,10 +405,10 @@ struct PmsnCpu {
     void reduce(const void* partials, double* totals) const {
         reduce_channels(layout, (const R*)partials, sums(), totals);
         void* targets[] = {args.grad_K_real, args.grad_K_imag, args.grad_E_real, args.grad_E_imag};
-        for (index_t c = 0; c < layout.C; ++c, totals += sums()) {
+        for (index_t c = 0; c < layout.C; ++c, ++totals) {
             ((R*)args.grad_D)[c] = R(totals[0]);
             for (index_t i = 0; i < 4; ++i)
-                for (index_t j = 0; j < k; ++j) ((R*)targets[i])[c * k + j] = R(totals[1 + i * k + j]);
+                for (index_t j = 0; j < k; ++j) ((R*)targets[i])[c * k + j] = R(totals[(1 + i * k + j) * layout.C]);
         }
     }
 };

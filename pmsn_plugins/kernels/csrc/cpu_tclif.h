@@ -302,8 +302,8 @@ struct TclifCpu {
     void reduce(const void* partials, double* totals) const {
         reduce_channels(layout, (const R*)partials, TCLIF_SUMS, totals);
         for (index_t c = 0; c < layout.C; ++c) {
-            ((R*)args.grad_b1)[c] = R(totals[c * TCLIF_SUMS]);
-            ((R*)args.grad_b2)[c] = R(totals[c * TCLIF_SUMS + 1]);
+            ((R*)args.grad_b1)[c] = R(totals[c]);
+            ((R*)args.grad_b2)[c] = R(totals[layout.C + c]);
         }
     }
 };

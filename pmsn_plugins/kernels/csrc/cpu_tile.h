@@ -262,7 +262,7 @@ static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& 
                               const void* parameters, index_t count) {
     const real_of<L>* values = (const real_of<L>*)parameters;
     const index_t width = lane_width<real_of<L>>();
-    for (index_t b = 0; b < tile.blocks; ++b) clear(tile.block(b) + plane, count);
+    for (index_t b = item.width / width; b < tile.blocks; ++b) clear(tile.block(b) + plane, count);
     for (ChannelRun run(layout, item); run.begin < item.width; run.advance(layout, item)) {
         const real_of<L>* row = values + run.q % layout.C * count;
         for (index_t p = run.begin; p < run.end;) {
@@ -278,36 +278,50 @@ static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& 
     }
 }
 
-// An item's sums per channel: slot q - q0 holds channel q % C, where q0 is the strip's first position / S.
+// An item's sums per channel, as [count, slots]: slot q - q0 holds channel q % C, where q0 is the strip's first
+// position / S.
 static index_t channel_slots(const Layout& layout) { return (layout.strip - 1) / layout.S + 2; }
 
 template <class L>
 static void sum_by_channel(real_of<L>* partial, const Tile<L>& sums, const Layout& layout, const Item& item) {
     typedef real_of<L> R;
-    const index_t width = lane_width<R>(), count = sums.depth;
-    for (ChannelRun run(layout, item); run.begin < item.width; run.advance(layout, item), partial += count) {
-        for (index_t j = 0; j < count; ++j) partial[j] = 0;
+    const index_t width = lane_width<R>(), slots = channel_slots(layout);
+    if (layout.S == 1) {
+        for (index_t j = 0; j < sums.depth; ++j, partial += slots)
+            for (index_t p = 0; p < item.width; p += width)
+                store_part<L, Plain<L>>(partial + p, sums.block(p / width)[j],
+                                        item.width - p < width ? item.width - p : width);
+        return;
+    }
+    for (ChannelRun run(layout, item); run.begin < item.width; run.advance(layout, item), ++partial) {
+        for (index_t j = 0; j < sums.depth; ++j) partial[j * slots] = 0;
         for (index_t p = run.begin; p < run.end;) {
             const L* lanes = sums.block(p / width);
             const index_t first = p % width, last = run.end - p < width - first ? first + run.end - p : width;
-            for (index_t j = 0; j < count; ++j)
-                for (index_t i = first; i < last; ++i) partial[j] += ((const R*)(lanes + j))[i];
+            for (index_t j = 0; j < sums.depth; ++j)
+                for (index_t i = first; i < last; ++i) partial[j * slots] += ((const R*)(lanes + j))[i];
             p += last - first;
         }
     }
 }
 
-// Totals [C, count] of all items' slots, added in the order of the items.
+// Totals [count, C] of all items' slots, added in the order of the items.
 template <class R>
 static void reduce_channels(const Layout& layout, const R* partials, index_t count, double* totals) {
-    const index_t slots = channel_slots(layout);
-    for (index_t i = 0; i < layout.C * count; ++i) totals[i] = 0;
-    for (index_t index = 0; index < item_count(layout); ++index) {
+    const index_t slots = channel_slots(layout), C = layout.C;
+    for (index_t i = 0; i < C * count; ++i) totals[i] = 0;
+    for (index_t index = 0; index < item_count(layout); ++index, partials += slots * count) {
         const Item item(layout, index);
-        const index_t first = item.position / layout.S, last = (item.position + item.width - 1) / layout.S;
-        const R* slot = partials + index * slots * count;
-        for (index_t q = first; q <= last; ++q, slot += count)
-            for (index_t j = 0; j < count; ++j) totals[q % layout.C * count + j] += slot[j];
+        const index_t first = item.position / layout.S, end = (item.position + item.width - 1) / layout.S + 1;
+        for (index_t q = first; q < end;) {  // up to where the channels begin anew
+            const index_t c = q % C, run = end - q < C - c ? end - q : C - c;
+            for (index_t j = 0; j < count; ++j) {
+                const R* from = partials + j * slots + q - first;
+                double* to = totals + j * C + c;
+                for (index_t i = 0; i < run; ++i) to[i] += from[i];
+            }
+            q += run;
+        }
     }
 }
 
