@@ -106,9 +106,9 @@ def pmsn_sequence(
 ) -> PMSNOutput:
     """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend.
 
-    On the CPU a sequence that starts from rest (``state=None``) takes a shorter way while gradients are recorded or when
-    the final state is not wanted; it rounds otherwise. Without gradients and with states, steps, chunks and the whole
-    sequence agree to the last bit.
+    On the CPU a sequence that starts from rest (``state=None``) takes a shorter way, which rounds otherwise, while
+    gradients are recorded or when the final state is not wanted. Without gradients and with states, steps, chunks and
+    the whole sequence agree to the last bit.
 
     Args:
         return_state: False leaves out the final state (None). For a few steps of many neurons it is larger than the
