@@ -16,6 +16,14 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
+def check_options(what: str, options: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise ValueError unless all names of ``options`` are among those that ``what`` takes."""
+    allowed = tuple(allowed)
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"{what} has no option {option!r}; its options are: {', '.join(allowed) or 'none'}")
+
+
 def check_positive(name: str, value: float | Tensor) -> None:
     """Raise unless ``value`` is a positive finite real number (a scalar tensor counts as one)."""
     if isinstance(value, Tensor):

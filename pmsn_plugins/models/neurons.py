@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice
+from .._checks import check_choice, check_options
 from ..layers import reset_states, spiking_layers
 
 NeuronFactory = Callable[[int], nn.Module]
@@ -87,9 +87,7 @@ def _check_options(name: str, neuron: type[nn.Module], options: dict[str, Any]) 
     provided = ("channels", "T", "step_mode", "init_hidden", "output")
     allowed = ["v_threshold" if a == "threshold" else a for a in arguments if a not in provided]
     allowed += ["input_scale"] if name == "pmsn" else []
-    for option in options:
-        if option not in allowed:
-            raise ValueError(f"neuron {name!r} has no option {option!r}; its options are: {', '.join(allowed)}")
+    check_options(f"neuron {name!r}", options, allowed)
 
 
 def _without_channels(build: Callable[..., nn.Module]) -> NeuronFactory:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import datasets
-from .._checks import check_choice
+from .._checks import check_choice, check_options
 from ..datasets import DataSource
 from ..models import NEURONS, column_cifar, feedforward, neuron_factory, pixel_cifar, residual, sew_resnet_static
 from ..models.neurons import NeuronFactory
@@ -194,9 +194,7 @@ def _check_options(what: str, options: dict[str, Any], build: Callable, reserved
     """Raise ValueError unless every option is a keyword of ``build`` that is not reserved."""
     keywords = inspect.signature(build).parameters.values()
     allowed = [p.name for p in keywords if p.kind is p.KEYWORD_ONLY and p.name not in reserved]
-    for option in options:
-        if option not in allowed:
-            raise ValueError(f"{what} has no option {option!r}; its options are: {', '.join(allowed) or 'none'}")
+    check_options(what, options, allowed)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ struct PmsnCpu {
         width;  // planes of the state; rows of a batch; steps between checkpoints
     const R theta;
     // How the hidden compartments are computed. Where there are checkpoints, these are of Filters or of Modes: backward
-    // has to find the same answer as forward.
+    // has to find the same answer as forward. So it asks whether time may be cut: the threads of this call may be
+    // others than those of forward.
     const bool from_rest, as_filters;
 
     explicit PmsnCpu(const PmsnArgs& a)

@@ -5,8 +5,8 @@
 //     w[t] = w[t-1] + d[t]
 //     h[t] = K (d[t] - conj(E) w[t-1])                         E = A - 1
 // so that Re(h[t]) = K_real d[t] - gamma w[t-1] with gamma = Re(K conj(E)). Changes in place of w[t-2] (the delta
-// operator: Middleton and Goodwin, IEEE Trans. Autom. Control 31, 1986) keep slow compartments as exact as the complex
-// form does, or more; only fast oscillations suffer, so there is a limit.
+// operator: Middleton and Goodwin, IEEE Trans. Autom. Control 31, 1986) keep slow compartments about as exact as the
+// complex form does; only fast oscillations suffer, so there is a limit.
 //
 // The state (w, d) cannot hold every h: where K or the frequency is zero, many h share one. So a filter starts from
 // rest, and nothing is asked of its final state but h itself.
@@ -16,7 +16,7 @@
 namespace PMSN_NAMESPACE {
 
 // Smallest E_real for a filter. About 2 radians per step in a slow compartment: up to there the filter's rounding
-// errors are no larger than the complex form's.
+// errors are a few times the complex form's at most, and often smaller.
 template <class R>
 PMSN_FN bool suits_filter(R E_real) {
     return E_real >= R(-1.5);
