@@ -251,6 +251,16 @@ def test_modulo_state_stays_below_the_threshold(cpu_kernels):
         assert ((output.v_seq >= 0) & (output.v_seq < threshold)).all()
 
 
+@pytest.mark.parametrize("v_threshold", [1.0, 0.7])
+def test_initial_v_just_below_zero_does_not_fire(cpu_kernels, v_threshold):
+    """It stands for a v just below the threshold, and rounding must not lift it there."""
+    x, zero = torch.zeros(3, 2, 1), torch.zeros(1, 1)
+    silent = functional.PMSNCoefficients(zero, zero, zero, zero, torch.ones(1))
+    state = PMSNState(torch.full((2, 1), -1e-12), torch.zeros(1, 2, 1), torch.zeros(1, 2, 1))
+    output = kernels.pmsn_sequence(x, silent, state, v_threshold=v_threshold, backend="cpu")
+    assert not output.spikes.any() and (output.state.v < v_threshold).all()
+
+
 def test_initial_v_is_taken_modulo_the_threshold(tools, backend):
     x, coefficients, state = tools.pmsn_case((5, 2, 3), 2, torch.float64, True, backend.device)
     state = PMSNState(state.v * 10, state.h_real, state.h_imag)

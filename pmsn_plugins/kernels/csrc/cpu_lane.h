@@ -47,25 +47,34 @@ constexpr index_t lane_width() {
     return PMSN_LANE_BYTES / sizeof(R);
 }
 
-// One instruction where compilers see three: the maximum of 0 and x is x where x is NaN.
+// One instruction where compilers see several.
 #if PMSN_LANE_BYTES == 64 && defined(__AVX512F__)
-template <>
-PMSN_FN float_lane positive_part(float_lane x) {
-    return (float_lane)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
-}
-template <>
-PMSN_FN double_lane positive_part(double_lane x) {
-    return (double_lane)_mm512_max_pd(_mm512_setzero_pd(), (__m512d)x);
-}
+#define PMSN_INTRINSIC(name) _mm512_##name
 #elif PMSN_LANE_BYTES == 32 && defined(__AVX__)
+#define PMSN_INTRINSIC(name) _mm256_##name
+#endif
+#if defined(PMSN_INTRINSIC)
 template <>
 PMSN_FN float_lane positive_part(float_lane x) {
-    return (float_lane)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
+    return PMSN_INTRINSIC(max_ps)(PMSN_INTRINSIC(setzero_ps)(), x);  // x where it is NaN
 }
 template <>
 PMSN_FN double_lane positive_part(double_lane x) {
-    return (double_lane)_mm256_max_pd(_mm256_setzero_pd(), (__m256d)x);
+    return PMSN_INTRINSIC(max_pd)(PMSN_INTRINSIC(setzero_pd)(), x);
 }
+template <>
+PMSN_FN float_lane floor_nonnegative(float_lane x) {
+    return PMSN_INTRINSIC(floor_ps)(x);
+}
+template <>
+PMSN_FN double_lane floor_nonnegative(double_lane x) {
+    return PMSN_INTRINSIC(floor_pd)(x);
+}
+template <>
+constexpr bool floor_is_fast<float_lane> = true;
+template <>
+constexpr bool floor_is_fast<double_lane> = true;
+#undef PMSN_INTRINSIC
 #endif
 
 // How T lies in memory: load and store one lane of R from any address.

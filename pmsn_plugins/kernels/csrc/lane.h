@@ -86,6 +86,8 @@ PMSN_FN L floor_nonnegative(L x) {
     near = near > x ? near - one : near;
     return x < splat<L>(magic) ? near : x;
 }
+template <class L>
+constexpr bool floor_is_fast = false;  // one instruction
 
 template <class L>
 PMSN_FN L from_bits(bits_of<L> bits) {

@@ -183,7 +183,8 @@ PMSN_FN void membrane_step(L current, L& v, L& u, L& out, const Threshold<real_o
     if (RESET == RESET_SERIAL) v = u - out * theta;
     if (RESET == RESET_MODULO) {
         // with the drive reduced first, few operations depend on the last v: it is below theta, and so is the new one
-        const L charged = v + modulo(drive, threshold);
+        const bool exact = floor_is_fast<L> && theta == 1;
+        const L charged = v + (exact ? drive - floor_nonnegative(drive) : modulo(drive, threshold));
         v = least_nonnegative(charged, charged - theta);
     }
 }
