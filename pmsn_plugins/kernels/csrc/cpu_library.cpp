@@ -61,6 +61,7 @@ EXPORT int pmsn_use_instruction_set(const char* name) {
 EXPORT int pmsn_forward(const PmsnArgs* args, int threads) {
     const Layout& layout = args->layout;
     use_huge_pages(args->out, layout.T * layout.M * storage_bytes(args->out_storage));
+    use_huge_pages(args->v_after, real_bytes(layout));
     use_huge_pages(args->h_real_after, args->k * real_bytes(layout));
     use_huge_pages(args->h_imag_after, args->k * real_bytes(layout));
     use_huge_pages(args->v_seq, layout.T * real_bytes(layout));
@@ -70,6 +71,7 @@ EXPORT int pmsn_forward(const PmsnArgs* args, int threads) {
 EXPORT int pmsn_backward(const PmsnArgs* args, int threads) {
     const Layout& layout = args->layout;
     use_huge_pages(args->grad_x, layout.T * layout.M * storage_bytes(args->x_storage));
+    use_huge_pages(args->grad_v, real_bytes(layout));
     use_huge_pages(args->grad_h_real, args->k * real_bytes(layout));
     use_huge_pages(args->grad_h_imag, args->k * real_bytes(layout));
     return kernels->pmsn_backward(args, threads);
@@ -77,12 +79,17 @@ EXPORT int pmsn_backward(const PmsnArgs* args, int threads) {
 EXPORT int tclif_forward(const TclifArgs* args, int threads) {
     const Layout& layout = args->layout;
     use_huge_pages(args->out, layout.T * layout.M * storage_bytes(args->x_storage));
+    use_huge_pages(args->v_after, real_bytes(layout));
+    use_huge_pages(args->d_after, real_bytes(layout));
     use_huge_pages(args->v_seq, layout.T * real_bytes(layout));
     use_huge_pages(args->checkpoints, (layout.T - 1) / layout.interval * 2 * real_bytes(layout));
     return kernels->tclif_forward(args, threads);
 }
 EXPORT int tclif_backward(const TclifArgs* args, int threads) {
-    use_huge_pages(args->grad_x, args->layout.T * args->layout.M * storage_bytes(args->x_storage));
+    const Layout& layout = args->layout;
+    use_huge_pages(args->grad_x, layout.T * layout.M * storage_bytes(args->x_storage));
+    use_huge_pages(args->grad_v, real_bytes(layout));
+    use_huge_pages(args->grad_d, real_bytes(layout));
     return kernels->tclif_backward(args, threads);
 }
 EXPORT void pmsn_discretize(const DiscretizeArgs* args) { kernels->discretize(args); }
