@@ -62,14 +62,11 @@ def pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
     return [None if t is None or t.numel() == 0 else t.data_ptr() for t in tensors]
 
 
-def point(args: ctypes.Structure, names: str, tensors: Sequence[Tensor | None]) -> None:
-    """Set the named fields to the addresses of the tensors."""
-    for name, pointer in zip(names.split(), pointers(tensors), strict=True):
-        setattr(args, name, pointer)
-
-
-def pmsn_args(layout: Layout, tensors: Sequence[Any], options: Sequence[Any]) -> ctypes.Structure:
-    """What forward and backward of PMSN share; tensors and options in the order of the operators in :mod:`.ops`."""
+def pmsn_args(
+    layout: Layout, tensors: Sequence[Any], options: Sequence[Any], *others: Tensor | None
+) -> ctypes.Structure:
+    """Tensors and options that forward and backward of PMSN share, in the order of the operators in :mod:`.ops`; the
+    other tensors in the order of the fields from ``out`` on."""
     theta, reset_mode, fire, surrogate, *parameters = options
     x, K_real, D = tensors[0], tensors[3], tensors[5]
     out_dtype = D.dtype if fire == "membrane" else x.dtype
@@ -78,12 +75,14 @@ def pmsn_args(layout: Layout, tensors: Sequence[Any], options: Sequence[Any]) ->
         D.dtype == torch.float64,
         *(K_real.shape[1], STORAGE[x.dtype], STORAGE[out_dtype]),
         *(RESETS.index(reset_mode), FIRES.index(fire), SURROGATES.index(surrogate), theta, *parameters),
-        *pointers(tensors),
+        *pointers((*tensors, *others)),
     )
 
 
-def tclif_args(layout: Layout, tensors: Sequence[Any], options: Sequence[Any]) -> ctypes.Structure:
-    """What forward and backward of TC-LIF share; tensors and options in the order of the operators in :mod:`.ops`."""
+def tclif_args(
+    layout: Layout, tensors: Sequence[Any], options: Sequence[Any], *others: Tensor | None
+) -> ctypes.Structure:
+    """The same for TC-LIF."""
     theta, _, _, gamma, a1, a2, pre_reset, detach_reset, strict, surrogate, *parameters = options
     x, b1 = tensors[:2]
     return TclifArgs(
@@ -91,5 +90,11 @@ def tclif_args(layout: Layout, tensors: Sequence[Any], options: Sequence[Any]) -
         b1.dtype == torch.float64,
         *(STORAGE[x.dtype], pre_reset, detach_reset, strict, SURROGATES.index(surrogate)),
         *(theta, *parameters, gamma, a1, a2),
-        *pointers(tensors),
+        *pointers((*tensors, *others)),
     )
+
+
+def discretize_args(parameters: Sequence[Tensor], *others: Tensor | None) -> ctypes.Structure:
+    """The parameters, and the other tensors in the order of the fields from ``E_real`` on."""
+    log_decay = parameters[1]
+    return DiscretizeArgs(*log_decay.shape, log_decay.dtype == torch.float64, *pointers((*parameters, *others)))
