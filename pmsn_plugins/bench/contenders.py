@@ -44,7 +44,7 @@ class PMSN(PMSNParametersMixin, nn.Module):
 
 
 class TCLIF(TCLIFParametersMixin, nn.Module):
-    """TC-LIF layer on one backend."""
+    """TC-LIF layer on one backend, without its final state too."""
 
     def __init__(self, shape: tuple[int, ...], backend: str) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class TCLIF(TCLIFParametersMixin, nn.Module):
         self.backend = backend
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.tclif_sequence(x, *self.couplings(x.ndim - 1), backend=self.backend).spikes
+        return kernels.tclif_sequence(x, *self.couplings(x.ndim - 1), return_state=False, backend=self.backend).spikes
 
 
 class FFTPMSN(PMSNParametersMixin, nn.Module):

@@ -43,9 +43,9 @@ def pmsn_buffers(
     return Buffers(x.new_empty(x.shape, dtype=out_dtype), state, *_optional(x, 1 + 2 * k, dtype, with_v_seq, save))
 
 
-def tclif_buffers(x: Tensor, dtype: torch.dtype, with_v_seq: bool, save: bool) -> Buffers:
+def tclif_buffers(x: Tensor, dtype: torch.dtype, with_state: bool, with_v_seq: bool, save: bool) -> Buffers:
     """For a sequence ``x`` of TC-LIF, computed in ``dtype``."""
-    state = tuple(x.new_empty(x.shape[1:], dtype=dtype) for _ in range(2))
+    state = tuple(x.new_empty(x.shape[1:] if with_state else (0,), dtype=dtype) for _ in range(2))
     return Buffers(x.new_empty(x.shape), state, *_optional(x, 2, dtype, with_v_seq, save))
 
 

@@ -196,14 +196,16 @@ def tclif_sequence(
     detach_reset: bool = False,
     leak: tuple[float, float] = (1.0, 1.0),
     return_v_seq: bool = False,
+    return_state: bool = True,
     backend: str = "auto",
 ) -> TCLIFOutput:
-    """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend; errors as in :func:`pmsn_sequence`."""
+    """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend; ``return_state`` and errors as in
+    :func:`pmsn_sequence`."""
     dtype = check_tclif_inputs(x_seq, b1, b2, state, v_threshold, soma_feedback)
     firing = _firing(surrogate_function, v_threshold, False, True)
     choice = _choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, firing)
     if choice.backend == "torch":
-        return functional.tclif_sequence(
+        output = functional.tclif_sequence(
             x_seq,
             b1,
             b2,
@@ -216,6 +218,7 @@ def tclif_sequence(
             leak=leak,
             return_v_seq=return_v_seq,
         )
+        return output if return_state else output._replace(state=None)
     couplings = _couplings(b1, b2, x_seq.shape[1:])
     threshold, theta = _threshold(v_threshold, dtype)
     tensors = (
@@ -230,12 +233,13 @@ def tclif_sequence(
     slopes = None
     if firing.surrogate == "given" and _recorded(tensors):
         with torch.no_grad():
-            out, *_, v_seq, _ = ops.tclif_forward(*tensors, None, *options, True, False)
+            out, *_, v_seq, _ = ops.tclif_forward(*tensors, None, *options, False, True, False)
         before = torch.zeros_like(v_seq[0]) if state is None else state.v.detach().to(dtype)
         soma = v_seq if pre_reset else v_seq + v_threshold * out
         slopes = _slopes(surrogate_function, torch.cat([before[None], soma]) - v_threshold)
-    out, v, v_dendrite, v_seq, _ = ops.tclif_forward(*tensors, slopes, *options, return_v_seq, False)
-    return TCLIFOutput(out.to(x_seq.dtype), TCLIFState(v, v_dendrite), v_seq if return_v_seq else None)
+    out, v, v_dendrite, v_seq, _ = ops.tclif_forward(*tensors, slopes, *options, return_state, return_v_seq, False)
+    final = TCLIFState(v, v_dendrite) if return_state else None
+    return TCLIFOutput(out.to(x_seq.dtype), final, v_seq if return_v_seq else None)
 
 
 def tclif_step(

@@ -60,10 +60,10 @@ def _tclif_layout(device: Device, tensors: Sequence[Any], options: Sequence[Any]
 
 
 def tclif_forward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
-    tensors, (*options, with_v_seq, save) = contiguous(arguments[:7]), arguments[7:]
+    tensors, (*options, with_state, with_v_seq, save) = contiguous(arguments[:7]), arguments[7:]
     x, b1 = tensors[:2]
     layout = _tclif_layout(device, tensors, options)
-    results = tclif_buffers(x, b1.dtype, with_v_seq, save).flat
+    results = tclif_buffers(x, b1.dtype, with_state, with_v_seq, save).flat
     device.run("tclif_forward", tclif_args(layout, tensors, options, *results), layout, x)
     return results
 

@@ -32,6 +32,7 @@ _TCLIF = (
     "float theta, int channels, int inner, float gamma, float a1, float a2, "
     "bool pre_reset, bool detach_reset, bool strict, str surrogate, float a, float b, float c"
 )
+_RESULTS = "bool with_state, bool with_v_seq, bool save"
 _PARAMETERS = "Tensor log_dt, Tensor log_decay, Tensor freq, Tensor B_real, Tensor B_imag, Tensor R_real, Tensor R_imag"
 
 _devices = {"CPU": CpuDevice(), "CUDA": CupyDevice()}
@@ -57,7 +58,7 @@ def _fake_pmsn_backward(*arguments):
 
 def _fake_tclif_forward(*arguments):
     x, b1 = arguments[:2]
-    return tclif_buffers(x, b1.dtype, *arguments[-2:]).flat
+    return tclif_buffers(x, b1.dtype, *arguments[-3:]).flat
 
 
 def _fake_tclif_backward(*arguments):
@@ -73,7 +74,7 @@ def _fake_discretize_backward(*arguments):
     return gradients_like(arguments[4:])
 
 
-pmsn_forward = _define("pmsn_forward", f"{_PMSN}, bool with_state, bool with_v_seq, bool save", 6, _fake_pmsn_forward)
+pmsn_forward = _define("pmsn_forward", f"{_PMSN}, {_RESULTS}", 6, _fake_pmsn_forward)
 pmsn_backward = _define(
     "pmsn_backward",
     "Tensor? grad_out, Tensor? grad_v, Tensor? grad_h_real, Tensor? grad_h_imag, Tensor? grad_v_seq, "
@@ -81,7 +82,7 @@ pmsn_backward = _define(
     9,
     _fake_pmsn_backward,
 )
-tclif_forward = _define("tclif_forward", f"{_TCLIF}, bool with_v_seq, bool save", 5, _fake_tclif_forward)
+tclif_forward = _define("tclif_forward", f"{_TCLIF}, {_RESULTS}", 5, _fake_tclif_forward)
 tclif_backward = _define(
     "tclif_backward",
     "Tensor? grad_out, Tensor? grad_v, Tensor? grad_v_dendrite, Tensor? grad_v_seq, "
@@ -119,7 +120,7 @@ class _Tclif(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         outputs = _below_autograd(tclif_forward, *arguments[:-1], True)
-        _remember(ctx, arguments[:7], arguments[7:-2], outputs)
+        _remember(ctx, arguments[:7], arguments[7:-3], outputs)
         return outputs
 
     @staticmethod

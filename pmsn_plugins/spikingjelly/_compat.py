@@ -51,6 +51,7 @@ class StatefulNode(neuron.BaseNode):
         step_mode: str,
         backend: str,
         store_v_seq: bool,
+        keep_state: bool = True,
     ) -> None:
         check_positive("v_threshold", v_threshold)
         super().__init__(
@@ -65,6 +66,7 @@ class StatefulNode(neuron.BaseNode):
         for name in hidden_states:
             self.register_memory(name, 0.0)
         self.backend = backend
+        self.keep_state = keep_state
 
     @abstractmethod
     def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
@@ -158,8 +160,16 @@ class StatefulNode(neuron.BaseNode):
     def _ready(self, x: Tensor, states: tuple, step_mode: str) -> States | None:
         """Tensors for ``states`` that fit the input, or None if all of them are 0.0."""
         self._check_input(x, step_mode)
+        if step_mode == "s" and not self.keep_state:
+            raise ValueError(
+                "keep_state=False has no state to go on from in step_mode='s': use keep_state=True, or "
+                "functional.set_step_mode(net, 'm')"
+            )
         if all(not isinstance(value, Tensor) and value == 0.0 for value in states):
             return None
+        if not self.keep_state:
+            names = " or ".join((", ".join(self.state_names[:-1]), self.state_names[-1]))
+            raise ValueError(f"keep_state=False starts from rest, but {names} was set: use keep_state=True")
         step_shape = x.shape[1:] if step_mode == "m" else x.shape
         ready = []
         for name, value, shape in zip(self.state_names, states, self._state_shapes(step_shape), strict=True):

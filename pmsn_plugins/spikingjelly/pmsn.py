@@ -82,12 +82,12 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
             step_mode=step_mode,
             backend=backend,
             store_v_seq=store_v_seq,
+            keep_state=keep_state,
         )
         self._create_parameters(channels, n_compartments, preset)
         self.reset_mode = reset_mode
         self.context = context
         self.burst = burst
-        self.keep_state = keep_state
 
     def extra_repr(self) -> str:
         return (
@@ -112,18 +112,11 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
                 "context='global' averages the input over time and needs the whole sequence: use step_mode='m', "
                 "e.g. functional.set_step_mode(net, 'm')"
             )
-        if not self.keep_state:
-            raise ValueError(
-                "keep_state=False has no state to go on from in step_mode='s': use keep_state=True, or "
-                "functional.set_step_mode(net, 'm')"
-            )
         return kernels.pmsn_step(x, self.coefficients(), states and PMSNState(*states), **self._options())
 
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool
     ) -> tuple[Tensor, States | None, Tensor | None]:
-        if states and not self.keep_state:
-            raise ValueError("keep_state=False starts from rest, but v, h_real or h_imag was set: use keep_state=True")
         return kernels.pmsn_sequence(
             x_seq,
             self.coefficients(),

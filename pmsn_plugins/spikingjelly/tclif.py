@@ -40,6 +40,8 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
         backend: ``'auto'`` or one of :func:`pmsn_plugins.backends`.
         store_v_seq: record the soma in ``v_seq`` [T, N, *], as it is in the memory ``v``.
         channels: one pair of couplings per channel instead of one per layer.
+        keep_state: False starts every sequence from rest and keeps no memories: nothing to reset, and faster for a few
+            steps. It needs ``step_mode='m'``.
 
     Parameters ``c1``, ``c2``, scalars or [C]. Memories: the soma ``v`` and ``v_dendrite``, [N, *], float32 or wider:
     after the resets with ``soma_feedback='post_reset'``, before them with ``'pre_reset'``.
@@ -62,6 +64,7 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
         store_v_seq: bool = False,
         *,
         channels: int | None = None,
+        keep_state: bool = True,
     ) -> None:
         check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
         check_finite("gamma", gamma)
@@ -73,6 +76,7 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
             step_mode=step_mode,
             backend=backend,
             store_v_seq=store_v_seq,
+            keep_state=keep_state,
         )
         self._create_parameters(beta, channels)
         self.gamma = float(gamma)
@@ -82,7 +86,7 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
         channels = "" if self.channels is None else f"channels={self.channels}, "
         return (
             f"{channels}gamma={self.gamma}, soma_feedback={self.soma_feedback}, detach_reset={self.detach_reset}, "
-            f"{super().extra_repr()}"
+            f"keep_state={self.keep_state}, {super().extra_repr()}"
         )
 
     @property
@@ -98,12 +102,13 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
 
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool
-    ) -> tuple[Tensor, States, Tensor | None]:
+    ) -> tuple[Tensor, States | None, Tensor | None]:
         return kernels.tclif_sequence(
             x_seq,
             *self.couplings(x_seq.ndim - 1),
             states and TCLIFState(*states),
             return_v_seq=return_v_seq,
+            return_state=self.keep_state,
             **self._options(),
         )
 

@@ -129,7 +129,7 @@ class Result(NamedTuple):
 def run(function, *arguments, final_state=True, **options):
     """Call a sequence function on fresh leaves and differentiate; without the final state if it is not wanted."""
     leaves = []
-    if function is kernels.pmsn_sequence:
+    if function in (kernels.pmsn_sequence, kernels.tclif_sequence):
         options["return_state"] = final_state
 
     def leaf(value):

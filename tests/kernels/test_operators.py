@@ -27,9 +27,9 @@ def test_opcheck_pmsn(tools, cpu_kernels, with_state, reset_mode):
 def test_opcheck_tclif(tools, cpu_kernels):
     x, b1, b2, state = tools.tclif_case((40, 2, 5), (5,), torch.float64, True)
     tensors = (*leaves(x, b1, b2, *state), None)
-    torch.library.opcheck(ops.tclif_forward, (*tensors, None, *TCLIF_OPTIONS, True, False))
+    torch.library.opcheck(ops.tclif_forward, (*tensors, None, *TCLIF_OPTIONS, True, True, False))
     given = (*TCLIF_OPTIONS[:9], "given", *TCLIF_OPTIONS[10:])
-    torch.library.opcheck(ops.tclif_forward, (*tensors, torch.rand(41, 2, 5).double(), *given, True, False))
+    torch.library.opcheck(ops.tclif_forward, (*tensors, torch.rand(41, 2, 5).double(), *given, True, True, False))
 
 
 def test_opcheck_discretize(cpu_kernels):

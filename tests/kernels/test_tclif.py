@@ -39,9 +39,10 @@ def test_float64(tools, cpu_kernels, poisoned, shapes, soma_feedback, detach_res
 @pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
 def test_float64_on_every_backend(tools, backend, poisoned, shapes, soma_feedback):
     case = tools.tclif_case(*shapes, torch.float64, True, backend.device)
-    expected = tools.run(functional.tclif_sequence, *case, soma_feedback=soma_feedback)
-    actual = tools.run(kernels.tclif_sequence, *case, soma_feedback=soma_feedback, backend=backend.name)
-    tools.assert_equal(actual, expected, 1e-9)
+    for final_state in (True, False):
+        options = dict(soma_feedback=soma_feedback, final_state=final_state)
+        expected = tools.run(functional.tclif_sequence, *case, **options)
+        tools.assert_equal(tools.run(kernels.tclif_sequence, *case, backend=backend.name, **options), expected, 1e-9)
 
 
 @settings(deadline=None, max_examples=40)

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import pickle
+from functools import partial
 
 import hypothesis.strategies as st
 import pytest
@@ -38,7 +39,7 @@ def test_signatures_are_the_documented_ones():
     ]  # fmt: skip
     assert list(inspect.signature(TCLIFNode).parameters) == [
         "beta", "gamma", "v_threshold", "soma_feedback", "surrogate_function", "detach_reset", "step_mode", "backend",
-        "store_v_seq", "channels",
+        "store_v_seq", "channels", "keep_state",
     ]  # fmt: skip
     default = pmsn["surrogate_function"].default
     assert isinstance(default, surrogate.PiecewiseQuadratic) and default.alpha == 1.0
@@ -87,16 +88,17 @@ def test_sequence_steps_and_chunks_agree_with_gradients(make):
 
 
 @pytest.mark.parametrize("T", [4, 40])
-def test_without_state_every_sequence_starts_from_rest(T):
-    kept = PMSNNode(C, step_mode="m").double()
-    node = PMSNNode(C, step_mode="m", keep_state=False, store_v_seq=True).double()
+@pytest.mark.parametrize("make", [partial(PMSNNode, C), TCLIFNode])
+def test_without_state_every_sequence_starts_from_rest(T, make):
+    kept = make(step_mode="m").double()
+    node = make(step_mode="m", keep_state=False, store_v_seq=True).double()
     node.load_state_dict(kept.state_dict())
     x = inputs(T, 3)
     expected = kept(x)
     assert expected.any()
     for _ in range(2):
         assert torch.equal(node(x), expected)
-        assert node.v == node.h_real == node.h_imag == 0.0 and node.v_seq.shape == x.shape
+        assert all(getattr(node, name) == 0.0 for name in node.state_names) and node.v_seq.shape == x.shape
     with pytest.raises(ValueError, match="keep_state=True"):
         steps(node, x)
     node.step_mode, node.v = "m", 0.5
