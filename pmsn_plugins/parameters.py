@@ -96,10 +96,13 @@ class PMSNParametersMixin(NeuronParameters):
         for name, value in zip(initial._fields, initial, strict=True):
             getattr(self, name).copy_(value)
 
+    def neuron_parameters(self) -> PMSNParameters:
+        """The parameters, as the functions take them."""
+        return PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields))
+
     def coefficients(self) -> PMSNCoefficients:
         """The discrete-time coefficients of the present parameters."""
-        parameters = PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields))
-        return discretize(parameters, getattr(self, "backend", "auto"))
+        return discretize(self.neuron_parameters(), getattr(self, "backend", "auto"))
 
 
 class TCLIFParametersMixin(NeuronParameters):

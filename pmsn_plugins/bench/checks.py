@@ -69,8 +69,7 @@ def _case(shape: tuple[int, ...]) -> list[Tensor]:
 
 
 def _pmsn(room: ModuleType, x: Tensor, parameters: list[Tensor], options: dict[str, str], **variant: object) -> Tensor:
-    coefficients = room.discretize(PMSNParameters(*parameters[1:]), **options)
-    return room.pmsn_sequence(x, coefficients, **variant, **options).spikes
+    return room.pmsn_sequence(x, PMSNParameters(*parameters[1:]), **variant, **options).spikes
 
 
 def _tclif(room: ModuleType, x: Tensor, parameters: list[Tensor], options: dict[str, str], **variant: object) -> Tensor:

@@ -40,7 +40,7 @@ class PMSN(PMSNParametersMixin, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         options = {"reset_mode": self.reset_mode, "return_state": False, "backend": self.backend}
-        return kernels.pmsn_sequence(x, self.coefficients(), **options).spikes
+        return kernels.pmsn_sequence(x, self.neuron_parameters(), **options).spikes
 
 
 class TCLIF(TCLIFParametersMixin, nn.Module):

@@ -114,7 +114,7 @@ def pmsn_initial_state(x: Tensor, k: int, dtype: torch.dtype = torch.float32) ->
 
 def pmsn_step(
     x: Tensor,
-    coefficients: PMSNCoefficients,
+    coefficients: PMSNCoefficients | PMSNParameters,
     state: PMSNState | None = None,
     *,
     v_threshold: float | Tensor = 1.0,
@@ -142,7 +142,7 @@ def pmsn_step(
 
 def pmsn_sequence(
     x_seq: Tensor,
-    coefficients: PMSNCoefficients,
+    coefficients: PMSNCoefficients | PMSNParameters,
     state: PMSNState | None = None,
     *,
     v_threshold: float | Tensor = 1.0,
@@ -157,7 +157,7 @@ def pmsn_sequence(
 
     Args:
         x_seq: input current [T, N, C, *], floating point.
-        coefficients: from :func:`discretize`.
+        coefficients: from :func:`discretize`, or the parameters themselves, which are then discretised here.
         state: state after the previous chunk, or None to start from zero.
         v_threshold: firing threshold, above 0.
         surrogate_function: maps ``u - v_threshold`` to spikes; default :func:`triangle`, the papers' one.
@@ -179,6 +179,8 @@ def pmsn_sequence(
     """
     check_choice("method", method, METHODS)
     dtype = check_pmsn_inputs(x_seq, coefficients, state, v_threshold, reset_mode, context)
+    if isinstance(coefficients, PMSNParameters):
+        coefficients = discretize(coefficients)
     x = x_seq.to(dtype)
     coefficients = PMSNCoefficients(*(c.to(dtype) for c in coefficients))
     if state is None:
@@ -218,7 +220,7 @@ def check_pmsn_parameters(parameters: PMSNParameters) -> None:
 
 def check_pmsn_inputs(
     x_seq: Tensor,
-    coefficients: PMSNCoefficients,
+    coefficients: PMSNCoefficients | PMSNParameters,
     state: PMSNState | None,
     v_threshold: float | Tensor,
     reset_mode: str,
@@ -229,7 +231,9 @@ def check_pmsn_inputs(
     check_positive("v_threshold", v_threshold)
     check_choice("reset_mode", reset_mode, RESET_MODES)
     check_choice("context", context, CONTEXTS)
-    channels, k = coefficients.K_real.shape
+    if isinstance(coefficients, PMSNParameters):
+        check_pmsn_parameters(coefficients)
+    channels, k = coefficients[1].shape  # log_decay or E_imag
     check_sequence_shape(x_seq, channels)
     if state is not None:
         check_state("v", state.v, x_seq.shape[1:])

@@ -52,6 +52,18 @@ def pmsn_backward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
     return results
 
 
+def pmsn_layer_forward(device: Device, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    parameters, others = arguments[:7], arguments[7:]
+    return pmsn_forward(device, x, *discretize(device, *parameters), *others)
+
+
+def pmsn_layer_backward(device: Device, *arguments: Any) -> tuple[Tensor, ...]:
+    given, x, parameters, others = arguments[:7], arguments[7], arguments[8:15], arguments[15:]
+    results = pmsn_backward(device, *given, x, *discretize(device, *parameters), *others)
+    grad_x, *grad_coefficients = results[:5]
+    return grad_x, *discretize_backward(device, *grad_coefficients, *parameters), *results[5:]
+
+
 def _tclif_layout(device: Device, tensors: Sequence[Any], options: Sequence[Any]) -> Layout:
     x, b1 = tensors[:2]
     _, channels, inner, *_ = options

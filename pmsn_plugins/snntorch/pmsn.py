@@ -148,7 +148,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         check_floating("x", x)
         output = kernels.pmsn_sequence(
             x,
-            self.coefficients(),
+            self.neuron_parameters(),
             self._fitted(self._kept_state(), x.shape[1:], x) if self.init_hidden else None,
             v_threshold=self.threshold,
             surrogate_function=self.spike_grad,
@@ -184,7 +184,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         check_step(x, self.channels)
         spk, state = kernels.pmsn_step(
             x,
-            self.coefficients(),
+            self.neuron_parameters(),
             None if state is None else self._fitted(state, x.shape, x),
             v_threshold=self.threshold,
             surrogate_function=self.spike_grad,

@@ -112,14 +112,14 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
                 "context='global' averages the input over time and needs the whole sequence: use step_mode='m', "
                 "e.g. functional.set_step_mode(net, 'm')"
             )
-        return kernels.pmsn_step(x, self.coefficients(), states and PMSNState(*states), **self._options())
+        return kernels.pmsn_step(x, self.neuron_parameters(), states and PMSNState(*states), **self._options())
 
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool
     ) -> tuple[Tensor, States | None, Tensor | None]:
         return kernels.pmsn_sequence(
             x_seq,
-            self.coefficients(),
+            self.neuron_parameters(),
             states and PMSNState(*states),
             context=self.context,
             return_v_seq=return_v_seq,

@@ -24,6 +24,14 @@ def test_opcheck_pmsn(tools, cpu_kernels, with_state, reset_mode):
     torch.library.opcheck(ops.pmsn_forward, (*tensors, *options, True, True, False))
 
 
+@pytest.mark.parametrize("with_state", [False, True])
+def test_opcheck_pmsn_layer(tools, cpu_kernels, with_state):
+    x, _, state = tools.pmsn_case((40, 2, 3), 2, torch.float64, with_state)
+    parameters = pmsn_initial_parameters(3, 3, dtype=torch.float64)
+    tensors = (*leaves(x, *parameters), *(leaves(*state) if with_state else (None,) * 3), None, None)
+    torch.library.opcheck(ops.pmsn_layer_forward, (*tensors, *PMSN_OPTIONS, True, True, False))
+
+
 def test_opcheck_tclif(tools, cpu_kernels):
     x, b1, b2, state = tools.tclif_case((40, 2, 5), (5,), torch.float64, True)
     tensors = (*leaves(x, b1, b2, *state), None)
@@ -81,6 +89,35 @@ def test_discretize_equals_the_reference(tools, backend, dtype, k):
     for value, want in zip(results[1], results[0], strict=True):
         assert value.dtype == dtype
         assert tools.relative_error(value, want) < (1e-12 if dtype == torch.float64 else 3e-7)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("reset_mode", functional.pmsn.RESET_MODES)
+def test_parameters_in_place_of_coefficients(tools, backend, poisoned, reset_mode, with_state):
+    x, _, state = tools.pmsn_case((70, 2, 5), 3, torch.float64, with_state, backend.device)
+    initial = pmsn_initial_parameters(5, 4, dtype=torch.float64)
+    parameters = PMSNParameters(*((p + 0.3 * torch.randn_like(p)).to(backend.device) for p in initial))
+    expected = tools.run(functional.pmsn_sequence, x, parameters, state, reset_mode=reset_mode)
+    actual = tools.run(kernels.pmsn_sequence, x, parameters, state, reset_mode=reset_mode, backend=backend.name)
+    tools.assert_equal(actual, expected, 1e-9)
+
+
+@pytest.mark.parametrize("x_dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_parameters_of_another_dtype(cpu_kernels, dtype, x_dtype):
+    parameters = pmsn_initial_parameters(5, 4, dtype=dtype)
+    x = torch.randn(20, 2, 5).to(x_dtype)
+    expected = kernels.pmsn_sequence(x, functional.discretize(parameters), backend="cpu")
+    actual = kernels.pmsn_sequence(x, parameters, backend="cpu")
+    assert torch.equal(actual.spikes, expected.spikes) and actual.state.v.dtype == expected.state.v.dtype
+    torch.testing.assert_close(actual.state.h_real, expected.state.h_real)
+
+
+def test_wrong_parameters_are_named(cpu_kernels):
+    parameters = pmsn_initial_parameters(5, 4)
+    for sequence in (functional.pmsn_sequence, kernels.pmsn_sequence):
+        with pytest.raises(ValueError, match="freq must have shape"):
+            sequence(torch.randn(3, 2, 5), parameters._replace(freq=torch.zeros(5, 2)))
 
 
 def test_sine_and_exponential_far_from_zero(cpu_kernels):
