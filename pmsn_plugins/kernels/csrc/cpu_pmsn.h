@@ -318,13 +318,9 @@ struct PmsnCpu {
                     const Columns<L> in_x = Columns<L>::in_cache(x, here.count),
                                      partial = Columns<L>::in_cache(current, here.count);
                     if (args.reset == RESET_MODULO) {
-                        const RecomputeModulo<L> recompute = {in_x,
-                                                              Columns<L>::in_cache(u, here.count),
+                        const RecomputeModulo<L> recompute = {in_x, Columns<L>::in_cache(u, here.count),
                                                               Threshold<R>(theta),
-                                                              Ahead(x_steps, soon.planes, soon.block),
-                                                              Ahead(grad_steps, soon.planes, soon.block),
-                                                              Ahead(dx_steps, soon.planes, soon.block),
-                                                              L{}};
+                                                              Ahead(x_steps, soon.planes, soon.block), L{}};
                         charge(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span,
                                x_steps.read(x, here, b), partial, recompute);
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
@@ -344,17 +340,20 @@ struct PmsnCpu {
                         local ? Columns<L>::in_cache(grad_out, here.count) : dx_steps.write(grad_out, here, b);
                     const Forth<L> forth = {x, dI, state.block(b), changes};
                     const Columns<L> in_grad = Columns<L>::in_cache(grad_out, here.count);
+                    const AheadBack ahead = {Ahead(grad_steps, soon.planes, soon.block),
+                                             Ahead(dx_steps, soon.planes, soon.block)};
                     if (!is_short && changes)
                         adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, forth, in_grad,
-                                              dx);
+                                              dx, ahead);
                     else if (!is_short)
                         adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, forth, in_grad,
-                                            dx);
+                                            dx, ahead);
                     else if (span.steps == 4)
-                        short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx);
+                        short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx,
+                                              ahead);
                     else
                         short_adjoint_pass<0>(response.block(b), grad_response.block(b), span.rows, span.steps, x, dI,
-                                              dx);
+                                              dx, ahead);
                     if (!local) dx_steps.finish(grad_out, here, b);
                 }
             }

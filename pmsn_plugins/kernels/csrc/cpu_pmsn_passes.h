@@ -75,14 +75,13 @@ template <class L>
 struct RecomputeModulo {
     Columns<L> x, u;
     Threshold<real_of<L>> threshold;
-    Ahead ahead_x, ahead_grad, ahead_dx;
+    Ahead ahead_x;
     L v;
 
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L x_t, L current) {
         L before, unused;
-        ahead_x.template ask<sizeof(L)>(s, t), ahead_grad.template ask<sizeof(L)>(s, t),
-            ahead_dx.template ask<sizeof(L)>(s, t);
+        ahead_x.template ask<sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, before, unused, threshold);
         x.store(s, t, x_t);
         u.store(s, t, current > L{} ? before : splat<L>(-1));
@@ -150,14 +149,15 @@ struct Forth {
     const L *x, *dI, *state, *changes;
 };
 
-// Compartments first..first+K; the first group also takes D.
+// Compartments first..first+K; the first group also takes D, and asks for grad_out, the last one for dx.
 template <template <class, int> class Hidden, int K, bool FIRST, class L>
 static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Forth<L> forth,
-                          Columns<L> partial, Columns<L> dx) {
+                          Columns<L> partial, Columns<L> dx, AheadBack ahead) {
     typedef typename Hidden<L, K>::Adjoint Adjoint;
     typedef typename Hidden<L, K>::Sums Sums;
     constexpr bool filters = Hidden<L, K>::are_filters;
     const index_t k = span.k;
+    const bool last = first + K == k;
     const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, k);
     const L D = parameters[0];
     Sums total = {};
@@ -170,6 +170,8 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
         if constexpr (!filters) a.enter(dI[span.steps]);
         for (index_t t = span.steps - 1; t >= 0; --t) {
             L part;
+            if (FIRST) ahead.grad_out.template ask<sizeof(L)>(s, t);
+            if (last) ahead.dx.template ask<sizeof(L)>(s, t);
             if constexpr (filters)
                 part = hidden_adjoint_step<L, K>(hidden, after, a, total, dI[t + 1],
                                                  forth.changes + (s * span.steps + t) * k + first);
@@ -190,11 +192,11 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
 // dI -> dx; advances the hidden part of the adjoint, and the sums. `partial` is scratch memory.
 template <template <class, int> class Hidden, class L>
 static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, Forth<L> forth, Columns<L> partial,
-                         Columns<L> dx) {
+                         Columns<L> dx, AheadBack ahead) {
     const auto group = [&](auto size, auto is_first, index_t first) {
         constexpr int K = decltype(size)::value;
         adjoint_group<Hidden, K, decltype(is_first)::value>(parameters, adjoint, sums, span, first, forth, partial,
-                                                            first + K < span.k ? partial : dx);
+                                                            first + K < span.k ? partial : dx, ahead);
     };
     index_t j = span.k < ADJOINT_GROUP ? 1 : ADJOINT_GROUP;
     if (j == 1) group(Constant<1>(), Constant<true>(), 0);

@@ -55,7 +55,6 @@ struct TclifPass {
             for (int w = 0; w < W; ++w) load(state, b + w, s, v[w], d[w]);
             for (index_t t = 0; t < steps; ++t) {
                 ahead_x.template ask<W * sizeof(L)>(s, t), ahead_grad.template ask<W * sizeof(L)>(s, t);
-                ahead_dx.template ask<W * sizeof(L)>(s, t);
                 PMSN_UNROLL
                 for (int w = 0; w < W; ++w) {
                     const index_t at = w * pitch + s * steps + t;
@@ -69,7 +68,7 @@ struct TclifPass {
     // grad_out -> grad_x; advances the adjoint and the sums
     template <bool PRE_RESET, bool DETACH>
     void adjoint(const Tile<L>& adjoint, const Tile<L>& sums, index_t b, Columns<L> grad_out, Columns<L> grad_x,
-                 const L* grad_v_seq, const L* slope, const L* v_before, const L* u_dendrite) const {
+                 const L* grad_v_seq, const L* slope, const L* v_before, const L* u_dendrite, Ahead ahead_dx) const {
         TclifSums<L> total[W] = {};
         for (index_t s = 0; s < rows; ++s) {
             TclifAdjoint<L> a[W];
@@ -78,6 +77,7 @@ struct TclifPass {
                 a[w] = {from[0], from[1], from[2]};
             }
             for (index_t t = steps - 1; t >= 0; --t) {
+                ahead_dx.template ask<W * sizeof(L)>(s, t);
                 PMSN_UNROLL
                 for (int w = 0; w < W; ++w) {
                     const index_t at = w * pitch + s * steps + t;
@@ -270,8 +270,8 @@ struct TclifCpu {
                     const Columns<L> grad_out = grad_steps.read(grad, here, b, W, pitch());
                     const Columns<L> grad_x = dx_steps.write(grad, here, b, W, pitch());
                     const auto back = [&](auto pre_reset, auto detach) {
-                        pass.template adjoint<pre_reset.value, detach.value>(adjoint, sums, b, grad_out, grad_x,
-                                                                             grad_v_seq, u_soma, v_before, u_dendrite);
+                        pass.template adjoint<pre_reset.value, detach.value>(
+                            adjoint, sums, b, grad_out, grad_x, grad_v_seq, u_soma, v_before, u_dendrite, ahead_dx);
                     };
                     if (args.pre_reset) args.detach_reset ? back(Yes(), Yes()) : back(Yes(), No());
                     else args.detach_reset ? back(No(), Yes()) : back(No(), No());

@@ -232,6 +232,11 @@ struct Ahead {
     }
 };
 
+// What the way back will need. It asks for this in turn, for one after the other is all that memory keeps up with.
+struct AheadBack {
+    Ahead grad_out, dx;
+};
+
 // The same for few planes of the arithmetic's own type, at once.
 template <class L>
 static void ask_planes(const void* memory, const Planes& planes, index_t b) {
