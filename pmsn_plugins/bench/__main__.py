@@ -71,16 +71,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure_shape(shape: tuple[int, ...], device: torch.device, budget_s: float) -> list[Measurement]:
+    """Every contender twice, one after the other: a machine that is slow for a while is not slow for one alone."""
     from tqdm import tqdm
 
-    rows = []
+    rows: dict[str, Measurement] = {}
+    left_out = set()
     able = [c for c in contenders(device) if shape[0] <= c.longest]
-    for contender in tqdm(able, desc=f"{list(shape)}", leave=False, disable=None):
+    for contender in tqdm(able + able, desc=f"{list(shape)}", leave=False, disable=None):
+        name, first = contender.name, rows.get(contender.name)
+        if name in left_out or (first and first.forward_backward_s > budget_s / 4):  # too slow for a second time
+            continue
         try:
-            rows.append(measure(contender.name, contender.make(shape), shape, device, budget_s))
+            row = measure(name, contender.make(shape), shape, device, budget_s / 2)
         except (RuntimeError, ValueError, NotImplementedError) as error:  # e.g. StateLeaky takes [T, N, C] only
-            print(f"  {contender.name}: left out, {str(error).splitlines()[0][:90]}")
-    return rows
+            print(f"  {name}: left out, {str(error).splitlines()[0][:90]}")
+            left_out.add(name)
+            continue
+        if first:
+            row = row._replace(
+                forward_s=min(row.forward_s, first.forward_s),
+                forward_backward_s=min(row.forward_backward_s, first.forward_backward_s),
+            )
+        rows[name] = row
+    return list(rows.values())
 
 
 def _print_shape(shape: tuple[int, ...], rows: list[Measurement], bandwidth: float) -> None:

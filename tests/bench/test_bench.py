@@ -92,6 +92,20 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert figure.stat().st_size > 1000
 
 
+def test_each_contender_is_timed_twice_and_the_faster_counts(monkeypatch, capsys):
+    times = {"PMSN (torch)": iter([(2e-3, 5e-3), (3e-3, 4e-3)]), "TC-LIF (torch)": iter([(1.0, 2.0)])}
+
+    def fake(name, layer, shape, *_):
+        if name not in times:
+            raise ValueError("takes no such input")
+        return Measurement(name, shape[0], shape, *next(times[name]), 96, 96)
+
+    monkeypatch.setattr(command, "measure", fake)
+    rows = command._measure_shape((4, 2, 3), CPU, budget_s=0.4)
+    assert [(r.forward_s, r.forward_backward_s) for r in rows] == [(2e-3, 4e-3), (1.0, 2.0)]
+    assert capsys.readouterr().out.count("SpikingJelly LIFNode: left out") <= 1
+
+
 def test_command_times_nothing_when_a_kernel_is_wrong(capsys, monkeypatch):
     bad = [checks.Check("PMSN (torch)", torch.float32, (4, 2, 3), 0.5, 0.1)]
     monkeypatch.setattr(command, "run_checks", lambda *_: bad)
