@@ -141,7 +141,7 @@ def pmsn_sequence(
     if isinstance(coefficients, PMSNParameters):
         if all(p.dtype == dtype for p in coefficients):
             forward = ops.pmsn_layer_forward
-        else:
+        else:  # the reference rounds coefficients to the parameters' dtype before they are converted
             coefficients = functional.discretize(coefficients)
     threshold, theta = _threshold(v_threshold, dtype)
     tensors = (
