@@ -68,10 +68,11 @@ class PMSNState(NamedTuple):
 
 
 class PMSNOutput(NamedTuple):
-    """Spikes ``[T, N, C, *]``, the final state, and (on request) the membrane after reset ``[T, N, C, *]``."""
+    """Spikes ``[T, N, C, *]``, the final state, and the membrane after reset ``[T, N, C, *]``; the last two on request,
+    else None."""
 
     spikes: Tensor
-    state: PMSNState
+    state: PMSNState | None
     v_seq: Tensor | None
 
 
@@ -152,6 +153,7 @@ def pmsn_sequence(
     context: str = "local",
     method: str = "auto",
     return_v_seq: bool = False,
+    return_state: bool = True,
 ) -> PMSNOutput:
     """Run a PMSN layer over a sequence.
 
@@ -172,6 +174,8 @@ def pmsn_sequence(
             ``'chunked'`` by causal matrix products over 64 steps with the state carried between them, ``'fft'`` by one
             convolution (the authors' way); ``'auto'`` takes the recurrence for one step and chunks otherwise.
         return_v_seq: also return the membrane after reset.
+        return_state: False leaves out the final state (None). For a few steps of many neurons it is larger than the
+            sequence.
 
     Raises:
         TypeError: ``x_seq`` is not real floating point.
@@ -201,8 +205,8 @@ def pmsn_sequence(
             scan = _modulo_scan if reset_mode == "modulo" else _cumulative_scan
             u, v_seq = scan(current.relu(), state.v, v_threshold)
             spikes = fire(u, v_threshold, surrogate_function, burst)
-    state = PMSNState(v_seq[-1].clone(), h_real, h_imag)
-    return PMSNOutput(spikes.to(x_seq.dtype), state, v_seq if return_v_seq else None)
+    final = PMSNState(v_seq[-1].clone(), h_real, h_imag) if return_state else None
+    return PMSNOutput(spikes.to(x_seq.dtype), final, v_seq if return_v_seq else None)
 
 
 def check_pmsn_parameters(parameters: PMSNParameters) -> None:

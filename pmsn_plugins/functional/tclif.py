@@ -38,10 +38,11 @@ class TCLIFState(NamedTuple):
 
 
 class TCLIFOutput(NamedTuple):
-    """Spikes ``[T, N, *]``, the final state, and (on request) the soma after each step ``[T, N, *]``."""
+    """Spikes ``[T, N, *]``, the final state, and the soma after each step ``[T, N, *]``; the last two on request, else
+    None."""
 
     spikes: Tensor
-    state: TCLIFState
+    state: TCLIFState | None
     v_seq: Tensor | None
 
 
@@ -97,6 +98,7 @@ def tclif_sequence(
     detach_reset: bool = False,
     leak: tuple[float, float] = (1.0, 1.0),
     return_v_seq: bool = False,
+    return_state: bool = True,
 ) -> TCLIFOutput:
     """Run a TC-LIF layer over a sequence.
 
@@ -112,6 +114,7 @@ def tclif_sequence(
         detach_reset: let no gradient flow through the two reset terms.
         leak: (a1, a2), 1 in the paper.
         return_v_seq: also return the soma of every step, as in the state.
+        return_state: False leaves out the final state (None).
 
     Raises:
         TypeError: ``x_seq`` is not real floating point.
@@ -142,7 +145,8 @@ def tclif_sequence(
         spikes.append(spike)
         v_seq.append(v)
     v_all = torch.stack(v_seq) if return_v_seq else None
-    return TCLIFOutput(torch.stack(spikes).to(x_seq.dtype), TCLIFState(v, v_dendrite), v_all)
+    final = TCLIFState(v, v_dendrite) if return_state else None
+    return TCLIFOutput(torch.stack(spikes).to(x_seq.dtype), final, v_all)
 
 
 def check_tclif_inputs(

@@ -5,18 +5,10 @@ one pass over the sequence, nothing kept for the backward pass but the input and
 ``'auto'`` takes the fused kernels where they can run and PyTorch otherwise; :func:`explain` tells which, and why.
 """
 
-from .dispatch import (
-    BACKENDS,
-    BackendStatus,
-    backends,
-    check_backend,
-    discretize,
-    explain,
-    pmsn_sequence,
-    pmsn_step,
-    tclif_sequence,
-    tclif_step,
-)
+from .backend import BACKENDS, BackendStatus, backends, check_backend
+from .explanation import explain
+from .pmsn import discretize, pmsn_sequence, pmsn_step
+from .tclif import tclif_sequence, tclif_step
 
 __all__ = [
     "BACKENDS",

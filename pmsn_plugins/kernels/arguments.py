@@ -1,100 +1,136 @@
-"""The arguments of the C++ and CUDA kernels: ``csrc/args.h`` field by field, filled from tensors."""
+"""The arguments of the C++ and CUDA kernels: the structs of ``csrc/args.h``, derived from the records of :mod:`.calls`
+and filled from a call."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-from .plan import FIRES, RESETS, SURROGATES, Layout
+from .calls import (
+    Call,
+    DiscretizeResults,
+    DiscretizeTensors,
+    NoOptions,
+    PmsnOptions,
+    PmsnResults,
+    PmsnTensors,
+    Role,
+    TclifOptions,
+    TclifResults,
+    TclifTensors,
+)
+from .plan import Layout
 
 STORAGE = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+"""The values of ``enum Storage``."""
 
-_LAYOUT = (ctypes.c_longlong, "T M C S P strip groups segment interval cuttable is_double")
+_KINDS = {bool: ctypes.c_longlong, str: ctypes.c_longlong, float: ctypes.c_double}
 
 
-def _structure(name: str, *groups: tuple[type, str]) -> type[ctypes.Structure]:
-    fields = [(field, kind) for kind, names in groups for field in names.split()]
+@cache
+def roles(record: type) -> dict[str, Role]:
+    """The tensors of a record, in order."""
+    hints = get_type_hints(record, include_extras=True)
+    return {name: get_args(hints[name])[1] for name in record._fields}
+
+
+@cache
+def kinds(record: type) -> dict[str, type]:
+    """The Python types of a record's fields, in order."""
+    hints = get_type_hints(record)
+    return {name: hints[name] for name in record._fields}
+
+
+@cache
+def choices(record: type) -> dict[str, tuple[str, ...]]:
+    """What each option that is a word can be."""
+    hints = get_type_hints(record, include_extras=True)
+    return {name: get_args(hints[name])[1] for name, kind in kinds(record).items() if kind is str}
+
+
+def gradient_names(record: type) -> tuple[str, ...]:
+    """``grad_*`` of the tensors that have a gradient."""
+    return tuple(f"grad_{name}" for name, role in roles(record).items() if role.gradient != "never")
+
+
+def _structure(
+    name: str, head: tuple[str, ...], tensors: type, options: type, results: type, temporary: tuple[str, ...] = ()
+) -> type[ctypes.Structure]:
+    # whole numbers before fractions; an int is part of the layout
+    numbers_ = [(field, _KINDS[kind]) for field, kind in kinds(options).items() if kind is not int]
+    numbers_.sort(key=lambda field: field[1] is ctypes.c_double)
+    pointers = (
+        *(*tensors._fields, *results._fields),
+        *(*gradient_names(results), *gradient_names(tensors), *temporary),
+    )
+    fields = [*((field, ctypes.c_longlong) for field in head), *numbers_, *((f, ctypes.c_void_p) for f in pointers)]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-PmsnArgs = _structure(
-    "PmsnArgs",
-    _LAYOUT,
-    (ctypes.c_longlong, "k x_storage out_storage reset fire surrogate"),
-    (ctypes.c_double, "theta surrogate_a surrogate_b surrogate_c"),
-    (ctypes.c_void_p, "x E_real E_imag K_real K_imag D v h_real h_imag theta_tensor slopes"),
-    (ctypes.c_void_p, "out v_after h_real_after h_imag_after v_seq checkpoints"),
-    (ctypes.c_void_p, "grad_out grad_v_after grad_h_real_after grad_h_imag_after grad_v_seq"),
-    (ctypes.c_void_p, "grad_x grad_E_real grad_E_imag grad_K_real grad_K_imag grad_D grad_v grad_h_real grad_h_imag"),
-    (ctypes.c_void_p, "partials carries"),
-)
-TclifArgs = _structure(
-    "TclifArgs",
-    _LAYOUT,
-    (ctypes.c_longlong, "x_storage pre_reset detach_reset strict surrogate"),
-    (ctypes.c_double, "theta surrogate_a surrogate_b surrogate_c gamma a1 a2"),
-    (ctypes.c_void_p, "x b1 b2 v d theta_tensor slopes"),
-    (ctypes.c_void_p, "out v_after d_after v_seq checkpoints"),
-    (ctypes.c_void_p, "grad_out grad_v_after grad_d_after grad_v_seq"),
-    (ctypes.c_void_p, "grad_x grad_b1 grad_b2 grad_v grad_d partials"),
-)
-DiscretizeArgs = _structure(
-    "DiscretizeArgs",
-    (ctypes.c_longlong, "C k is_double"),
-    (ctypes.c_void_p, "log_dt log_decay freq B_real B_imag R_real R_imag"),
-    (ctypes.c_void_p, "E_real E_imag K_real K_imag"),
-    (ctypes.c_void_p, "grad_E_real grad_E_imag grad_K_real grad_K_imag"),
-    (ctypes.c_void_p, "grad_log_dt grad_log_decay grad_freq grad_B_real grad_B_imag grad_R_real grad_R_imag"),
-)
+HEADS = {
+    "pmsn": ("is_double", "k", "x_storage", "out_storage"),
+    "tclif": ("is_double", "x_storage"),
+    "discretize": ("C", "k", "is_double"),
+}
+"""The numbers that a struct begins with, after the layout if it has one."""
+
+STRUCTURES = {
+    "pmsn": _structure(
+        *("PmsnArgs", (*Layout._fields, *HEADS["pmsn"]), PmsnTensors, PmsnOptions, PmsnResults),
+        temporary=("partials", "carries"),
+    ),
+    "tclif": _structure(
+        *("TclifArgs", (*Layout._fields, *HEADS["tclif"]), TclifTensors, TclifOptions, TclifResults),
+        temporary=("partials",),
+    ),
+    "discretize": _structure("DiscretizeArgs", HEADS["discretize"], DiscretizeTensors, NoOptions, DiscretizeResults),
+}
+"""The structs by neuron: sizes, options (whole numbers, then fractions), tensors, results, the results' gradients, the
+tensors' gradients, memory between the kernels of one call."""
 
 
-def contiguous(tensors: Sequence[Tensor | None]) -> list[Any]:
-    """The tensors as the kernels read them; whoever takes their addresses keeps them alive."""
-    return [None if t is None else t.contiguous() for t in tensors]
+@lru_cache(1024)
+def numbers(options: Any) -> tuple[int | float, ...]:
+    """Options as the structs have them.
+
+    Raises:
+        ValueError: a word that is not among its choices, or words that exclude each other.
+    """
+    options.check()
+    whole, fractions = [], []
+    for (name, kind), value in zip(kinds(type(options)).items(), options, strict=True):
+        if kind is str:
+            allowed = choices(type(options))[name]
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+            whole.append(allowed.index(value))
+        elif kind is bool:
+            whole.append(int(value))
+        elif kind is float:
+            fractions.append(value)
+    return (*whole, *fractions)
 
 
-def pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
-    """Addresses, null for a missing or empty tensor."""
-    return [None if t is None or t.numel() == 0 else t.data_ptr() for t in tensors]
-
-
-def pmsn_args(
-    layout: Layout, tensors: Sequence[Any], options: Sequence[Any], *others: Tensor | None
-) -> ctypes.Structure:
-    """Tensors and options that forward and backward of PMSN share, in the order of the operators in :mod:`.ops`; the
-    other tensors in the order of the fields from ``out`` on."""
-    theta, reset_mode, fire, surrogate, *parameters = options
-    x, K_real, D = tensors[0], tensors[3], tensors[5]
-    out_dtype = D.dtype if fire == "membrane" else x.dtype
-    return PmsnArgs(
-        *layout,
-        D.dtype == torch.float64,
-        *(K_real.shape[1], STORAGE[x.dtype], STORAGE[out_dtype]),
-        *(RESETS.index(reset_mode), FIRES.index(fire), SURROGATES.index(surrogate), theta, *parameters),
-        *pointers((*tensors, *others)),
+def fill(call: Call, layout: Layout | None) -> ctypes.Structure:
+    """The struct of a call; without a layout for kernels that know no time."""
+    real, sizes = call.tensors.real, call.geometry.sizes
+    head = {"is_double": real == torch.float64, "C": sizes.C, "k": sizes.k}
+    if layout is not None:
+        head["x_storage"] = STORAGE[call.tensors.x.dtype]
+        head["out_storage"] = STORAGE[real] if call.options.sends_membrane else head["x_storage"]
+    tensors = (*call.tensors, *call.results, *call.gradients, *call.tensor_gradients)
+    return STRUCTURES[call.neuron](
+        *(layout or ()),
+        *[head[name] for name in HEADS[call.neuron]],
+        *numbers(call.options),
+        *map(_address, tensors),
     )
 
 
-def tclif_args(
-    layout: Layout, tensors: Sequence[Any], options: Sequence[Any], *others: Tensor | None
-) -> ctypes.Structure:
-    """The same for TC-LIF."""
-    theta, _, _, gamma, a1, a2, pre_reset, detach_reset, strict, surrogate, *parameters = options
-    x, b1 = tensors[:2]
-    return TclifArgs(
-        *layout,
-        b1.dtype == torch.float64,
-        *(STORAGE[x.dtype], pre_reset, detach_reset, strict, SURROGATES.index(surrogate)),
-        *(theta, *parameters, gamma, a1, a2),
-        *pointers((*tensors, *others)),
-    )
-
-
-def discretize_args(parameters: Sequence[Tensor], *others: Tensor | None) -> ctypes.Structure:
-    """The parameters, and the other tensors in the order of the fields from ``E_real`` on."""
-    log_decay = parameters[1]
-    return DiscretizeArgs(*log_decay.shape, log_decay.dtype == torch.float64, *pointers((*parameters, *others)))
+def _address(tensor: Tensor | None) -> int | None:
+    """Null for a missing or empty tensor."""
+    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()

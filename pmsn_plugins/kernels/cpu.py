@@ -6,8 +6,9 @@ import ctypes
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from .arguments import STRUCTURES, fill
+from .calls import Call
 from .plan import Layout, cpu_layout
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
@@ -24,11 +25,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     except OSError as error:
         return None, f"the CPU kernels cannot be loaded: {error}"
     library.pmsn_instruction_set.restype = ctypes.c_char_p
-    for name in ("pmsn_forward", "pmsn_backward", "tclif_forward", "tclif_backward"):
-        getattr(library, name).argtypes = (ctypes.c_void_p, ctypes.c_int)
-    for name in ("pmsn_discretize", "pmsn_discretize_backward"):
-        getattr(library, name).argtypes = (ctypes.c_void_p,)
-        getattr(library, name).restype = None
+    for neuron in STRUCTURES:
+        for direction in ("forward", "backward"):
+            getattr(library, f"{neuron}_{direction}").argtypes = (ctypes.c_void_p, ctypes.c_int)
     library.pmsn_surrogate.argtypes = (ctypes.c_longlong, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p)
     return library, f"fused kernels ({library.pmsn_instruction_set().decode()})"
 
@@ -40,13 +39,23 @@ library, reason = _load()
 class CpuDevice:
     """The CPU, with as many threads as PyTorch has."""
 
-    def layout(self, x: Tensor, N: int, C: int, S: int, interval: int, reset_mode: str) -> Layout:
-        cut_time = reset_mode == "modulo"
-        return cpu_layout(len(x), N, C, S, interval, torch.get_num_threads(), cut_time)
+    name = "cpu"
+    device_type = "cpu"
 
-    def run(self, kernel: str, args: ctypes.Structure, layout: Layout | None, x: Tensor) -> None:
-        address = ctypes.addressof(args)
-        if layout is None:
-            getattr(library, f"pmsn_{kernel}")(address)
-        elif getattr(library, kernel)(address, torch.get_num_threads()):
-            raise MemoryError(f"{kernel}: out of memory")
+    _CARRIED = frozenset(("hidden", "membrane", "adjoint"))
+    """What the library can carry from one segment of time to the next."""
+
+    def status(self) -> tuple[bool, str]:
+        return library is not None, reason
+
+    def run(self, call: Call) -> None:
+        layout = self._layout(call) if call.geometry.T else None
+        args = fill(call, layout)
+        if getattr(library, call.name)(ctypes.addressof(args), torch.get_num_threads()):
+            raise MemoryError(f"{call.name}: out of memory")
+
+    def _layout(self, call: Call) -> Layout:
+        T, _, sizes, interval, _ = call.geometry
+        forward, backward = (call.options.carried(direction) for direction in ("forward", "backward"))
+        cut_time = forward is not None and {*forward, *backward} <= self._CARRIED
+        return cpu_layout(T, sizes.N, sizes.C, sizes.S, interval, torch.get_num_threads(), cut_time)

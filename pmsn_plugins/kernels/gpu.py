@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import STORAGE
-from .plan import GPU_BLOCK, RESETS, Launch, Layout, gpu_launches, gpu_layout
+from .arguments import fill, numbers
+from .calls import Call
+from .plan import GPU_BLOCK, Launch, Layout, gpu_launches, gpu_layout
 
 _SOURCES = Path(__file__).with_name("csrc")
-_MEMORY = {STORAGE[torch.float16]: "Half", STORAGE[torch.bfloat16]: "Bfloat16"}
+_REAL = {torch.float32: "float", torch.float64: "double"}
+_MEMORY = {torch.float16: "Half", torch.bfloat16: "Bfloat16"}
 _INSTALL = 'pip install "pmsn_plugins[cuda13]" (or "pmsn_plugins[cuda12]" for a CUDA 12 driver)'
 
 
@@ -56,39 +58,57 @@ def source(name: str) -> str:
     return inline(name)
 
 
-def constants(kernel: str, args: ctypes.Structure) -> dict[str, Any]:
-    """What a kernel is compiled for."""
-    if kernel.startswith("discretize"):
-        return {"REAL": "double" if args.is_double else "float"}
-    common = {
-        "REAL": "double" if args.is_double else "float",
-        "MEMORY": _MEMORY.get(args.x_storage, "Plain"),
-        "SURROGATE": args.surrogate,
-        "INTERVAL": args.interval,
-    }
-    if kernel.startswith("pmsn"):
-        return {**common, "K": args.k, "RESET": args.reset, "FIRE": args.fire, "STATE": int(args.h_real is not None)}
-    return {**common, "PRE_RESET": args.pre_reset, "DETACH": args.detach_reset, "STRICT": args.strict}
+def constants(call: Call, layout: Layout | None) -> tuple[tuple[str, Any], ...]:
+    """What a kernel is compiled for: of all that is fixed for a layer, what its source asks for."""
+    known = {"REAL": _REAL[call.tensors.real], "K": call.geometry.sizes.k}
+    if layout is not None:
+        known["MEMORY"] = _MEMORY.get(call.tensors.x.dtype, "Plain")
+        known["INTERVAL"] = layout.interval
+        known["STATE"] = int(call.has_state)
+    options = zip(call.options._fields, call.options, strict=True)
+    words = (name for name, value in options if isinstance(value, (str, bool)))
+    known.update(zip((word.upper() for word in words), numbers(call.options), strict=False))
+    asked = _macros(f"gpu_{call.neuron}.cu")
+    return tuple((name, value) for name, value in known.items() if name in asked)
+
+
+@cache
+def _macros(name: str) -> frozenset[str]:
+    """The constants that a source and its headers leave to the compiler's options."""
+    return frozenset(re.findall(r"\bPMSN_(\w+)", source(name)))
 
 
 class CupyDevice:
     """A CUDA device, on PyTorch's current stream."""
 
-    def layout(self, x: Tensor, N: int, C: int, S: int, interval: int, reset_mode: str) -> Layout:
-        cut_time = reset_mode in ("modulo", "none")
-        return gpu_layout(len(x), N, C, S, interval, _multiprocessors(x.device), cut_time)
+    name = "cupy"
+    device_type = "cuda"
 
-    def run(self, kernel: str, args: ctypes.Structure, layout: Layout | None, x: Tensor) -> None:
-        neuron = kernel.split("_")[0]
-        compiled_for = tuple(constants(kernel, args).items())
-        if layout is None:
-            launches, buffers = [Launch(kernel, (-(-args.C // GPU_BLOCK), 1, 1), GPU_BLOCK)], []
+    multiprocessors: int | None = None
+    """For tests; None: as many as the device has."""
+
+    def status(self) -> tuple[bool, str]:
+        return status()
+
+    def run(self, call: Call) -> None:
+        if not call.geometry.T:
+            args, buffers = fill(call, None), []
+            launches = [Launch(call.name, (-(-args.C // GPU_BLOCK), 1, 1), GPU_BLOCK)]
+            compiled_for = constants(call, None)
         else:
-            sums = 1 + 4 * args.k if neuron == "pmsn" else 2
-            launches = gpu_launches(kernel, layout, RESETS[args.reset] if neuron == "pmsn" else None, sums)
-            buffers = _temporary(kernel, args, layout, sums, x)
-        self.launch(neuron, compiled_for, launches, args, x.device)
+            carried = call.options.carried(call.direction)
+            layout = self._layout(call, carried is not None)
+            args = fill(call, layout)
+            launches = gpu_launches(call.neuron, call.direction, layout, carried or (), call.geometry.sizes.sums)
+            buffers = _temporary(call, args, layout)
+            compiled_for = constants(call, layout)
+        self.launch(call.neuron, compiled_for, launches, args, call.device)
         del buffers  # their memory is not reused before the kernels have run: both follow the same stream
+
+    def _layout(self, call: Call, cut_time: bool) -> Layout:
+        T, _, sizes, interval, _ = call.geometry
+        multiprocessors = self.multiprocessors or _multiprocessors(call.device)
+        return gpu_layout(T, sizes.N, sizes.C, sizes.S, interval, multiprocessors, cut_time)
 
     def launch(
         self, neuron: str, compiled_for: tuple, launches: list[Launch], args: ctypes.Structure, device: torch.device
@@ -119,21 +139,20 @@ def _cupy_stream(address: int) -> Any:
     return cupy.cuda.ExternalStream(address)
 
 
-def _temporary(kernel: str, args: ctypes.Structure, layout: Layout, sums: int, x: Tensor) -> list[Tensor]:
+def _temporary(call: Call, args: ctypes.Structure, layout: Layout) -> list[Tensor]:
     """Memory between the launches of one call, entered into ``args``."""
-    dtype = torch.float64 if args.is_double else torch.float32
-    buffers = []
+    sizes, buffers = call.geometry.sizes, []
 
     def give(field: str, *shape: int) -> None:
-        buffers.append(torch.empty(shape, dtype=dtype, device=x.device))
+        buffers.append(torch.empty(shape, dtype=call.tensors.real, device=call.device))
         setattr(args, field, buffers[-1].data_ptr())
 
-    if kernel.endswith("backward"):
-        give("partials", layout.items, layout.slots, sums)
+    if call.direction == "backward":
+        give("partials", layout.items, layout.slots, sizes.sums)
         if layout.segments > 1:
-            give("carries", layout.segments - 1, 1 + 4 * args.k, layout.M)
+            give("carries", layout.segments - 1, sizes.adjoint, layout.M)
     elif layout.segments > 1 and args.checkpoints is None:
-        give("checkpoints", (layout.T - 1) // layout.interval, 1 + 2 * args.k, layout.M)
+        give("checkpoints", (layout.T - 1) // layout.interval, sizes.state, layout.M)
     return buffers
 
 

@@ -2,31 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
-
-SURROGATES = (
-    "triangle",
-    "sigmoid",
-    "atan",
-    "piecewise_exp",
-    "soft_sign",
-    "super_spike",
-    "erf",
-    "leaky_k_relu",
-    "piecewise_leaky_relu",
-    "fast_sigmoid",
-    "straight_through",
-    "given",
-)
-"""In the order of ``enum Surrogate``: the rows of :data:`pmsn_plugins.functional.SURROGATES` that are fused, and slopes
-that come as a tensor."""
-
-RESETS = ("modulo", "none", "serial")
-"""In the order of ``enum Reset``."""
-
-FIRES = ("spike", "strict", "burst", "membrane")
-"""What a kernel sends out, in the order of ``enum Fire``."""
 
 
 class Layout(NamedTuple):
@@ -158,20 +136,21 @@ class Launch(NamedTuple):
     threads: int
 
 
-def gpu_launches(kernel: str, layout: Layout, reset_mode: str | None, sums: int) -> list[Launch]:
-    """The CUDA kernels behind ``kernel``, in order; ``sums`` is the number of sums per channel that backward leaves."""
-    neuron, _, direction = kernel.partition("_")
+def gpu_launches(neuron: str, direction: str, layout: Layout, passes: Sequence[str], sums: int) -> list[Launch]:
+    """The CUDA kernels behind a call, in order.
+
+    Args:
+        passes: what has to be carried from segment to segment where time is cut.
+        sums: sums per channel that the way back leaves.
+    """
     items = (layout.strips, layout.groups, layout.segments)
     elements = (layout.strips, layout.groups, 1)
-    locally = []
+    launches = []
     if layout.segments > 1:
-        names = ("hidden", "membrane") if direction == "forward" else ("adjoint",)
-        if direction == "backward" and reset_mode == "none":
-            names = ("grad_v", *names)
-        for name in names:
-            locally.append(Launch(f"{neuron}_{name}_local", items, GPU_BLOCK))
-            locally.append(Launch(f"{neuron}_{name}_carry", elements, GPU_BLOCK))
-    launches = [*locally, Launch(kernel, items, GPU_BLOCK)]
+        for name in passes:
+            launches.append(Launch(f"{neuron}_{name}_local", items, GPU_BLOCK))
+            launches.append(Launch(f"{neuron}_{name}_carry", elements, GPU_BLOCK))
+    launches.append(Launch(f"{neuron}_{direction}", items, GPU_BLOCK))
     if direction == "backward":
         launches.append(Launch(f"{neuron}_reduce", (-(-layout.C * sums // GPU_BLOCK), 1, 1), GPU_BLOCK))
     return launches

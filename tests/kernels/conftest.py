@@ -13,9 +13,7 @@ import torch
 from pmsn_plugins import kernels
 from pmsn_plugins.functional import PMSNCoefficients, PMSNState, TCLIFState, discretize, pmsn_initial_parameters
 from pmsn_plugins.kernels import cpu, gpu
-from pmsn_plugins.kernels.plan import gpu_layout
-
-ARGUMENTS = {"pmsn": "PmsnArgs", "tclif": "TclifArgs", "discretize": "DiscretizeArgs"}
+from pmsn_plugins.kernels.arguments import STRUCTURES
 
 
 class Backend(NamedTuple):
@@ -33,9 +31,6 @@ class EmulatedDevice(gpu.CupyDevice):
         self.folder = folder
         self.libraries = {}
 
-    def layout(self, x, N, C, S, interval, reset_mode):
-        return gpu_layout(len(x), N, C, S, interval, self.multiprocessors, reset_mode != "serial")
-
     def launch(self, neuron, compiled_for, launches, args, device):
         library = self.library(neuron, compiled_for)
         for name, grid, threads in launches:
@@ -45,7 +40,7 @@ class EmulatedDevice(gpu.CupyDevice):
     def library(self, neuron, compiled_for):
         if (neuron, compiled_for) not in self.libraries:
             emulator = (Path(__file__).parent / "cuda_emulator.h").read_text()
-            text = f"{emulator}\n{gpu.source(f'gpu_{neuron}.cu')}\nEMULATE({ARGUMENTS[neuron]})\n"
+            text = f"{emulator}\n{gpu.source(f'gpu_{neuron}.cu')}\nEMULATE({STRUCTURES[neuron].__name__})\n"
             options = gpu.compile_options(compiled_for)
             path = self.folder / (hashlib.sha1(f"{text}{options}".encode()).hexdigest() + ".so")
             command = ["g++", "-x", "c++", "-O1", "-w", "-shared", "-fPIC", *options, "-", "-o", str(path)]
@@ -75,8 +70,7 @@ def cpu_kernels():
 def emulated(monkeypatch, emulated_device):
     """The CPU operators run the CUDA kernels."""
     monkeypatch.setattr(cpu, "library", cpu.library or object())
-    monkeypatch.setattr(cpu.CpuDevice, "layout", lambda self, *args, **kwargs: emulated_device.layout(*args, **kwargs))
-    monkeypatch.setattr(cpu.CpuDevice, "run", lambda self, *args: emulated_device.run(*args))
+    monkeypatch.setattr(cpu.CpuDevice, "run", lambda self, call: emulated_device.run(call))
     return emulated_device
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pmsn_plugins import functional, kernels
-from pmsn_plugins.kernels import cpu, gpu
+from pmsn_plugins.kernels import backend, cpu, gpu
 
 
 def case(tools, device="cpu"):
@@ -100,7 +100,7 @@ def test_without_the_library_everything_runs_on_torch(tools, monkeypatch):
     without_library(monkeypatch)
     x, coefficients = case(tools)
     expected = functional.pmsn_sequence(x, coefficients)
-    kernels.dispatch._announce_once.cache_clear()
+    backend._announce_once.cache_clear()
     with pytest.warns(UserWarning, match="PyTorch operations.*not built"):
         assert torch.equal(kernels.pmsn_sequence(x, coefficients).spikes, expected.spikes)
     with warnings.catch_warnings():

@@ -5,10 +5,22 @@ import torch
 
 from pmsn_plugins import functional, kernels
 from pmsn_plugins.functional import PMSNParameters, pmsn_initial_parameters
-from pmsn_plugins.kernels import ops
+from pmsn_plugins.kernels.calls import (
+    DiscretizeTensors,
+    LayerTensors,
+    NoOptions,
+    PmsnOptions,
+    PmsnTensors,
+    TclifOptions,
+    TclifTensors,
+    Wanted,
+    Where,
+)
+from pmsn_plugins.kernels.operators import DISCRETIZE, PMSN, PMSN_LAYER, TCLIF
 
-PMSN_OPTIONS = (1.0, "modulo", "spike", "sigmoid", 2.0, 0.0, 0.0)
-TCLIF_OPTIONS = (1.0, 5, 1, 0.5, 1.0, 1.0, True, False, False, "triangle", 1.0, 0.0, 0.0)
+PMSN_OPTIONS = PmsnOptions("modulo", "spike", "sigmoid", 1.0, 2.0, 0.0, 0.0)
+TCLIF_OPTIONS = TclifOptions(5, 1, True, False, False, "triangle", 1.0, 1.0, 0.0, 0.0, 0.5, 1.0, 1.0)
+WANTED = Wanted(with_state=True, with_v_seq=True, save=False, backend="cpu")
 
 
 def leaves(*tensors):
@@ -16,33 +28,33 @@ def leaves(*tensors):
 
 
 @pytest.mark.parametrize("with_state", [False, True])
-@pytest.mark.parametrize("reset_mode", ["modulo", "none"])
-def test_opcheck_pmsn(tools, cpu_kernels, with_state, reset_mode):
+@pytest.mark.parametrize("reset", ["modulo", "none"])
+def test_opcheck_pmsn(tools, cpu_kernels, with_state, reset):
     x, coefficients, state = tools.pmsn_case((40, 2, 3), 2, torch.float64, with_state)
-    tensors = (*leaves(x, *coefficients), *(leaves(*state) if with_state else (None,) * 3), None, None)
-    options = (1.0, reset_mode, *PMSN_OPTIONS[2:])
-    torch.library.opcheck(ops.pmsn_forward, (*tensors, *options, True, True, False))
+    tensors = PmsnTensors(*leaves(x, *coefficients), *(leaves(*state) if with_state else ()))
+    torch.library.opcheck(PMSN.forward, (*tensors, *PMSN_OPTIONS._replace(reset=reset), *WANTED))
 
 
 @pytest.mark.parametrize("with_state", [False, True])
 def test_opcheck_pmsn_layer(tools, cpu_kernels, with_state):
     x, _, state = tools.pmsn_case((40, 2, 3), 2, torch.float64, with_state)
     parameters = pmsn_initial_parameters(3, 3, dtype=torch.float64)
-    tensors = (*leaves(x, *parameters), *(leaves(*state) if with_state else (None,) * 3), None, None)
-    torch.library.opcheck(ops.pmsn_layer_forward, (*tensors, *PMSN_OPTIONS, True, True, False))
+    tensors = LayerTensors(*leaves(x, *parameters), *(leaves(*state) if with_state else ()))
+    torch.library.opcheck(PMSN_LAYER.forward, (*tensors, *PMSN_OPTIONS, *WANTED))
 
 
 def test_opcheck_tclif(tools, cpu_kernels):
     x, b1, b2, state = tools.tclif_case((40, 2, 5), (5,), torch.float64, True)
-    tensors = (*leaves(x, b1, b2, *state), None)
-    torch.library.opcheck(ops.tclif_forward, (*tensors, None, *TCLIF_OPTIONS, True, True, False))
-    given = (*TCLIF_OPTIONS[:9], "given", *TCLIF_OPTIONS[10:])
-    torch.library.opcheck(ops.tclif_forward, (*tensors, torch.rand(41, 2, 5).double(), *given, True, True, False))
+    tensors = TclifTensors(*leaves(x, b1, b2, *state))
+    torch.library.opcheck(TCLIF.forward, (*tensors, *TCLIF_OPTIONS, *WANTED))
+    given = tensors._replace(slopes=torch.rand(41, 2, 5).double())
+    torch.library.opcheck(TCLIF.forward, (*given, *TCLIF_OPTIONS._replace(surrogate="given"), *WANTED))
 
 
 def test_opcheck_discretize(cpu_kernels):
-    parameters = pmsn_initial_parameters(3, 4, dtype=torch.float64)[:-1]
-    torch.library.opcheck(ops.discretize, tuple(leaves(*parameters)))
+    *parameters, _ = pmsn_initial_parameters(3, 4, dtype=torch.float64)
+    tensors = DiscretizeTensors(*leaves(*parameters))
+    torch.library.opcheck(DISCRETIZE.forward, (*tensors, *NoOptions(), *Where("cpu")))
 
 
 @pytest.mark.parametrize("reset_mode", ["none", "serial"])

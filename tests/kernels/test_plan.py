@@ -54,7 +54,7 @@ def test_gpu_layout_covers_everything_once(T, N, C, S, k, multiprocessors, cut_t
     check(layout, T, N, C, S)
     assert layout.segments == 1 or cut_time
     assert layout.segment % interval == 0 or layout.segments == 1
-    for launch in gpu_launches("pmsn_backward", layout, "none", 1 + 4 * k):
+    for launch in gpu_launches("pmsn", "backward", layout, ("grad_v", "adjoint"), 1 + 4 * k):
         x, y, z = launch.grid
         assert x < 2**31 and y < 2**16 and z < 2**16  # the limits of CUDA
         assert launch.threads == GPU_BLOCK
@@ -105,15 +105,15 @@ def test_launches():
     def names(*args):
         return [launch.kernel for launch in gpu_launches(*args, 17)]
 
-    assert names("pmsn_forward", whole, "modulo") == ["pmsn_forward"]
-    assert names("tclif_backward", whole, None) == ["tclif_backward", "tclif_reduce"]
-    assert names("pmsn_forward", cut, "modulo") == [
+    assert names("pmsn", "forward", whole, ("hidden", "membrane")) == ["pmsn_forward"]
+    assert names("tclif", "backward", whole, ()) == ["tclif_backward", "tclif_reduce"]
+    assert names("pmsn", "forward", cut, ("hidden", "membrane")) == [
         *("pmsn_hidden_local", "pmsn_hidden_carry", "pmsn_membrane_local", "pmsn_membrane_carry", "pmsn_forward"),
     ]
-    assert names("pmsn_backward", cut, "modulo") == [
+    assert names("pmsn", "backward", cut, ("adjoint",)) == [
         *("pmsn_adjoint_local", "pmsn_adjoint_carry", "pmsn_backward", "pmsn_reduce"),
     ]
-    assert names("pmsn_backward", cut, "none")[:2] == ["pmsn_grad_v_local", "pmsn_grad_v_carry"]
+    assert names("pmsn", "backward", cut, ("grad_v", "adjoint"))[:2] == ["pmsn_grad_v_local", "pmsn_grad_v_carry"]
 
 
 @given(T=st.integers(1, 10**5), k=st.integers(1, 16), input_bytes=st.sampled_from([2, 4, 8]))

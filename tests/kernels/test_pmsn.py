@@ -199,9 +199,20 @@ def test_threads_may_change_between_forward_and_backward(tools, cpu_kernels, man
 def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
     case = tools.pmsn_case((T, 1, 5), 2, torch.float64, True)
     monkeypatch.setattr(type(emulated), "multiprocessors", 1000)
-    assert emulated.layout(case[0], 1, 5, 1, 32, reset_mode).segments > 5
+    launched, launch = [], emulated.launch
+
+    def recording(neuron, compiled_for, launches, args, device):
+        launched.extend((name, grid) for name, grid, _ in launches)
+        launch(neuron, compiled_for, launches, args, device)
+
+    monkeypatch.setattr(emulated, "launch", recording)
     expected = tools.run(functional.pmsn_sequence, *case, reset_mode=reset_mode)
     tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", reset_mode=reset_mode), expected, 1e-9)
+    grids = dict(launched)
+    assert {"pmsn_hidden_carry", "pmsn_membrane_carry", "pmsn_adjoint_carry"} <= {*grids}
+    assert ("pmsn_grad_v_carry" in grids) == (reset_mode == "none")
+    *_, segments = grids["pmsn_forward"]
+    assert segments > 5
 
 
 @pytest.mark.parametrize("with_state", [False, True])

@@ -10,17 +10,18 @@ from spikingjelly.activation_based import surrogate as sj_surrogate
 
 from pmsn_plugins import functional, kernels
 from pmsn_plugins.functional import SURROGATES, TableSurrogate
-from pmsn_plugins.kernels import cpu, plan
+from pmsn_plugins.kernels import calls, cpu
+from pmsn_plugins.kernels.firing import firing
 
 
 def test_names_are_those_of_the_c_enum():
-    text = (Path(plan.__file__).parent / "csrc" / "surrogate.h").read_text()
+    text = (Path(calls.__file__).parent / "csrc" / "surrogate.h").read_text()
     names = re.findall(r"^ {4}SURROGATE_(\w+),$", text, re.MULTILINE)
-    assert tuple(name.lower() for name in names) == plan.SURROGATES
-    assert {*plan.SURROGATES} - {"given"} <= {*SURROGATES}
+    assert tuple(name.lower() for name in names) == calls.SURROGATES
+    assert {*calls.SURROGATES} - {"given"} <= {*SURROGATES}
 
 
-@pytest.mark.parametrize("name", [name for name in plan.SURROGATES if name != "given"])
+@pytest.mark.parametrize("name", [name for name in calls.SURROGATES if name != "given"])
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
 def test_formula_equals_the_row(cpu_kernels, name, instruction_set):
     if cpu.library.pmsn_use_instruction_set(instruction_set.encode()):
@@ -30,7 +31,7 @@ def test_formula_equals_the_row(cpu_kernels, name, instruction_set):
         x = torch.cat([torch.linspace(-60, 60, 1001), torch.linspace(-2, 2, 1001)]).double()
         parameters = torch.tensor([*(v * 1.3 + 0.1 for v in row.defaults.values()), 0.0, 0.0, 0.0], dtype=torch.float64)
         actual = x.clone()
-        cpu.library.pmsn_surrogate(plan.SURROGATES.index(name), parameters.data_ptr(), x.numel(), actual.data_ptr())
+        cpu.library.pmsn_surrogate(calls.SURROGATES.index(name), parameters.data_ptr(), x.numel(), actual.data_ptr())
         expected = row.derivative(x, *parameters[: len(row.defaults)].tolist())
         torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-15)
     finally:
@@ -52,11 +53,15 @@ FUSED = {
     "snnTorch straight-through": snn_surrogate.straight_through_estimator(),
     "triangle": functional.triangle(alpha=0.8),
 }
-UNKNOWN = {
-    "snnTorch sigmoid": snn_surrogate.sigmoid(slope=2),
+NOT_FUSED = {  # known steps: the kernels fire, and ask the function for its slopes
     "rect": TableSurrogate("rect", alpha=0.7),
-    "own": lambda x: (x >= 0).to(x) + (torch.sigmoid(3 * x) - torch.sigmoid(3 * x).detach()),
+    "strict": TableSurrogate("log_tailed_relu", strict=True, alpha=0.1),
 }
+UNKNOWN = {  # called as they are
+    "own": lambda x: (x >= 0).to(x) + (torch.sigmoid(3 * x) - torch.sigmoid(3 * x).detach()),
+    "ramp": lambda x: (1e6 * x).clamp(0, 1),
+}
+OTHERS = {"snnTorch sigmoid": snn_surrogate.sigmoid(slope=2), **NOT_FUSED, **UNKNOWN}
 
 
 def tolerance_of(surrogate_function):
@@ -66,7 +71,7 @@ def tolerance_of(surrogate_function):
 
 @pytest.mark.parametrize("surrogate_function", FUSED.values(), ids=FUSED)
 def test_fused_in_both_neurons(tools, cpu_kernels, surrogate_function):
-    assert kernels.dispatch._firing(surrogate_function, 1.0, False, True).fire in ("spike", "strict")
+    assert firing(surrogate_function, 1.0, False, True).fire in ("spike", "strict")
     tolerance = tolerance_of(surrogate_function)
     case = tools.pmsn_case((20, 3, 5), 2, torch.float64, False)
     for reset_mode in ("modulo", "serial"):
@@ -81,8 +86,8 @@ def test_fused_in_both_neurons(tools, cpu_kernels, surrogate_function):
 
 @pytest.mark.parametrize("burst", [False, True])
 @pytest.mark.parametrize("reset_mode", ["modulo", "none", "serial"])
-@pytest.mark.parametrize("surrogate_function", UNKNOWN.values(), ids=UNKNOWN)
-def test_unknown_functions_run_as_they_are(tools, cpu_kernels, surrogate_function, reset_mode, burst):
+@pytest.mark.parametrize("surrogate_function", OTHERS.values(), ids=OTHERS)
+def test_other_functions(tools, cpu_kernels, surrogate_function, reset_mode, burst):
     case = tools.pmsn_case((20, 3, 5), 2, torch.float64, True)
     options = dict(surrogate_function=surrogate_function, reset_mode=reset_mode, burst=burst)
     tolerance = tolerance_of(surrogate_function)
@@ -92,31 +97,64 @@ def test_unknown_functions_run_as_they_are(tools, cpu_kernels, surrogate_functio
 
 @pytest.mark.parametrize("detach_reset", [False, True])
 @pytest.mark.parametrize("soma_feedback", ["post_reset", "pre_reset"])
-@pytest.mark.parametrize("surrogate_function", UNKNOWN.values(), ids=UNKNOWN)
-def test_unknown_functions_in_tclif(tools, backend, poisoned, surrogate_function, soma_feedback, detach_reset):
+@pytest.mark.parametrize("surrogate_function", OTHERS.values(), ids=OTHERS)
+def test_other_functions_in_tclif(tools, backend, poisoned, surrogate_function, soma_feedback, detach_reset):
     options = dict(surrogate_function=surrogate_function, soma_feedback=soma_feedback, detach_reset=detach_reset)
     tolerance = tolerance_of(surrogate_function)
     for shape, with_state in [((100, 3, 21), True), ((4, 9, 40), False), ((1, 2, 3), True)]:
         case = tools.tclif_case(shape, (), torch.float64, with_state, backend.device)
         chosen = kernels.explain(kernels.tclif_sequence, *case, backend=backend.name, **options)
-        assert chosen.startswith(backend.name), chosen
+        if surrogate_function in NOT_FUSED.values():
+            assert chosen.startswith(backend.name), chosen
+        if surrogate_function in UNKNOWN.values():
+            assert chosen.startswith("torch: the gradient passes through this surrogate function"), chosen
         expected = tools.run(functional.tclif_sequence, *case, **options)
         tools.assert_equal(
             tools.run(kernels.tclif_sequence, *case, backend=backend.name, **options), expected, tolerance
         )
 
 
-def test_unknown_functions_with_the_serial_reset(tools, backend, poisoned):
-    for surrogate_function in UNKNOWN.values():
-        case = tools.pmsn_case((100, 2, 21), 2, torch.float64, True, backend.device)
-        options = dict(surrogate_function=surrogate_function, reset_mode="serial")
-        tolerance = tolerance_of(surrogate_function)
-        chosen = kernels.explain(kernels.pmsn_sequence, *case, backend=backend.name, **options)
+@pytest.mark.parametrize("surrogate_function", OTHERS.values(), ids=OTHERS)
+def test_other_functions_with_the_serial_reset(tools, backend, poisoned, surrogate_function):
+    case = tools.pmsn_case((100, 2, 21), 2, torch.float64, True, backend.device)
+    options = dict(surrogate_function=surrogate_function, reset_mode="serial")
+    tolerance = tolerance_of(surrogate_function)
+    chosen = kernels.explain(kernels.pmsn_sequence, *case, backend=backend.name, **options)
+    if surrogate_function in NOT_FUSED.values():
         assert chosen.startswith(backend.name), chosen
-        expected = tools.run(functional.pmsn_sequence, *case, **options)
-        tools.assert_equal(
-            tools.run(kernels.pmsn_sequence, *case, backend=backend.name, **options), expected, tolerance
-        )
+    expected = tools.run(functional.pmsn_sequence, *case, **options)
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend=backend.name, **options), expected, tolerance)
+
+
+class Noisy:
+    """A stochastic neuron: fires where the membrane and a random number together reach the threshold."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        return functional.triangle()(x + 0.1 * torch.randn(x.shape, dtype=x.dtype))
+
+
+@pytest.mark.parametrize("neuron", ["pmsn", "pmsn serial", "tclif"])
+def test_an_unknown_function_is_never_probed(tools, cpu_kernels, neuron):
+    """Not called but on the membranes, so that random numbers come in the reference's order, and are those."""
+    if neuron == "tclif":
+        name, case, options = "tclif_sequence", tools.tclif_case((40, 3, 5), (), torch.float64, False), {}
+    else:
+        name, case = "pmsn_sequence", tools.pmsn_case((40, 3, 5), 2, torch.float64, False)
+        options = {"reset_mode": "serial"} if "serial" in neuron else {}
+    outcomes = []
+    for module in (functional, kernels):
+        torch.manual_seed(3)
+        noisy = Noisy()
+        spikes = getattr(module, name)(*case, surrogate_function=noisy, **options).spikes
+        outcomes.append((spikes, noisy.calls, torch.rand(1)))
+    (expected, calls, drawn), (actual, our_calls, our_draw) = outcomes
+    assert torch.equal(actual, expected) and our_calls == calls and torch.equal(our_draw, drawn)
+    quiet = getattr(kernels, name)(*case, **options).spikes
+    assert not torch.equal(actual, quiet)
 
 
 class Learning(torch.nn.Module):

@@ -36,7 +36,7 @@ struct PmsnArgs {
 
 struct TclifArgs {
     Layout layout;
-    long long x_storage, pre_reset, detach_reset, strict, surrogate;
+    long long x_storage, pre_reset, detach, strict, surrogate;
     double theta, surrogate_a, surrogate_b, surrogate_c, gamma, a1, a2;
     const void *x, *b1, *b2;
     const void *v, *d;

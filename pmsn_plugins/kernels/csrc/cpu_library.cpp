@@ -92,8 +92,14 @@ EXPORT int tclif_backward(const TclifArgs* args, int threads) {
     use_huge_pages(args->grad_d, real_bytes(layout));
     return kernels->tclif_backward(args, threads);
 }
-EXPORT void pmsn_discretize(const DiscretizeArgs* args) { kernels->discretize(args); }
-EXPORT void pmsn_discretize_backward(const DiscretizeArgs* args) { kernels->discretize_backward(args); }
+EXPORT int discretize_forward(const DiscretizeArgs* args, int) {
+    kernels->discretize(args);
+    return 0;
+}
+EXPORT int discretize_backward(const DiscretizeArgs* args, int) {
+    kernels->discretize_backward(args);
+    return 0;
+}
 EXPORT void pmsn_surrogate(long long kind, const double* parameters, long long count, double* x) {
     kernels->surrogate(kind, parameters, count, x);
 }

@@ -273,8 +273,8 @@ struct TclifCpu {
                         pass.template adjoint<pre_reset.value, detach.value>(
                             adjoint, sums, b, grad_out, grad_x, grad_v_seq, u_soma, v_before, u_dendrite, ahead_dx);
                     };
-                    if (args.pre_reset) args.detach_reset ? back(Yes(), Yes()) : back(Yes(), No());
-                    else args.detach_reset ? back(No(), Yes()) : back(No(), No());
+                    if (args.pre_reset) args.detach ? back(Yes(), Yes()) : back(Yes(), No());
+                    else args.detach ? back(No(), Yes()) : back(No(), No());
                     dx_steps.finish(grad, here, b, W, pitch());
                 });
             }

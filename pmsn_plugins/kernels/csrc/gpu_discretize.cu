@@ -22,7 +22,7 @@ struct Parameters {
 
 using namespace PMSN_NAMESPACE;
 
-extern "C" __global__ void discretize(const DiscretizeArgs args) {
+extern "C" __global__ void discretize_forward(const DiscretizeArgs args) {
     const index_t c = (index_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (c >= args.C) return;
     for (index_t i = c * args.k; i < (c + 1) * args.k; ++i) {

@@ -1,0 +1,132 @@
+"""Which backends there are, whether they can be used here and why, and which one a call takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .._checks import check_choice
+from .calls import Call
+from .cpu import CpuDevice
+from .gpu import CupyDevice
+
+
+class Backend(Protocol):
+    """Fused kernels for one kind of device. A new one is a file with such a class, and a line in :data:`FUSED`."""
+
+    name: str
+    device_type: str
+    """Of the tensors it takes: ``'cpu'``, ``'cuda'``, ..."""
+
+    def status(self) -> tuple[bool, str]:
+        """Whether it can be used here, and why (or why not)."""
+
+    def run(self, call: Call) -> None:
+        """Compute a call: write its results, or backward its tensors' gradients."""
+
+
+FUSED: list[Backend] = [CpuDevice(), CupyDevice()]
+"""``'auto'`` takes the first of a device that can be used."""
+
+BACKENDS = ("auto", "torch", *(backend.name for backend in FUSED))
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can be used here, and why (or why not)."""
+
+    available: bool
+    reason: str
+
+
+class Choice(NamedTuple):
+    """The backend of one call, and why."""
+
+    backend: str
+    reason: str
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Every backend by name, with whether it can be used on this machine and why."""
+    return {"torch": BackendStatus(True, "PyTorch operations, any device"), **{b.name: _status(b.name) for b in FUSED}}
+
+
+@torch.compiler.assume_constant_result
+def _status(name: str) -> BackendStatus:
+    return next(BackendStatus(*backend.status()) for backend in FUSED if backend.name == name)
+
+
+def check_backend(backend: str) -> None:
+    """Raise ValueError for an unknown backend."""
+    check_choice("backend", backend, BACKENDS)
+
+
+def backend_of(name: str, device_type: str) -> Backend:
+    """The fused backend of that name.
+
+    Raises:
+        ValueError: it is none, or not for such a device.
+    """
+    for backend in FUSED:
+        if backend.name == name and backend.device_type == device_type:
+            return backend
+    names = ", ".join(repr(b.name) for b in FUSED if b.device_type == device_type)
+    raise ValueError(f"backend must be one for {device_type} tensors ({names or 'there is none'}), got {name!r}")
+
+
+def fused_for(device_type: str) -> str | None:
+    """The backend that ``'auto'`` takes for such tensors, if any can be used."""
+    return next((b.name for b in FUSED if b.device_type == device_type and _status(b.name).available), None)
+
+
+def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice:
+    """The backend for a call.
+
+    Args:
+        backend: as asked for.
+        tensors: of the call, the input first (what is no tensor is passed over).
+        obstacle: why the fused kernels cannot compute this call, if they cannot.
+
+    Raises:
+        ValueError: an unknown backend, or one that cannot take tensors of this device.
+        RuntimeError: the backend was asked for by name and cannot be used here.
+    """
+    check_backend(backend)
+    if backend == "torch":
+        return Choice("torch", "asked for")
+    x, *others = tensors
+    native = [b.name for b in FUSED if b.device_type == x.device.type]
+    if backend == "auto":
+        if not native:
+            return Choice("torch", f"no fused kernels for {x.device.type} tensors")
+        name = fused_for(x.device.type)
+        if name is None:
+            reason = "; ".join(_status(other).reason for other in native)
+            _announce_once(f"running on PyTorch operations, many times slower than the fused kernels: {reason}")
+            return Choice("torch", reason)
+    else:
+        name = backend
+        if not _status(name).available:
+            raise RuntimeError(f"backend {name!r} cannot be used: {_status(name).reason}")
+        if name not in native:
+            needed = next(b.device_type for b in FUSED if b.name == name)
+            raise ValueError(f"backend {name!r} needs tensors on a {needed} device, x_seq is on {x.device}")
+    if any(isinstance(t, Tensor) and t.device != x.device for t in others):
+        return Choice("torch", "the tensors are on different devices")
+    if x.dtype not in _DTYPES:
+        return Choice("torch", f"no fused kernels for {x.dtype}")
+    if x.numel() == 0:
+        return Choice("torch", "the input is empty")
+    return Choice("torch", obstacle) if obstacle else Choice(name, _status(name).reason)
+
+
+@torch.compiler.assume_constant_result
+@cache
+def _announce_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)

@@ -1,0 +1,419 @@
+"""What the fused kernels are called with: for each neuron its tensors, its options and its results, by name.
+
+An argument is declared here and nowhere else in Python. Derived from these records are the operators' schemas, checks,
+shapes and gradients (:mod:`.operators`) and the C structs of ``csrc/args.h`` (:mod:`.arguments`); a backend is handed
+the records themselves, as a :class:`Call`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SURROGATES = (
+    "triangle",
+    "sigmoid",
+    "atan",
+    "piecewise_exp",
+    "soft_sign",
+    "super_spike",
+    "erf",
+    "leaky_k_relu",
+    "piecewise_leaky_relu",
+    "fast_sigmoid",
+    "straight_through",
+    "given",
+)
+"""In the order of ``enum Surrogate``: the rows of :data:`pmsn_plugins.functional.SURROGATES` that are fused, and slopes
+that come as a tensor."""
+
+RESETS = ("modulo", "none", "serial")
+"""In the order of ``enum Reset``."""
+
+FIRES = ("spike", "strict", "burst", "membrane")
+"""What a kernel sends out, in the order of ``enum Fire``."""
+
+
+class Role(NamedTuple):
+    """What a tensor is.
+
+    Attributes:
+        shape: in words. ``T``, ``C``, ``k``: time steps, channels, hidden compartments; ``T+1``: the steps and the
+            state before them; ``step``: the axes of one time step, whatever the input has; ``kept``: the checkpoints,
+            and ``state``: the numbers of each; ``number``: one number, of any shape.
+        dtype: ``'real'``: that of the arithmetic, float32 or float64; ``'memory'``: that of the input; ``'sent'``: that
+            of what is sent out, which is ``'real'`` if it is the membrane.
+        gradient: of an argument: ``'always'`` computed, ``'wanted'`` (a state's, if somebody asks) or ``'never'``. Of a
+            result: ``'needed'`` by the backward operator, ``'optional'`` or ``'never'``.
+        wanted: of a result: the flag of :class:`Wanted` that asks for it; without it the result is empty.
+    """
+
+    shape: str
+    dtype: str = "real"
+    gradient: str = "never"
+    wanted: str | None = None
+
+
+Input = Annotated[Tensor, Role("T step", "memory", "always")]
+Modes = Annotated[Tensor, Role("C k", gradient="always")]
+PerChannel = Annotated[Tensor, Role("C", gradient="always")]
+State = Annotated[Tensor | None, Role("step", gradient="wanted")]
+HiddenState = Annotated[Tensor | None, Role("k step", gradient="wanted")]
+Number = Annotated[Tensor | None, Role("number")]
+
+Final = Annotated[Tensor, Role("step", gradient="optional", wanted="with_state")]
+FinalHidden = Annotated[Tensor, Role("k step", gradient="optional", wanted="with_state")]
+Recorded = Annotated[Tensor, Role("T step", gradient="optional", wanted="with_v_seq")]
+Checkpoints = Annotated[Tensor, Role("kept state step", wanted="save")]
+Coefficient = Annotated[Tensor, Role("C k", gradient="needed")]
+
+
+class Sizes(NamedTuple):
+    """How a call is laid out: a step is N samples of C channels (sets of parameters) of S neighbouring elements.
+
+    Attributes:
+        k: hidden compartments.
+        state: numbers of the state of one element.
+        sums: gradients that are summed up for each channel.
+        adjoint: numbers that the adjoint of one element carries where time is cut.
+    """
+
+    N: int
+    C: int
+    S: int
+    k: int = 0
+    state: int = 0
+    sums: int = 0
+    adjoint: int = 0
+
+
+def _pmsn_sizes(x: Tensor, modes: Tensor) -> Sizes:
+    if x.ndim < 3 or modes.ndim != 2 or modes.numel() == 0:
+        raise ValueError(
+            f"x must be [T, N, C, *] and its coefficients or parameters [C, k], "
+            f"got {tuple(x.shape)} and {tuple(modes.shape)}"
+        )
+    _, N, C, *inner = x.shape
+    k = modes.shape[1]
+    return Sizes(N, C, math.prod(inner), k, state=1 + 2 * k, sums=1 + 4 * k, adjoint=1 + 4 * k)
+
+
+def _check_slopes(surrogate: str, slopes: Tensor | None) -> None:
+    if surrogate == "given" and slopes is None:
+        raise ValueError("slopes must be a tensor with surrogate 'given', got None")
+
+
+class PmsnTensors(NamedTuple):
+    """PMSN on coefficients: see :class:`pmsn_plugins.functional.PMSNCoefficients`, :class:`~.functional.PMSNState`."""
+
+    x: Input
+    E_real: Modes
+    E_imag: Modes
+    K_real: Modes
+    K_imag: Modes
+    D: PerChannel
+    v: State = None
+    h_real: HiddenState = None
+    h_imag: HiddenState = None
+    theta_tensor: Number = None
+    slopes: Annotated[Tensor | None, Role("T step")] = None
+
+    @property
+    def real(self) -> torch.dtype:
+        return self.D.dtype
+
+    def sizes(self, options: PmsnOptions) -> Sizes:
+        return _pmsn_sizes(self.x, self.E_real)
+
+
+class LayerTensors(NamedTuple):
+    """PMSN on the parameters of a layer: see :class:`pmsn_plugins.functional.PMSNParameters`."""
+
+    x: Input
+    log_dt: PerChannel
+    log_decay: Modes
+    freq: Modes
+    B_real: Modes
+    B_imag: Modes
+    R_real: Modes
+    R_imag: Modes
+    D: PerChannel
+    v: State = None
+    h_real: HiddenState = None
+    h_imag: HiddenState = None
+    theta_tensor: Number = None
+    slopes: Annotated[Tensor | None, Role("T step")] = None
+
+    @property
+    def real(self) -> torch.dtype:
+        return self.D.dtype
+
+    def sizes(self, options: PmsnOptions) -> Sizes:
+        return _pmsn_sizes(self.x, self.log_decay)
+
+
+class PmsnOptions(NamedTuple):
+    """``theta`` is the threshold where ``theta_tensor`` is not given; a, b, c are the surrogate's parameters."""
+
+    reset: Annotated[str, RESETS]
+    fire: Annotated[str, FIRES]
+    surrogate: Annotated[str, SURROGATES]
+    theta: float
+    surrogate_a: float
+    surrogate_b: float
+    surrogate_c: float
+
+    @property
+    def sends_membrane(self) -> bool:
+        return self.fire == "membrane"
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Results that no gradient flows through."""
+        return ("v_after", "v_seq") if self.reset == "modulo" else ()
+
+    def carried(self, direction: str) -> tuple[str, ...] | None:
+        """What is carried from segment to segment where time is cut; None: it cannot be cut."""
+        if self.reset == "serial":
+            return None
+        if direction == "forward":
+            return ("hidden", "membrane")
+        return ("adjoint",) if self.reset == "modulo" else ("grad_v", "adjoint")
+
+    def check(self) -> None:
+        if self.fire == "membrane" and self.reset == "serial":
+            raise ValueError("fire must not be 'membrane' with reset 'serial': the reset needs the spikes")
+
+    def check_backward(self, tensors: PmsnTensors | LayerTensors) -> None:
+        _check_slopes(self.surrogate, tensors.slopes)
+
+    def folded(self, batch: int) -> PmsnOptions:
+        """With ``batch`` times as many channels."""
+        return self
+
+
+class PmsnResults(NamedTuple):
+    """What PMSN sends, its final state, its membranes after reset, and checkpoints of v, h_real, h_imag."""
+
+    out: Annotated[Tensor, Role("T step", "sent", "optional")]
+    v_after: Final
+    h_real_after: FinalHidden
+    h_imag_after: FinalHidden
+    v_seq: Recorded
+    checkpoints: Checkpoints
+
+
+class TclifTensors(NamedTuple):
+    """TC-LIF: its input, its couplings, and its state, soma and dendrite."""
+
+    x: Input
+    b1: PerChannel
+    b2: PerChannel
+    v: State = None
+    d: State = None
+    theta_tensor: Number = None
+    slopes: Annotated[Tensor | None, Role("T+1 step")] = None
+
+    @property
+    def real(self) -> torch.dtype:
+        return self.b1.dtype
+
+    def sizes(self, options: TclifOptions) -> Sizes:
+        C, S = options.channels, options.inner
+        elements = math.prod(self.x.shape[1:])
+        if C < 1 or S < 1 or elements % (C * S):
+            raise ValueError(
+                f"channels * inner must divide the {elements} elements of a step, got channels={C}, inner={S}"
+            )
+        return Sizes(elements // (C * S), C, S, state=2, sums=2)
+
+
+class TclifOptions(NamedTuple):
+    """``channels`` couplings, each for ``inner`` neighbouring elements; the rest as in :class:`PmsnOptions`."""
+
+    channels: int
+    inner: int
+    pre_reset: bool
+    detach: bool
+    strict: bool
+    surrogate: Annotated[str, SURROGATES]
+    theta: float
+    surrogate_a: float
+    surrogate_b: float
+    surrogate_c: float
+    gamma: float
+    a1: float
+    a2: float
+
+    sends_membrane = False
+    constant = ()
+
+    def carried(self, direction: str) -> None:
+        """Every step needs the one before: time cannot be cut."""
+
+    def check(self) -> None:
+        """Any combination makes sense."""
+
+    def check_backward(self, tensors: TclifTensors) -> None:
+        _check_slopes(self.surrogate, tensors.slopes)
+
+    def folded(self, batch: int) -> TclifOptions:
+        """With ``batch`` times as many channels."""
+        return self._replace(channels=batch * self.channels)
+
+
+class TclifResults(NamedTuple):
+    """What TC-LIF sends, its final state, its soma after every step, and checkpoints of v, d."""
+
+    out: Annotated[Tensor, Role("T step", "memory", "optional")]
+    v_after: Final
+    d_after: Final
+    v_seq: Recorded
+    checkpoints: Checkpoints
+
+
+class DiscretizeTensors(NamedTuple):
+    """The parameters that PMSN's coefficients are made of."""
+
+    log_dt: PerChannel
+    log_decay: Modes
+    freq: Modes
+    B_real: Modes
+    B_imag: Modes
+    R_real: Modes
+    R_imag: Modes
+
+    @property
+    def real(self) -> torch.dtype:
+        return self.log_decay.dtype
+
+    def sizes(self, options: NoOptions) -> Sizes:
+        if self.log_decay.ndim != 2 or self.log_decay.numel() == 0:
+            raise ValueError(f"log_decay must be [C, k], got {tuple(self.log_decay.shape)}")
+        C, k = self.log_decay.shape
+        return Sizes(1, C, 1, k)
+
+
+class NoOptions(NamedTuple):
+    """The discretisation has none."""
+
+    sends_membrane = False
+    constant = ()
+
+    def check(self) -> None:
+        """Nothing to check."""
+
+    def check_backward(self, tensors: DiscretizeTensors) -> None:
+        """Nothing to check."""
+
+    def folded(self, batch: int) -> NoOptions:
+        """With ``batch`` times as many channels."""
+        return self
+
+
+class DiscretizeResults(NamedTuple):
+    """PMSN's coefficients, without D."""
+
+    E_real: Coefficient
+    E_imag: Coefficient
+    K_real: Coefficient
+    K_imag: Coefficient
+
+
+class Wanted(NamedTuple):
+    """Which results a forward operator returns besides what is sent, and who computes it."""
+
+    with_state: bool
+    with_v_seq: bool
+    save: bool
+    backend: str
+
+    def saving(self) -> Wanted:
+        """With the checkpoints."""
+        return Wanted(self.with_state, self.with_v_seq, True, self.backend)
+
+    def gradients(self, state_gradients: bool) -> WantedGradients:
+        """Of the backward operator."""
+        return WantedGradients(state_gradients, self.backend)
+
+
+class WantedGradients(NamedTuple):
+    """Whether a backward operator returns gradients of the initial state, and who computes it."""
+
+    state_gradients: bool
+    backend: str
+
+
+class Where(NamedTuple):
+    """Who computes it."""
+
+    backend: str
+
+    def saving(self) -> Where:
+        """Nothing is kept but the arguments."""
+        return self
+
+    def gradients(self, state_gradients: bool) -> Where:
+        """Of the backward operator."""
+        return self
+
+
+class Geometry(NamedTuple):
+    """The numbers behind the words of :class:`Role`; T = 0 where there is no time."""
+
+    T: int
+    step: tuple[int, ...]
+    sizes: Sizes
+    interval: int
+    kept: int
+
+    def shape(self, words: str) -> tuple[int, ...] | None:
+        """None for one number, of any shape."""
+        if words == "number":
+            return None
+        numbers = {
+            "T": (self.T,),
+            "T+1": (self.T + 1,),
+            "step": self.step,
+            "C": (self.sizes.C,),
+            "k": (self.sizes.k,),
+            "kept": (self.kept,),
+            "state": (self.sizes.state,),
+        }
+        return tuple(size for word in words.split() for size in numbers[word])
+
+
+class Call(NamedTuple):
+    """One call of a kernel, for a device: everything is checked and contiguous, and what is written is allocated.
+
+    Attributes:
+        neuron, direction: ``'pmsn'``, ``'tclif'`` or ``'discretize'``; ``'forward'`` or ``'backward'``.
+        tensors, options: records of this module.
+        results: a record; backward all is None but the checkpoints.
+        gradients: backward: of the results that can have one, in their order; None is zero.
+        tensor_gradients: backward: of the tensors that can have one, in their order; to be written.
+        geometry: how it is laid out.
+        has_state: whether an initial state is given.
+    """
+
+    neuron: str
+    direction: str
+    tensors: Any
+    options: Any
+    results: Any
+    gradients: tuple[Tensor | None, ...]
+    tensor_gradients: tuple[Tensor, ...]
+    geometry: Geometry
+    has_state: bool
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return f"{self.neuron}_{self.direction}"
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors)).device

@@ -1,0 +1,32 @@
+"""Which backend a call would use, and why."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from .._checks import check_choice
+from .firing import firing
+from .pmsn import choose_pmsn
+from .tclif import choose_tclif
+
+_CHOOSERS = {"pmsn_sequence": choose_pmsn, "tclif_sequence": choose_tclif}
+
+
+def explain(function: Callable, *args: Any, **kwargs: Any) -> str:
+    """Which backend a call of ``pmsn_sequence`` or ``tclif_sequence`` would use, and why, without computing it.
+
+    Example:
+        ``explain(kernels.pmsn_sequence, x_seq, coefficients)``
+    """
+    check_choice("function", function.__name__, _CHOOSERS)
+    choose = _CHOOSERS[function.__name__]
+    call = inspect.signature(function).bind(*args, **kwargs)
+    call.apply_defaults()
+    given = call.arguments
+    through_reset = given.get("reset_mode", "serial") == "serial"
+    fires = firing(given["surrogate_function"], given["v_threshold"], given.get("burst", False), through_reset)
+    relevant = {name: given[name] for name in inspect.signature(choose).parameters if name in given}
+    choice = choose(**relevant, fires=fires)
+    return f"{choice.backend}: {choice.reason}"

@@ -1,0 +1,92 @@
+"""What a spike function becomes in a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import FunctionType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..functional import SurrogateSpec, describe
+from ..functional.surrogate import SpikeFunction
+from .calls import SURROGATES
+
+
+class Firing(NamedTuple):
+    """What the kernel sends out (``calls.FIRES``), and the fused surrogate with its parameters."""
+
+    fire: str
+    surrogate: str = "triangle"
+    a: float = 1.0
+    b: float = 0.0
+    c: float = 0.0
+
+
+def firing(
+    surrogate_function: SpikeFunction | None, v_threshold: float | Tensor, burst: bool, through_reset: bool
+) -> Firing:
+    """What the kernel sends out.
+
+    Only a function that the table knows is fused. Any other is called as it is, on the membrane that the kernel sends.
+    Where the gradient passes through the reset, the kernel has to fire by itself: a known step whose slope is not fused
+    is then asked for its slopes (``'given'``).
+    """
+    if learnable(v_threshold):
+        return Firing("membrane")
+    if burst:
+        return Firing("burst")
+    if surrogate_function is None:
+        return Firing("spike")  # triangle()
+    is_function = isinstance(surrogate_function, FunctionType)
+    spec = _describe_function(surrogate_function) if is_function else describe(surrogate_function)
+    if spec is None:
+        return Firing("membrane")
+    fire = "strict" if spec.strict else "spike"
+    if spec.name in SURROGATES:
+        return Firing(fire, spec.name, *spec.parameters)
+    return Firing(fire, "given") if through_reset and not _transformed() else Firing("membrane")
+
+
+def recorded(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether autograd will ask for the slopes."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def slopes(surrogate_function: SpikeFunction, x: Tensor) -> Tensor:
+    """The derivative that ``surrogate_function`` pretends to have at ``x`` [T, *]."""
+    # a few steps at a time on the CPU: its many intermediate results stay in the cache
+    steps = max(1, 2**16 // x[0].numel()) if x.device.type == "cpu" else len(x)
+    parts = []
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        for part in x.detach().split(steps):
+            part.requires_grad_()
+            parts += torch.autograd.grad(surrogate_function(part).sum(), part)
+    return torch.cat(parts)
+
+
+def threshold(v_threshold: float | Tensor, dtype: torch.dtype) -> tuple[Tensor | None, float]:
+    """As a tensor that the kernel reads, or as a number."""
+    if isinstance(v_threshold, Tensor):
+        return v_threshold.detach().to(dtype), 0.0
+    return None, float(v_threshold)
+
+
+def learnable(v_threshold: float | Tensor) -> bool:
+    return isinstance(v_threshold, Tensor) and v_threshold.requires_grad and torch.is_grad_enabled()
+
+
+def converted(dtype: torch.dtype, tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [t if t.dtype == dtype else t.to(dtype) for t in tensors]  # asking is a tenth of what .to() costs
+
+
+def _transformed() -> bool:
+    """Slopes are taken by autograd, outside of any graph or transformation."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+@torch.compiler.assume_constant_result
+def _describe_function(surrogate_function: FunctionType) -> SurrogateSpec | None:
+    """For torch.compile, which cannot look into a closure."""
+    return describe(surrogate_function)

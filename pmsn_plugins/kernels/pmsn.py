@@ -1,0 +1,145 @@
+"""PMSN with a choice of backend; its equations are in :mod:`pmsn_plugins.functional.pmsn`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..functional import PMSNCoefficients, PMSNOutput, PMSNParameters, PMSNState, triangle
+from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, fire
+from ..functional.surrogate import SpikeFunction
+from .backend import Choice, check_backend, choose, fused_for
+from .calls import DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
+from .firing import Firing, converted, firing, recorded, slopes, threshold
+from .operators import DISCRETIZE, PMSN, PMSN_LAYER
+
+
+def pmsn_sequence(
+    x_seq: Tensor,
+    coefficients: PMSNCoefficients | PMSNParameters,
+    state: PMSNState | None = None,
+    *,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    reset_mode: str = "modulo",
+    burst: bool = False,
+    context: str = "local",
+    method: str = "auto",
+    return_v_seq: bool = False,
+    return_state: bool = True,
+    backend: str = "auto",
+) -> PMSNOutput:
+    """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend.
+
+    Backends round differently. On the CPU kernels steps, chunks and the whole sequence agree to the last bit as long as
+    no gradients are recorded, the final state is wanted, and time is not cut between threads (which happens with few
+    neurons, more than eight threads and thousands of steps). Otherwise a sequence that starts from rest takes a shorter
+    way, with another rounding.
+
+    Args:
+        method: of the PyTorch backend; naming one other than ``'auto'`` chooses that backend.
+
+    Raises:
+        ValueError: also for an unknown backend, or one that cannot take tensors of this device.
+        RuntimeError: the backend was asked for by name and is not available here.
+    """
+    dtype = check_pmsn_inputs(x_seq, coefficients, state, v_threshold, reset_mode, context)
+    fires = firing(surrogate_function, v_threshold, burst, reset_mode == "serial")
+    choice = choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, method, backend, fires)
+    if choice.backend == "torch":
+        return functional.pmsn_sequence(
+            x_seq,
+            coefficients,
+            state,
+            v_threshold=v_threshold,
+            surrogate_function=surrogate_function,
+            reset_mode=reset_mode,
+            burst=burst,
+            context=context,
+            method=method,
+            return_v_seq=return_v_seq,
+            return_state=return_state,
+        )
+    x = x_seq.to(dtype) if dtype == torch.float64 else x_seq
+    if context == "global":
+        x = x.to(dtype).mean(0, keepdim=True).expand(x.shape)
+    compute, record = PMSN, PmsnTensors
+    if isinstance(coefficients, PMSNParameters):
+        if all(p.dtype == dtype for p in coefficients):
+            compute, record = PMSN_LAYER, LayerTensors
+        else:  # the reference rounds coefficients to the parameters' dtype before they are converted
+            coefficients = functional.discretize(coefficients)
+    theta_tensor, theta = threshold(v_threshold, dtype)
+    states = (None, None, None) if state is None else converted(dtype, state)
+    tensors = record(x, *converted(dtype, coefficients), *states, theta_tensor)
+    options = PmsnOptions(reset_mode, fires.fire, fires.surrogate, theta, fires.a, fires.b, fires.c)
+    if fires.surrogate == "given" and recorded(tensors):
+        with torch.no_grad():
+            results = compute(tensors, options, Wanted(False, True, False, choice.backend))
+        u = results.v_seq + v_threshold * results.out
+        tensors = tensors._replace(slopes=slopes(surrogate_function, u - v_threshold))
+    results = compute(tensors, options, Wanted(return_state, return_v_seq, False, choice.backend))
+    out = results.out
+    if fires.fire == "membrane":
+        with torch.autocast(x.device.type, enabled=False):
+            out = fire(out, v_threshold, surrogate_function or triangle(), burst)
+    final = PMSNState(results.v_after, results.h_real_after, results.h_imag_after) if return_state else None
+    return PMSNOutput(out.to(x_seq.dtype), final, results.v_seq if return_v_seq else None)
+
+
+def pmsn_step(
+    x: Tensor,
+    coefficients: PMSNCoefficients | PMSNParameters,
+    state: PMSNState | None = None,
+    *,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    reset_mode: str = "modulo",
+    burst: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, PMSNState]:
+    """:func:`pmsn_plugins.functional.pmsn_step` on the chosen backend; errors as in :func:`pmsn_sequence`."""
+    output = pmsn_sequence(
+        x.unsqueeze(0) if isinstance(x, Tensor) else x,
+        coefficients,
+        state,
+        v_threshold=v_threshold,
+        surrogate_function=surrogate_function,
+        reset_mode=reset_mode,
+        burst=burst,
+        backend=backend,
+    )
+    return output.spikes.squeeze(0), output.state
+
+
+def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoefficients:
+    """:func:`pmsn_plugins.functional.discretize` on the chosen backend: one operator instead of forty.
+
+    A backend that was asked for by name and is not available here is not an error yet: the sequence will say so.
+    """
+    check_backend(backend)
+    check_pmsn_parameters(parameters)
+    like = parameters.log_decay
+    name = fused_for(like.device.type)
+    fused = (
+        backend != "torch"
+        and name is not None
+        and like.dtype in (torch.float32, torch.float64)
+        and all(p.dtype == like.dtype and p.device == like.device for p in parameters)
+        and like.numel() > 0
+    )
+    if not fused:
+        return functional.discretize(parameters)
+    *modes, D = parameters
+    return PMSNCoefficients(*DISCRETIZE(DiscretizeTensors(*modes), NoOptions(), Where(name)), D)
+
+
+def choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, method, backend, fires: Firing) -> Choice:
+    """The backend of a call of :func:`pmsn_sequence`, and why."""
+    obstacle = None
+    if method != "auto":
+        obstacle = f"method={method!r} is one of PyTorch's"
+    elif fires.fire == "membrane" and reset_mode == "serial":
+        obstacle = "with reset_mode='serial' the gradient passes through this surrogate function or learnable threshold"
+    return choose(backend, (x_seq, *coefficients, *(state or ()), v_threshold), obstacle)

@@ -1,0 +1,160 @@
+"""TC-LIF with a choice of backend; its equations are in :mod:`pmsn_plugins.functional.tclif`."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import functional
+from ..functional import TCLIFOutput, TCLIFState
+from ..functional.surrogate import SpikeFunction
+from ..functional.tclif import check_tclif_inputs
+from .backend import Choice, choose
+from .calls import TclifOptions, TclifTensors, Wanted
+from .firing import Firing, converted, firing, recorded, slopes, threshold
+from .operators import TCLIF
+
+
+def tclif_sequence(
+    x_seq: Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFState | None = None,
+    *,
+    gamma: float | Tensor = 0.5,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    soma_feedback: str = "post_reset",
+    detach_reset: bool = False,
+    leak: tuple[float, float] = (1.0, 1.0),
+    return_v_seq: bool = False,
+    return_state: bool = True,
+    backend: str = "auto",
+) -> TCLIFOutput:
+    """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend.
+
+    Raises:
+        ValueError: also for an unknown backend, or one that cannot take tensors of this device.
+        RuntimeError: the backend was asked for by name and is not available here.
+    """
+    dtype = check_tclif_inputs(x_seq, b1, b2, state, v_threshold, soma_feedback)
+    fires = firing(surrogate_function, v_threshold, burst=False, through_reset=True)
+    choice = choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, fires)
+    if choice.backend == "torch":
+        return functional.tclif_sequence(
+            x_seq,
+            b1,
+            b2,
+            state,
+            gamma=gamma,
+            v_threshold=v_threshold,
+            surrogate_function=surrogate_function,
+            soma_feedback=soma_feedback,
+            detach_reset=detach_reset,
+            leak=leak,
+            return_v_seq=return_v_seq,
+            return_state=return_state,
+        )
+    couplings = _couplings(b1, b2, x_seq.shape[1:])
+    theta_tensor, theta = threshold(v_threshold, dtype)
+    tensors = TclifTensors(
+        x_seq.to(dtype) if dtype == torch.float64 else x_seq,
+        *(_flat(b, couplings, x_seq, dtype) for b in (b1, b2)),
+        *((None, None) if state is None else converted(dtype, state)),
+        theta_tensor,
+    )
+    pre_reset = soma_feedback == "pre_reset"
+    a1, a2 = leak
+    options = TclifOptions(
+        *(couplings.channels, couplings.inner, pre_reset, detach_reset, fires.fire == "strict", fires.surrogate),
+        *(theta, fires.a, fires.b, fires.c, gamma, a1, a2),
+    )
+    if fires.surrogate == "given" and recorded(tensors):
+        with torch.no_grad():
+            results = TCLIF(tensors, options, Wanted(False, True, False, choice.backend))
+        before = torch.zeros_like(results.v_seq[0]) if state is None else tensors.v.detach()
+        soma = results.v_seq if pre_reset else results.v_seq + v_threshold * results.out
+        u = torch.cat([before[None], soma])
+        tensors = tensors._replace(slopes=slopes(surrogate_function, u - v_threshold))
+    results = TCLIF(tensors, options, Wanted(return_state, return_v_seq, False, choice.backend))
+    final = TCLIFState(results.v_after, results.d_after) if return_state else None
+    return TCLIFOutput(results.out.to(x_seq.dtype), final, results.v_seq if return_v_seq else None)
+
+
+def tclif_step(
+    x: Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFState | None = None,
+    *,
+    gamma: float | Tensor = 0.5,
+    v_threshold: float | Tensor = 1.0,
+    surrogate_function: SpikeFunction | None = None,
+    soma_feedback: str = "post_reset",
+    detach_reset: bool = False,
+    leak: tuple[float, float] = (1.0, 1.0),
+    backend: str = "auto",
+) -> tuple[Tensor, TCLIFState]:
+    """:func:`pmsn_plugins.functional.tclif_step` on the chosen backend; errors as in :func:`tclif_sequence`."""
+    output = tclif_sequence(
+        x.unsqueeze(0) if isinstance(x, Tensor) else x,
+        b1,
+        b2,
+        state,
+        gamma=gamma,
+        v_threshold=v_threshold,
+        surrogate_function=surrogate_function,
+        soma_feedback=soma_feedback,
+        detach_reset=detach_reset,
+        leak=leak,
+        backend=backend,
+    )
+    return output.spikes.squeeze(0), output.state
+
+
+class Couplings(NamedTuple):
+    """How the couplings lie over one step: ``channels`` of them, each for ``inner`` neighbouring elements."""
+
+    shape: tuple[int, ...]
+    channels: int
+    inner: int
+
+
+def _couplings(b1: float | Tensor, b2: float | Tensor, step: torch.Size) -> Couplings | None:
+    """None if they do not broadcast over one step."""
+    shapes = [b.shape for b in (b1, b2) if isinstance(b, Tensor)]
+    if all(math.prod(shape) == 1 for shape in shapes):
+        return Couplings((), 1, step.numel())
+    try:
+        shape = torch.broadcast_shapes(*shapes)
+        if torch.broadcast_shapes(shape, step) != step:
+            return None
+    except RuntimeError:
+        return None
+    shape = (1,) * (len(step) - len(shape)) + tuple(shape)
+    axes = [axis for axis, size in enumerate(shape) if size > 1]
+    if len(axes) == 1:
+        return Couplings(shape, shape[axes[0]], math.prod(step[axes[0] + 1 :]))
+    return Couplings(tuple(step), step.numel(), 1)
+
+
+def _flat(b: float | Tensor, couplings: Couplings, x_seq: Tensor, dtype: torch.dtype) -> Tensor:
+    if not isinstance(b, Tensor):
+        return torch.full((couplings.channels,), b, dtype=dtype, device=x_seq.device)
+    shape = couplings.shape if couplings.channels > 1 else (1,) * b.ndim
+    return b.to(dtype).expand(shape).reshape(-1)
+
+
+def choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, fires: Firing) -> Choice:
+    """The backend of a call of :func:`tclif_sequence`, and why."""
+    obstacle = None
+    if fires.fire == "membrane":
+        obstacle = "the gradient passes through this surrogate function or learnable threshold"
+    elif not all(isinstance(number, (int, float)) for number in (gamma, *leak)):
+        obstacle = "gamma and leak are not numbers"
+    elif _couplings(b1, b2, x_seq.shape[1:]) is None:
+        obstacle = "b1 and b2 do not broadcast over one step"
+    return choose(backend, (x_seq, b1, b2, *(state or ()), v_threshold), obstacle)
