@@ -1,46 +1,59 @@
-"""Surrogate gradients of the Heaviside step, one table for SpikingJelly, snnTorch and the two papers.
+"""Surrogate gradients of the Heaviside step: one table for the papers and for all frameworks.
 
 A spike is ``S = Heaviside(x)`` of ``x = u - v_threshold``. Its true derivative is zero almost everywhere; training
 replaces it by ``g(x)``. Each row of :data:`SURROGATES` is one ``g`` with the names and defaults of its parameters.
 
-SpikingJelly fires at ``x >= 0``, snnTorch at ``x > 0``: that is ``strict``.
+Frameworks fire at ``x >= 0`` or at ``x > 0``: that is ``strict``. Which of their functions is which row, they say
+themselves, with :func:`register_surrogates`.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .._checks import check_choice, check_positive
+from .._checks import check_choice
 
 SpikeFunction = Callable[[Tensor], Tensor]
 """Maps ``u - v_threshold`` to spikes, with a surrogate gradient: what both frameworks call a surrogate function."""
 
 
 class SurrogateRow(NamedTuple):
-    """One surrogate gradient ``derivative(x, *parameters)`` and the defaults of its parameters."""
+    """One surrogate gradient ``derivative(x, *parameters)``.
+
+    Attributes:
+        derivative: the formula.
+        defaults: of its parameters.
+        above, least: bounds of parameters, exclusive and inclusive, outside of which the formula makes no sense.
+    """
 
     derivative: Callable[..., Tensor]
     defaults: dict[str, float]
+    above: Mapping[str, float] = {}
+    least: Mapping[str, float] = {}
 
 
 class SurrogateSpec(NamedTuple):
-    """A surrogate function that the table knows: its row, the parameter values, and where it fires.
+    """A surrogate function that is known: its slope and where it fires.
 
     Attributes:
-        name: a key of :data:`SURROGATES`.
-        parameters: values in the order of the row's ``defaults``.
+        name: a key of :data:`SURROGATES`, or :data:`OWN`.
+        parameters: values in the order of the row's ``defaults``; none for :data:`OWN`.
         strict: True fires at ``x > 0`` (snnTorch), False at ``x >= 0`` (SpikingJelly, the papers).
     """
 
     name: str
     parameters: tuple[float, ...]
     strict: bool
+
+
+OWN = "own"
+"""Instead of a row: the function is a step, and its slope is in no row. Only the function itself can tell it."""
 
 
 def _sigmoid(x: Tensor, alpha: float) -> Tensor:
@@ -53,76 +66,103 @@ def _s2nn(x: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.where(x < 0.0, _sigmoid(x, alpha), beta / (x.abs() + 1.0))
 
 
+def _alpha(derivative: Callable[[Tensor, float], Tensor], default: float) -> SurrogateRow:
+    """A row whose one parameter scales x: zero would flatten the function, and a negative one turn it round."""
+    return SurrogateRow(derivative, {"alpha": default}, above={"alpha": 0.0})
+
+
 SURROGATES: dict[str, SurrogateRow] = {
-    "triangle": SurrogateRow(lambda x, alpha: (alpha - alpha**2 * x.abs()).clamp(min=0.0), {"alpha": 1.0}),
-    "sigmoid": SurrogateRow(_sigmoid, {"alpha": 4.0}),
-    "atan": SurrogateRow(lambda x, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * x).square()), {"alpha": 2.0}),
-    "piecewise_exp": SurrogateRow(lambda x, alpha: alpha / 2 * torch.exp(-alpha * x.abs()), {"alpha": 1.0}),
-    "soft_sign": SurrogateRow(lambda x, alpha: alpha / 2 / (1 + alpha * x.abs()).square(), {"alpha": 2.0}),
-    "super_spike": SurrogateRow(lambda x, alpha: alpha / (1 + x.abs()).square(), {"alpha": 1.0}),
-    "erf": SurrogateRow(lambda x, alpha: alpha / math.sqrt(math.pi) * torch.exp(-(alpha * x).square()), {"alpha": 2.0}),
-    "rect": SurrogateRow(lambda x, alpha: alpha * (x.abs() < 0.5 / alpha).to(x), {"alpha": 1.0}),
+    "triangle": _alpha(lambda x, alpha: (alpha - alpha**2 * x.abs()).clamp(min=0.0), 1.0),
+    "sigmoid": _alpha(_sigmoid, 4.0),
+    "atan": _alpha(lambda x, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * x).square()), 2.0),
+    "piecewise_exp": _alpha(lambda x, alpha: alpha / 2 * torch.exp(-alpha * x.abs()), 1.0),
+    "soft_sign": _alpha(lambda x, alpha: alpha / 2 / (1 + alpha * x.abs()).square(), 2.0),
+    "super_spike": _alpha(lambda x, alpha: alpha / (1 + x.abs()).square(), 1.0),
+    "erf": _alpha(lambda x, alpha: alpha / math.sqrt(math.pi) * torch.exp(-(alpha * x).square()), 2.0),
+    "rect": _alpha(lambda x, alpha: alpha * (x.abs() < 0.5 / alpha).to(x), 1.0),
     "leaky_k_relu": SurrogateRow(
         lambda x, leak, k: torch.where(x >= 0.0, k * torch.ones_like(x), leak), {"leak": 0.0, "k": 1.0}
     ),
     "piecewise_leaky_relu": SurrogateRow(
         lambda x, slope, w, c: torch.where(x.abs() < w, slope * torch.ones_like(x), c),
         {"slope": 0.5, "w": 1.0, "c": 0.01},
+        above={"w": 0.0},
     ),
-    "nonzero_sign_log_abs": SurrogateRow(lambda x, alpha: 1 / (1 / alpha + x.abs()), {"alpha": 1.0}),
+    "nonzero_sign_log_abs": _alpha(lambda x, alpha: 1 / (1 / alpha + x.abs()), 1.0),
     "log_tailed_relu": SurrogateRow(
         lambda x, alpha: torch.where(x <= 0.0, alpha * torch.ones_like(x), 1 / x.clamp(min=1.0)), {"alpha": 0.0}
     ),
-    "s2nn": SurrogateRow(_s2nn, {"alpha": 4.0, "beta": 1.0}),
-    "q_pseudo_spike": SurrogateRow(lambda x, alpha: (1 + 2 / (alpha - 1) * x.abs()).pow(-alpha), {"alpha": 2.0}),
-    "fast_sigmoid": SurrogateRow(lambda x, slope: 1 / (1 + slope * x.abs()).square(), {"slope": 25.0}),
+    "s2nn": SurrogateRow(_s2nn, {"alpha": 4.0, "beta": 1.0}, above={"alpha": 0.0, "beta": 0.0}),
+    "q_pseudo_spike": SurrogateRow(
+        lambda x, alpha: (1 + 2 / (alpha - 1) * x.abs()).pow(-alpha), {"alpha": 2.0}, above={"alpha": 1.0}
+    ),
+    "fast_sigmoid": SurrogateRow(
+        lambda x, slope: 1 / (1 + slope * x.abs()).square(), {"slope": 25.0}, least={"slope": 0.0}
+    ),
     "spike_rate_escape": SurrogateRow(
-        lambda x, beta, slope: slope * torch.exp(-beta * (x - 1).abs()), {"beta": 1.0, "slope": 25.0}
+        lambda x, beta, slope: slope * torch.exp(-beta * (x - 1).abs()),
+        {"beta": 1.0, "slope": 25.0},
+        above={"slope": 0.0},
+        least={"beta": 0.0},
     ),
     "straight_through": SurrogateRow(torch.ones_like, {}),
 }
 
-_SPIKINGJELLY = {
-    "PiecewiseQuadratic": "triangle",
-    "Sigmoid": "sigmoid",
-    "ATan": "atan",
-    "PiecewiseExp": "piecewise_exp",
-    "SoftSign": "soft_sign",
-    "SuperSpike": "super_spike",
-    "Erf": "erf",
-    "Rect": "rect",
-    "LeakyKReLU": "leaky_k_relu",
-    "PiecewiseLeakyReLU": "piecewise_leaky_relu",
-    "NonzeroSignLogAbs": "nonzero_sign_log_abs",
-    "LogTailedReLU": "log_tailed_relu",
-    "S2NN": "s2nn",
-    "QPseudoSpike": "q_pseudo_spike",
-}
 
-# snnTorch's own names; each is a closure `<name>.<locals>.inner`. Its sigmoid is not here: it overflows to NaN
-# below x = -4, its SSO draws random numbers in backward and its LSO raises, so those run as the user's own code.
-_SNNTORCH = {
-    "atan": "atan",
-    "fast_sigmoid": "fast_sigmoid",
-    "spike_rate_escape": "spike_rate_escape",
-    "straight_through_estimator": "straight_through",
-}
+_NO_ROW = SurrogateRow(torch.zeros_like, {})
+"""Of :data:`OWN`: nobody asks for its derivative."""
 
 
 class _Spike(torch.autograd.Function):
     """Heaviside forward, a row of :data:`SURROGATES` backward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, name: str, parameters: tuple[float, ...], strict: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, name: str, strict: bool, *parameters: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.row = name, parameters
-        return (x > 0 if strict else x >= 0).to(x.dtype)
+        return _step(x, strict)
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor):
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         name, parameters = ctx.row
-        return grad_output * SURROGATES[name].derivative(x, *parameters), None, None, None
+        return grad_output * SURROGATES[name].derivative(x, *parameters), None, None, *(None for _ in parameters)
+
+
+class _TransformableSpike(_Spike):
+    """The same for ``torch.func`` and forward-mode differentiation: this form costs twice as much per call, and
+    torch.compile does not take it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, name: str, strict: bool, *parameters: float) -> Tensor:
+        return _step(x, strict)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, name, _, *parameters = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+        ctx.row = name, parameters
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        (x,) = ctx.saved_tensors
+        name, parameters = ctx.row
+        return tangent * SURROGATES[name].derivative(x, *parameters)
+
+
+def _step(x: Tensor, strict: bool) -> Tensor:
+    return (x > 0 if strict else x >= 0).to(x.dtype)
+
+
+def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
+    name, parameters, strict = spec
+    transformed = not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
+    return (_TransformableSpike if transformed else _Spike).apply(x, name, strict, *parameters)
 
 
 class TableSurrogate:
@@ -134,18 +174,23 @@ class TableSurrogate:
         **parameters: overrides of the row's defaults.
 
     Raises:
-        ValueError: unknown name or parameter.
+        TypeError: ``strict`` is not a bool, or a parameter is not a real number.
+        ValueError: unknown name or parameter, or a value outside its bounds.
     """
 
     def __init__(self, name: str, strict: bool = False, **parameters: float) -> None:
         check_choice("surrogate name", name, SURROGATES)
+        if not isinstance(strict, bool):
+            raise TypeError(f"strict must be True or False, got {strict!r}")
         defaults = SURROGATES[name].defaults
-        for parameter in parameters:
+        for parameter, value in parameters.items():
             check_choice(f"parameter of surrogate {name!r}", parameter, defaults)
-        self.spec = SurrogateSpec(name, tuple(float(v) for v in {**defaults, **parameters}.values()), strict)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{parameter} of surrogate {name!r} must be a real number, got {value!r}")
+        self.spec = _specify(name, {**defaults, **parameters}, strict, self)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return _Spike.apply(x, *self.spec)
+        return _spike(x, self.spec)
 
     def __repr__(self) -> str:
         name, parameters, strict = self.spec
@@ -159,43 +204,59 @@ def triangle(alpha: float = 1.0, strict: bool = False) -> TableSurrogate:
     It equals SpikingJelly's ``surrogate.PiecewiseQuadratic(alpha)``. snnTorch has no such function
     (``surrogate.triangular`` is another one); pass ``triangle(strict=True)`` as its ``spike_grad``.
     """
-    check_positive("alpha", alpha)
     return TableSurrogate("triangle", strict, alpha=alpha)
+
+
+Known = tuple[str, Mapping[str, object], bool]
+"""What a framework says of one of its functions: its row or :data:`OWN`, all its parameters by name, and ``strict``."""
+
+_frameworks: dict[str, Callable[[Any], Known | None]] = {}
+
+
+def register_surrogates(module: str, known: Callable[[Any], Known | None]) -> None:
+    """Teach :func:`describe` the surrogate functions of a framework.
+
+    Args:
+        module: dotted name of the module that they (or their classes) are defined in: their ``__module__``.
+        known: called with an object of that module; says what it is, or None unless it is sure that the object is a
+            step at zero whose gradient is linear in the one that comes in.
+    """
+    _frameworks[module] = known
 
 
 def describe(surrogate_function: object) -> SurrogateSpec | None:
     """Find a user's surrogate function in the table.
 
     Args:
-        surrogate_function: an object of ``spikingjelly.activation_based.surrogate`` or ``snntorch.surrogate``, or one
-            made here.
+        surrogate_function: one made here, or one of a framework whose adapter (:mod:`pmsn_plugins.spikingjelly`,
+            :mod:`pmsn_plugins.snntorch`) has been imported.
 
     Returns:
-        Its row, parameters and firing rule, or None when it is anything else (a subclass, a lambda, a relaxed
-        ``spiking=False`` function, ...): then only the function itself knows what it does.
+        Its row, parameters and firing rule; for :data:`OWN` only the firing rule. None when it is anything else (a
+        subclass, a lambda, a relaxed or a stochastic function, one with learnable parameters, ...): then only the
+        function itself knows what it does.
+
+    Raises:
+        ValueError: a known function with a parameter that makes its gradient meaningless.
     """
     if isinstance(surrogate_function, TableSurrogate):
         return surrogate_function.spec
-    kind = type(surrogate_function)
-    if kind.__module__ == "spikingjelly.activation_based.surrogate":
-        name = _SPIKINGJELLY.get(kind.__name__)
-        if name is None or not surrogate_function.spiking:
+    known = _frameworks.get(getattr(surrogate_function, "__module__", None))
+    found = None if known is None else known(surrogate_function)
+    return None if found is None else _specify(*found, surrogate_function)
+
+
+def _specify(name: str, values: Mapping[str, object], strict: bool, function: object) -> SurrogateSpec | None:
+    """None if a parameter is no number: a learnable (tensor) one needs autograd through the function itself."""
+    row = SURROGATES.get(name, _NO_ROW)
+    for parameter, value in values.items():
+        if not isinstance(value, (int, float)):
             return None
-        values = {p: getattr(surrogate_function, p, None) for p in SURROGATES[name].defaults}
-        if name == "piecewise_leaky_relu":  # SpikingJelly 2.0 halved the slope that 0.0.0.0.14 has
-            w = surrogate_function.w
-            values = {**values, "slope": 1 / (2 * w) if hasattr(surrogate_function, "_sg_params") else 1 / w}
-        strict = False
-    elif getattr(surrogate_function, "__module__", None) == "snntorch.surrogate":
-        maker, _, rest = getattr(surrogate_function, "__qualname__", "").partition(".")
-        name = _SNNTORCH.get(maker)
-        if name is None or rest != "<locals>.inner":
-            return None
-        values = inspect.getclosurevars(surrogate_function).nonlocals
-        strict = True
-    else:
-        return None
-    parameters = tuple(values.get(p) for p in SURROGATES[name].defaults)
-    if not all(isinstance(p, (int, float)) for p in parameters):
-        return None  # a learnable (tensor) parameter needs autograd through the function itself
-    return SurrogateSpec(name, tuple(float(p) for p in parameters), strict)
+        above, least = row.above.get(parameter, -math.inf), row.least.get(parameter, -math.inf)
+        if not (above < value < math.inf and value >= least):
+            kind = getattr(function, "__qualname__", type(function).__name__).partition(".")[0]
+            kind = name if isinstance(function, TableSurrogate) else kind
+            bound = f" above {above:g}" if parameter in row.above else ""
+            bound = f" of at least {least:g}" if parameter in row.least else bound
+            raise ValueError(f"surrogate function {kind}: {parameter} must be a finite number{bound}, got {value!r}")
+    return SurrogateSpec(name, tuple(float(values[parameter]) for parameter in row.defaults), strict)

@@ -12,6 +12,7 @@ except ImportError as error:
     ) from error
 
 from ..functional import triangle
+from . import surrogates  # noqa: F401  (says which of snnTorch's surrogate functions are known)
 from .hidden import reset
 from .pmsn import PMSN
 from .registration import register, unregister

@@ -7,6 +7,7 @@ except ImportError as error:
         'pmsn_plugins.spikingjelly needs SpikingJelly: pip install "pmsn_plugins[spikingjelly]"'
     ) from error
 
+from . import surrogates  # noqa: F401  (says which of SpikingJelly's surrogate functions are known)
 from .multicompartment import MultiCompartmentNode
 from .pmsn import PMSNNode
 from .registration import register, unregister

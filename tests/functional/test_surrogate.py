@@ -1,9 +1,14 @@
 """The surrogate table against the functions of both frameworks."""
 
+import math
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from pmsn_plugins.functional import SURROGATES, SurrogateSpec, TableSurrogate, describe, triangle
+from pmsn_plugins.functional.surrogate import OWN
 
 GRID = torch.cat([torch.linspace(-3, 3, 601, dtype=torch.float64), torch.tensor([0.0, -0.0, 1e-9, -1e-9, 30.0, -30.0])])
 
@@ -15,8 +20,22 @@ def spikes_and_derivative(function, x):
     return spikes.detach(), x.grad
 
 
+def spikingjelly_surrogate():
+    pytest.importorskip("spikingjelly")
+    import pmsn_plugins.spikingjelly  # noqa: F401  (only then are its functions known)
+
+    return pytest.importorskip("spikingjelly.activation_based.surrogate")
+
+
+def snntorch_surrogate():
+    pytest.importorskip("snntorch")
+    import pmsn_plugins.snntorch  # noqa: F401
+
+    return pytest.importorskip("snntorch.surrogate")
+
+
 def spikingjelly_functions():
-    surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
+    surrogate = spikingjelly_surrogate()
     calls = [
         ("PiecewiseQuadratic", {"alpha": 1.0}),
         ("PiecewiseQuadratic", {"alpha": 0.4}),
@@ -33,6 +52,7 @@ def spikingjelly_functions():
         ("LogTailedReLU", {"alpha": 0.1}),
         ("S2NN", {"alpha": 4.0, "beta": 0.7}),
         ("QPseudoSpike", {"alpha": 2.5}),
+        ("DeterministicPass", {}),
     ]
     functions = [getattr(surrogate, name)(**p) for name, p in calls if hasattr(surrogate, name)]
     # the backward pass of 0.0.0.0.14's NonzeroSignLogAbs raises: there is nothing to compare with
@@ -41,7 +61,7 @@ def spikingjelly_functions():
 
 
 def snntorch_functions():
-    surrogate = pytest.importorskip("snntorch.surrogate")
+    surrogate = snntorch_surrogate()
     return [
         surrogate.atan(alpha=1.5),
         surrogate.fast_sigmoid(slope=10),
@@ -67,8 +87,29 @@ def test_known_functions_are_recognised_with_their_numbers(framework):
         torch.testing.assert_close(actual[1], expected[1].double(), rtol=1e-6, atol=1e-9, msg=repr(ours))
 
 
+def own_slopes():
+    surrogate = spikingjelly_surrogate()
+    functions = [(surrogate.SquarewaveFourierSeries(), False), (surrogate.FakeNumericalGradient(), False)]
+    surrogate = snntorch_surrogate()
+    makers = (surrogate.sigmoid, surrogate.SSO, surrogate.SFS, surrogate.triangular, surrogate.heaviside)
+    return functions + [(make(), True) for make in makers]
+
+
+def test_a_step_with_a_slope_of_its_own():
+    """The kernels may fire by themselves there, and ask the function for its slope."""
+    x = GRID[GRID > -3]
+    for function, strict in own_slopes():
+        assert describe(function) == SurrogateSpec(OWN, (), strict), function
+        torch.manual_seed(0)  # SSO draws random numbers
+        spikes, slope = spikes_and_derivative(function, x)
+        torch.manual_seed(0)
+        _, tripled = spikes_and_derivative(lambda x, function=function: 3 * function(x), x)
+        assert torch.equal(spikes.double(), (x > 0 if strict else x >= 0).double())
+        torch.testing.assert_close(tripled, 3 * slope)  # linear in the gradient that comes in
+
+
 def test_unknown_functions_are_not_guessed():
-    surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
+    surrogate = spikingjelly_surrogate()
 
     class Mine(surrogate.ATan):
         pass
@@ -78,12 +119,58 @@ def test_unknown_functions_are_not_guessed():
     learnable.alpha = torch.nn.Parameter(torch.tensor(2.0))
     for function in (Mine(), relaxed, learnable, lambda x: x, torch.tanh, None):
         assert describe(function) is None
+    if hasattr(surrogate, "PoissonPass"):
+        assert describe(surrogate.PoissonPass()) is None
+        assert describe(surrogate.MultiLevelSpikeCount(3)) is None
 
 
-def test_unstable_and_random_snntorch_functions_are_left_to_the_user():
-    surrogate = pytest.importorskip("snntorch.surrogate")
-    for function in (surrogate.sigmoid(), surrogate.SSO(), surrogate.LSO(), surrogate.triangular()):
+def test_unknown_snntorch_functions_are_not_guessed():
+    surrogate = snntorch_surrogate()
+    learnable = surrogate.atan(torch.nn.Parameter(torch.tensor(2.0)))
+    for function in (surrogate.LSO(), surrogate.custom_surrogate(lambda x, grad, spikes: grad), learnable):
         assert describe(function) is None
+
+
+def test_only_an_imported_adapter_speaks_for_its_framework():
+    code = """
+import sys
+from pmsn_plugins.functional import describe
+from {framework} import surrogate
+assert describe({function}) is None
+import pmsn_plugins.{adapter}
+assert describe({function}).name == "atan"
+"""
+    for framework, function, adapter in (
+        ("spikingjelly.activation_based", "surrogate.ATan()", "spikingjelly"),
+        ("snntorch", "surrogate.atan()", "snntorch"),
+    ):
+        pytest.importorskip(framework)
+        source = code.format(framework=framework, function=function, adapter=adapter)
+        subprocess.run([sys.executable, "-c", source], check=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_parameters_that_are_no_numbers_are_refused_by_name(value):
+    sj, snn = spikingjelly_surrogate(), snntorch_surrogate()
+    for function in (sj.ATan(value), sj.LeakyKReLU(k=value), sj.FakeNumericalGradient(value), snn.sigmoid(value)):
+        with pytest.raises(ValueError, match=rf"surrogate function \w+: \w+ must be a finite number.*got {value}"):
+            describe(function)
+
+
+def test_parameters_that_make_no_sense_are_refused_by_name():
+    sj, snn = spikingjelly_surrogate(), snntorch_surrogate()
+    for function, message in (
+        (sj.PiecewiseQuadratic(0.0), "PiecewiseQuadratic: alpha .* above 0, got 0.0"),
+        (sj.ATan(-2.0), "ATan: alpha .* above 0, got -2.0"),
+        (sj.QPseudoSpike(1.0), "QPseudoSpike: alpha .* above 1, got 1.0"),
+        (snn.atan(-2), "atan: alpha .* above 0, got -2"),
+        (snn.fast_sigmoid(-25), "fast_sigmoid: slope .* at least 0, got -25"),
+        (snn.spike_rate_escape(beta=-1), "spike_rate_escape: beta .* at least 0, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            describe(function)
+    assert describe(snn.fast_sigmoid(0)).parameters == (0.0,)
+    assert describe(sj.LogTailedReLU(-0.1)).parameters == (-0.1,)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -108,5 +195,13 @@ def test_bad_arguments():
         TableSurrogate("square")
     with pytest.raises(ValueError, match="parameter of surrogate 'atan' must be one of 'alpha', got 'slope'"):
         TableSurrogate("atan", slope=2.0)
-    with pytest.raises(ValueError, match="alpha"):
-        triangle(0.0)
+    for alpha in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(
+            ValueError, match=f"surrogate function triangle: alpha must be a finite number above 0, got {alpha}"
+        ):
+            triangle(alpha)
+    for alpha in ("1", True, None, torch.tensor(1.0)):
+        with pytest.raises(TypeError, match="alpha of surrogate 'triangle' must be a real number"):
+            triangle(alpha)
+    with pytest.raises(TypeError, match="strict must be True or False, got 'no'"):
+        triangle(strict="no")

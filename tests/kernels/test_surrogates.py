@@ -8,6 +8,8 @@ import torch
 from snntorch import surrogate as snn_surrogate
 from spikingjelly.activation_based import surrogate as sj_surrogate
 
+import pmsn_plugins.snntorch
+import pmsn_plugins.spikingjelly  # noqa: F401  (only then are the functions of the two known)
 from pmsn_plugins import functional, kernels
 from pmsn_plugins.functional import SURROGATES, TableSurrogate
 from pmsn_plugins.kernels import calls, cpu
