@@ -15,12 +15,23 @@ from .pmsn import (
     pmsn_step,
 )
 from .pmsn_init import PRESETS, PMSNParameters, PMSNPreset, hidden_modes, pmsn_initial_parameters
-from .surrogate import SURROGATES, SurrogateRow, SurrogateSpec, TableSurrogate, describe, triangle
+from .surrogate import (
+    OWN,
+    SURROGATES,
+    SurrogateRow,
+    SurrogateSpec,
+    TableSurrogate,
+    describe,
+    register_surrogates,
+    spike_function,
+    triangle,
+)
 from .tclif import SOMA_FEEDBACK, TCLIFOutput, TCLIFState, tclif_initial_state, tclif_sequence, tclif_step
 
 __all__ = [
     "CONTEXTS",
     "METHODS",
+    "OWN",
     "PRESETS",
     "RESET_MODES",
     "SOMA_FEEDBACK",
@@ -45,6 +56,8 @@ __all__ = [
     "pmsn_initial_state",
     "pmsn_sequence",
     "pmsn_step",
+    "register_surrogates",
+    "spike_function",
     "tclif_initial_state",
     "tclif_sequence",
     "tclif_step",

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_floating, check_positive, check_state, compute_dtype
-from .surrogate import SpikeFunction, triangle
+from .surrogate import SpikeFunction, spike_function
 
 
 class MultiCompartmentOutput(NamedTuple):
@@ -87,7 +87,7 @@ def multicompartment_sequence(
         state = torch.zeros((n, *x_all.shape[1:]), dtype=x_all.dtype, device=x_all.device)
     check_state("v", state, (n, *x_all.shape[1:]))
     v = list(state.to(x_all.dtype).unbind())
-    surrogate_function = triangle() if surrogate_function is None else surrogate_function
+    surrogate_function = spike_function(surrogate_function)
     reset = (*reset, v_threshold)
 
     spikes, v_seq = [], []

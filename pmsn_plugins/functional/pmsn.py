@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from .._checks import check_choice, check_floating, check_positive, check_state, compute_dtype
 from .pmsn_init import PMSNParameters
-from .surrogate import SpikeFunction, triangle
+from .surrogate import SpikeFunction, spike_function
 
 RESET_MODES = ("modulo", "none", "serial")
 CONTEXTS = ("local", "global")
@@ -198,7 +198,7 @@ def pmsn_sequence(
     # a matrix product under autocast would silently drop to half precision
     with torch.autocast(x.device.type, enabled=False):
         current, h_real, h_imag = _HIDDEN[method](x, coefficients, state.h_real, state.h_imag)
-        surrogate_function = triangle() if surrogate_function is None else surrogate_function
+        surrogate_function = spike_function(surrogate_function)
         if reset_mode == "serial":
             spikes, v_seq = _fire_serial(current, state.v, v_threshold, surrogate_function, burst)
         else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -239,11 +240,39 @@ def describe(surrogate_function: object) -> SurrogateSpec | None:
     Raises:
         ValueError: a known function with a parameter that makes its gradient meaningless.
     """
-    if isinstance(surrogate_function, TableSurrogate):
+    if type(surrogate_function) is TableSurrogate:
         return surrogate_function.spec
     known = _frameworks.get(getattr(surrogate_function, "__module__", None))
     found = None if known is None else known(surrogate_function)
     return None if found is None else _specify(*found, surrogate_function)
+
+
+def spike_function(surrogate_function: SpikeFunction | None) -> SpikeFunction:
+    """What the neurons call for ``surrogate_function``; its spikes have the dtype of its argument.
+
+    The default :func:`triangle` for None, its row for a function of the table (snnTorch's own spikes are always
+    float32, and so are the gradients that pass through them), and any other function as it is. What that one returns
+    is checked: TypeError unless it is a floating-point tensor, ValueError unless it has the shape of the argument.
+    """
+    if surrogate_function is None:
+        return _DEFAULT
+    spec = describe(surrogate_function)
+    if spec is not None and spec.name != OWN:
+        return partial(_spike, spec=spec)
+    return partial(_checked, surrogate_function)
+
+
+def _checked(surrogate_function: SpikeFunction, x: Tensor) -> Tensor:
+    spikes = surrogate_function(x)
+    if not isinstance(spikes, Tensor) or not spikes.is_floating_point():
+        got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
+        raise TypeError(f"surrogate_function must return a floating-point tensor of spikes, got {got}")
+    if spikes.shape != x.shape:
+        raise ValueError(
+            f"surrogate_function must return spikes of the shape of its argument, {tuple(x.shape)}, "
+            f"got {tuple(spikes.shape)}"
+        )
+    return spikes.to(x.dtype)
 
 
 def _specify(name: str, values: Mapping[str, object], strict: bool, function: object) -> SurrogateSpec | None:
@@ -260,3 +289,6 @@ def _specify(name: str, values: Mapping[str, object], strict: bool, function: ob
             bound = f" of at least {least:g}" if parameter in row.least else bound
             raise ValueError(f"surrogate function {kind}: {parameter} must be a finite number{bound}, got {value!r}")
     return SurrogateSpec(name, tuple(float(values[parameter]) for parameter in row.defaults), strict)
+
+
+_DEFAULT = triangle()

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice, check_floating, check_positive, check_state, compute_dtype
-from .surrogate import SpikeFunction, triangle
+from .surrogate import SpikeFunction, spike_function
 
 SOMA_FEEDBACK = ("post_reset", "pre_reset")
 
@@ -122,7 +122,7 @@ def tclif_sequence(
     """
     dtype = check_tclif_inputs(x_seq, b1, b2, state, v_threshold, soma_feedback)
     v, v_dendrite = tclif_initial_state(x_seq[0], dtype) if state is None else (s.to(dtype) for s in state)
-    surrogate_function = triangle() if surrogate_function is None else surrogate_function
+    surrogate_function = spike_function(surrogate_function)
     pre_reset = soma_feedback == "pre_reset"
     a1, a2 = leak
 

@@ -7,8 +7,19 @@ import sys
 import pytest
 import torch
 
-from pmsn_plugins.functional import SURROGATES, SurrogateSpec, TableSurrogate, describe, triangle
-from pmsn_plugins.functional.surrogate import OWN
+from pmsn_plugins.functional import (
+    OWN,
+    SURROGATES,
+    SurrogateSpec,
+    TableSurrogate,
+    describe,
+    multicompartment_sequence,
+    pmsn_initial_parameters,
+    pmsn_sequence,
+    spike_function,
+    tclif_sequence,
+    triangle,
+)
 
 GRID = torch.cat([torch.linspace(-3, 3, 601, dtype=torch.float64), torch.tensor([0.0, -0.0, 1e-9, -1e-9, 30.0, -30.0])])
 
@@ -115,9 +126,13 @@ def test_unknown_functions_are_not_guessed():
         pass
 
     relaxed = surrogate.ATan(spiking=False)
+
+    class Ours(TableSurrogate):
+        pass
+
     learnable = surrogate.ATan()
     learnable.alpha = torch.nn.Parameter(torch.tensor(2.0))
-    for function in (Mine(), relaxed, learnable, lambda x: x, torch.tanh, None):
+    for function in (Mine(), Ours("atan"), relaxed, learnable, lambda x: x, torch.tanh, None):
         assert describe(function) is None
     if hasattr(surrogate, "PoissonPass"):
         assert describe(surrogate.PoissonPass()) is None
@@ -205,3 +220,69 @@ def test_bad_arguments():
             triangle(alpha)
     with pytest.raises(TypeError, match="strict must be True or False, got 'no'"):
         triangle(strict="no")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_what_the_neurons_call_keeps_the_dtype(dtype):
+    x = GRID.to(dtype)
+    for function in (None, *snntorch_functions(), snntorch_surrogate().sigmoid(), lambda x: (x > 0).double()):
+        spikes = spike_function(function)(x)
+        assert spikes.dtype == dtype
+        assert torch.equal(spikes, (x >= 0 if function is None else x > 0).to(dtype))
+
+
+def test_known_functions_are_replaced_by_their_rows_others_called():
+    calls = []
+
+    def mine(x):
+        calls.append(len(x))
+        return (x >= 0).to(x)
+
+    spike_function(mine)(torch.zeros(3))
+    spike_function(mine)(torch.zeros(5))
+    assert calls == [3, 5]
+    # 1/3 does not fit into float32: in snnTorch's own code a gradient of 1/3 is rounded on its way through the spikes
+    x = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    for function in snntorch_functions():
+        (slope,) = torch.autograd.grad(spike_function(function)(x) / 3, x)
+        spec = describe(function)
+        assert slope == SURROGATES[spec.name].derivative(x, *spec.parameters) * (1 / 3)
+
+
+def sequences():
+    """Every function that takes a surrogate function."""
+    parameters = pmsn_initial_parameters(3)
+    return {
+        "pmsn": lambda x, **options: pmsn_sequence(x, parameters, **options),
+        "pmsn serial": lambda x, **options: pmsn_sequence(x, parameters, reset_mode="serial", **options),
+        "tclif": lambda x, **options: tclif_sequence(x, -0.5, 0.5, **options),
+        "tclif pre_reset": lambda x, **options: tclif_sequence(x, -0.5, 0.5, soma_feedback="pre_reset", **options),
+        "multicompartment": lambda x, **options: multicompartment_sequence(x, leak=(0.5,), **options),
+    }
+
+
+@pytest.mark.parametrize("sequence", sequences().values(), ids=sequences())
+def test_what_a_surrogate_function_returns_is_checked(sequence):
+    x = torch.randn(4, 2, 3)
+    for broken, error, message in (
+        (lambda x: None, TypeError, "surrogate_function must return a floating-point tensor of spikes, got NoneType"),
+        (lambda x: 1.0, TypeError, "surrogate_function must return a floating-point tensor of spikes, got float"),
+        (lambda x: x >= 0, TypeError, "surrogate_function must return .* got torch.bool"),
+        (lambda x: (x >= 0).to(x).mean(), ValueError, r"surrogate_function must return .* shape .* got \(\)"),
+        (lambda x: (x >= 0).to(x)[..., :1], ValueError, r"surrogate_function must return .* shape .* 1\)"),
+    ):
+        with pytest.raises(error, match=message):
+            sequence(x, surrogate_function=broken)
+
+
+@pytest.mark.parametrize("sequence", sequences().values(), ids=sequences())
+def test_float64_stays_float64_inside(sequence):
+    surrogate = snntorch_surrogate()
+    x, weight = torch.randn(2, 9, 2, 3, dtype=torch.float64)
+    results = []
+    for function in (TableSurrogate("atan", strict=True, alpha=2.0), surrogate.atan()):
+        leaf = x.clone().requires_grad_()
+        output = sequence(leaf, surrogate_function=function)
+        assert output.state[0].dtype == torch.float64
+        results.append((output.spikes, *torch.autograd.grad((output.spikes * weight).sum(), leaf)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
