@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -72,14 +73,15 @@ def _alpha(derivative: Callable[[Tensor, float], Tensor], default: float) -> Sur
     return SurrogateRow(derivative, {"alpha": default}, above={"alpha": 0.0})
 
 
+# pi / 2 and 1 / sqrt(pi) are literals: with dynamic=True torch.compile makes a symbol of math.pi, and then gives up
 SURROGATES: dict[str, SurrogateRow] = {
     "triangle": _alpha(lambda x, alpha: (alpha - alpha**2 * x.abs()).clamp(min=0.0), 1.0),
     "sigmoid": _alpha(_sigmoid, 4.0),
-    "atan": _alpha(lambda x, alpha: alpha / 2 / (1 + (math.pi / 2 * alpha * x).square()), 2.0),
+    "atan": _alpha(lambda x, alpha: alpha / 2 / (1 + (1.5707963267948966 * alpha * x).square()), 2.0),
     "piecewise_exp": _alpha(lambda x, alpha: alpha / 2 * torch.exp(-alpha * x.abs()), 1.0),
     "soft_sign": _alpha(lambda x, alpha: alpha / 2 / (1 + alpha * x.abs()).square(), 2.0),
     "super_spike": _alpha(lambda x, alpha: alpha / (1 + x.abs()).square(), 1.0),
-    "erf": _alpha(lambda x, alpha: alpha / math.sqrt(math.pi) * torch.exp(-(alpha * x).square()), 2.0),
+    "erf": _alpha(lambda x, alpha: alpha * 0.5641895835477563 * torch.exp(-(alpha * x).square()), 2.0),
     "rect": _alpha(lambda x, alpha: alpha * (x.abs() < 0.5 / alpha).to(x), 1.0),
     "leaky_k_relu": SurrogateRow(
         lambda x, leak, k: torch.where(x >= 0.0, k * torch.ones_like(x), leak), {"leak": 0.0, "k": 1.0}
@@ -159,11 +161,10 @@ def _step(x: Tensor, strict: bool) -> Tensor:
 
 
 def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
-    name, parameters, strict = spec
     transformed = not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     )
-    return (_TransformableSpike if transformed else _Spike).apply(x, name, strict, *parameters)
+    return (_TransformableSpike if transformed else _Spike).apply(x, spec.name, spec.strict, *spec.parameters)
 
 
 class TableSurrogate:
@@ -242,6 +243,11 @@ def describe(surrogate_function: object) -> SurrogateSpec | None:
     """
     if type(surrogate_function) is TableSurrogate:
         return surrogate_function.spec
+    look_up = _look_up_function if isinstance(surrogate_function, FunctionType) else _look_up
+    return look_up(surrogate_function)
+
+
+def _look_up(surrogate_function: object) -> SurrogateSpec | None:
     known = _frameworks.get(getattr(surrogate_function, "__module__", None))
     found = None if known is None else known(surrogate_function)
     return None if found is None else _specify(*found, surrogate_function)
@@ -273,6 +279,12 @@ def _checked(surrogate_function: SpikeFunction, x: Tensor) -> Tensor:
             f"got {tuple(spikes.shape)}"
         )
     return spikes.to(x.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _look_up_function(surrogate_function: FunctionType) -> SurrogateSpec | None:
+    """For torch.compile, which cannot look into a closure."""
+    return _look_up(surrogate_function)
 
 
 def _specify(name: str, values: Mapping[str, object], strict: bool, function: object) -> SurrogateSpec | None:

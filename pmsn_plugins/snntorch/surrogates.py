@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-import torch
 from snntorch import surrogate
 
 from ..functional.surrogate import OWN, Known, register_surrogates
@@ -24,7 +23,6 @@ _ROWS = {
 }
 
 
-@torch.compiler.assume_constant_result  # torch.compile cannot look into a closure
 def _known(function: object) -> Known | None:
     maker, _, rest = getattr(function, "__qualname__", "").partition(".")
     name = _ROWS.get(maker)

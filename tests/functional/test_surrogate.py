@@ -286,3 +286,20 @@ def test_float64_stays_float64_inside(sequence):
         assert output.state[0].dtype == torch.float64
         results.append((output.spikes, *torch.autograd.grad((output.spikes * weight).sum(), leaf)))
     torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_without_a_graph_break(dynamic):
+    sj, snn = spikingjelly_surrogate(), snntorch_surrogate()
+    for function in (None, triangle(2.0), sj.ATan(), sj.Erf(), sj.S2NN(), snn.atan(), snn.SFS(), torch.sigmoid):
+        torch._dynamo.reset()
+
+        def run(x, function=function):
+            return tclif_sequence(x, -0.5, 0.5, surrogate_function=function).spikes
+
+        compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        gradients = []
+        for call in (run, compiled):
+            x = torch.linspace(0, 1, 18).view(3, 2, 3).requires_grad_()
+            gradients += torch.autograd.grad(call(x).square().sum(), x)
+        assert torch.equal(*gradients), function
