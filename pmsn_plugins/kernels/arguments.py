@@ -4,11 +4,10 @@ and filled from a call."""
 from __future__ import annotations
 
 import ctypes
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 import torch
-from torch import Tensor
 
 from .calls import (
     Call,
@@ -19,6 +18,7 @@ from .calls import (
     PmsnResults,
     PmsnTensors,
     Role,
+    Sizes,
     TclifOptions,
     TclifResults,
     TclifTensors,
@@ -93,7 +93,6 @@ STRUCTURES = {
 tensors' gradients, memory between the kernels of one call."""
 
 
-@lru_cache(1024)
 def numbers(options: Any) -> tuple[int | float, ...]:
     """Options as the structs have them.
 
@@ -115,22 +114,23 @@ def numbers(options: Any) -> tuple[int | float, ...]:
     return (*whole, *fractions)
 
 
-def fill(call: Call, layout: Layout | None) -> ctypes.Structure:
-    """The struct of a call; without a layout for kernels that know no time."""
-    real, sizes = call.tensors.real, call.geometry.sizes
-    head = {"is_double": real == torch.float64, "C": sizes.C, "k": sizes.k}
-    if layout is not None:
-        head["x_storage"] = STORAGE[call.tensors.x.dtype]
-        head["out_storage"] = STORAGE[real] if call.options.sends_membrane else head["x_storage"]
+def head(
+    neuron: str, layout: Layout | None, options: Any, sizes: Sizes, memory: torch.dtype, real: torch.dtype
+) -> tuple[int | float, ...]:
+    """What a struct has before its tensors; ``memory`` is the dtype of the input. Kernels that know no time have no
+    layout."""
+    known = {
+        "is_double": real == torch.float64,
+        "C": sizes.C,
+        "k": sizes.k,
+        "x_storage": STORAGE[memory],
+        "out_storage": STORAGE[real if options.sends_membrane else memory],
+    }
+    return (*(layout or ()), *(known[name] for name in HEADS[neuron]), *numbers(options))
+
+
+def fill(head: tuple[int | float, ...], call: Call) -> ctypes.Structure:
+    """The struct of a call."""
     tensors = (*call.tensors, *call.results, *call.gradients, *call.tensor_gradients)
-    return STRUCTURES[call.neuron](
-        *(layout or ()),
-        *[head[name] for name in HEADS[call.neuron]],
-        *numbers(call.options),
-        *map(_address, tensors),
-    )
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    """Null for a missing or empty tensor."""
-    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+    # the address of an empty tensor is null
+    return STRUCTURES[call.neuron](*head, *[None if t is None else t.data_ptr() for t in tensors])

@@ -26,11 +26,9 @@ class Functions(NamedTuple):
     transformable: type[Function]
 
 
-def call(operator: torch._ops.OpOverload, functions: Functions, *flat: Any) -> tuple[Tensor, ...]:
-    """Call an operator on tensors of autograd's or of ``torch.func``'s."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        return functions.transformable.apply(*flat)
-    return operator(*flat)
+def transforming() -> bool:
+    """Whether ``torch.func`` is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def register(library: torch.library.Library, operator: torch._ops.OpOverload, functions: Functions) -> None:
@@ -48,23 +46,34 @@ def register(library: torch.library.Library, operator: torch._ops.OpOverload, fu
 def forward_functions(op: Operator) -> Functions:
     """The forward operator, with the gradient that the backward operator recomputes."""
 
+    def compute(tensors: Any, options: Any, wanted: Any) -> tuple[Tensor, ...]:
+        return _below_autograd(op.forward, (*tensors, *options, *wanted.saving()))
+
+    def remember(ctx: Any, tensors: Any, options: Any, wanted: Any, outputs: tuple[Tensor, ...]) -> None:
+        ctx.options, ctx.wanted = options, wanted
+        results = op.results._make(outputs)
+        kept = (results.checkpoints,) if op.keeps else ()
+        ctx.save_for_backward(*kept, *tensors)  # in the order of the backward operator's arguments
+        ctx.set_materialize_grads(not op.keeps)
+        ctx.mark_non_differentiable(*[getattr(results, name) for name in options.constant], *kept)
+
     class Recomputed(Function):
         @staticmethod
         def forward(ctx: Any, *flat: Any) -> tuple[Tensor, ...]:
-            outputs = Transformable.forward(*flat)
-            Transformable.setup_context(ctx, flat, outputs)
+            call = op.split(flat, op.forward_records)
+            outputs = compute(*call)
+            remember(ctx, *call, outputs)
             return outputs
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            tensors, checkpoints = op.split_saved(ctx.saved_tensors)
-            state_gradients = any(compress(ctx.needs_input_grad, op.is_state))
-            gradients = (*compress(grads, op.with_gradient), *checkpoints)
+            needed = ctx.needs_input_grad
+            state_gradients = any(compress(needed, op.is_state))
             wanted = ctx.wanted.gradients(state_gradients)
-            results = call(op.backward, op.backward_functions, *gradients, *tensors, *ctx.options, *wanted)
+            results = op.gradient(*compress(grads, op.with_gradient), *ctx.saved_tensors, *ctx.options, *wanted)
             if not state_gradients:
-                results = results[: len(op.differentiated) - sum(op.is_state)]
-            return (*results, *(None,) * (len(ctx.needs_input_grad) - len(results)))
+                results = results[: op.always_differentiated]
+            return (*results, *(None,) * (len(needed) - len(results)))
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> None:
@@ -73,17 +82,11 @@ def forward_functions(op: Operator) -> Functions:
     class Transformable(Recomputed):
         @staticmethod
         def forward(*flat: Any) -> tuple[Tensor, ...]:
-            tensors, options, wanted = op.split(flat, op.forward_records)
-            return _below_autograd(op.forward, (*tensors, *options, *wanted.saving()))
+            return compute(*op.split(flat, op.forward_records))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            tensors, ctx.options, ctx.wanted = op.split(inputs, op.forward_records)
-            results = op.results(*output)
-            kept = (results.checkpoints,) if op.keeps else ()
-            ctx.save_for_backward(*tensors, *kept)
-            ctx.set_materialize_grads(not op.keeps)
-            ctx.mark_non_differentiable(*(getattr(results, name) for name in ctx.options.constant), *kept)
+            remember(ctx, *op.split(inputs, op.forward_records), output)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *flat: Any) -> tuple[Any, Any]:

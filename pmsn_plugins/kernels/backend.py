@@ -62,6 +62,19 @@ def _status(name: str) -> BackendStatus:
     return next(BackendStatus(*backend.status()) for backend in FUSED if backend.name == name)
 
 
+@torch.compiler.assume_constant_result
+def fused_for(device_type: str) -> tuple[str | None, str]:
+    """The backend that ``'auto'`` takes for such tensors, if any can be used, and why (not)."""
+    reasons = []
+    for backend in FUSED:
+        if backend.device_type == device_type:
+            available, reason = backend.status()
+            if available:
+                return backend.name, reason
+            reasons.append(reason)
+    return None, "; ".join(reasons) or f"no fused kernels for {device_type} tensors"
+
+
 def check_backend(backend: str) -> None:
     """Raise ValueError for an unknown backend."""
     check_choice("backend", backend, BACKENDS)
@@ -80,11 +93,6 @@ def backend_of(name: str, device_type: str) -> Backend:
     raise ValueError(f"backend must be one for {device_type} tensors ({names or 'there is none'}), got {name!r}")
 
 
-def fused_for(device_type: str) -> str | None:
-    """The backend that ``'auto'`` takes for such tensors, if any can be used."""
-    return next((b.name for b in FUSED if b.device_type == device_type and _status(b.name).available), None)
-
-
 def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice:
     """The backend for a call.
 
@@ -101,29 +109,27 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
     if backend == "torch":
         return Choice("torch", "asked for")
     x, *others = tensors
-    native = [b.name for b in FUSED if b.device_type == x.device.type]
+    device = x.device
     if backend == "auto":
-        if not native:
-            return Choice("torch", f"no fused kernels for {x.device.type} tensors")
-        name = fused_for(x.device.type)
+        name, reason = fused_for(device.type)
         if name is None:
-            reason = "; ".join(_status(other).reason for other in native)
-            _announce_once(f"running on PyTorch operations, many times slower than the fused kernels: {reason}")
+            if any(b.device_type == device.type for b in FUSED):
+                _announce_once(f"running on PyTorch operations, many times slower than the fused kernels: {reason}")
             return Choice("torch", reason)
     else:
-        name = backend
-        if not _status(name).available:
-            raise RuntimeError(f"backend {name!r} cannot be used: {_status(name).reason}")
-        if name not in native:
-            needed = next(b.device_type for b in FUSED if b.name == name)
-            raise ValueError(f"backend {name!r} needs tensors on a {needed} device, x_seq is on {x.device}")
-    if any(isinstance(t, Tensor) and t.device != x.device for t in others):
+        name, (available, reason) = backend, _status(backend)
+        if not available:
+            raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
+        needed = next(b.device_type for b in FUSED if b.name == name)
+        if needed != device.type:
+            raise ValueError(f"backend {name!r} needs tensors on a {needed} device, x_seq is on {device}")
+    if any(isinstance(t, Tensor) and t.device != device for t in others):
         return Choice("torch", "the tensors are on different devices")
     if x.dtype not in _DTYPES:
         return Choice("torch", f"no fused kernels for {x.dtype}")
     if x.numel() == 0:
         return Choice("torch", "the input is empty")
-    return Choice("torch", obstacle) if obstacle else Choice(name, _status(name).reason)
+    return Choice("torch", obstacle) if obstacle else Choice(name, reason)
 
 
 @torch.compiler.assume_constant_result

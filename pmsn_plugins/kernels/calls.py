@@ -74,6 +74,9 @@ Coefficient = Annotated[Tensor, Role("C k", gradient="needed")]
 class Sizes(NamedTuple):
     """How a call is laid out: a step is N samples of C channels (sets of parameters) of S neighbouring elements.
 
+    A record of tensors makes them of the shape of its first tensor and of its ``arrangement``, the numbers that this
+    does not tell.
+
     Attributes:
         k: hidden compartments.
         state: numbers of the state of one element.
@@ -90,14 +93,11 @@ class Sizes(NamedTuple):
     adjoint: int = 0
 
 
-def _pmsn_sizes(x: Tensor, modes: Tensor) -> Sizes:
-    if x.ndim < 3 or modes.ndim != 2 or modes.numel() == 0:
-        raise ValueError(
-            f"x must be [T, N, C, *] and its coefficients or parameters [C, k], "
-            f"got {tuple(x.shape)} and {tuple(modes.shape)}"
-        )
-    _, N, C, *inner = x.shape
-    k = modes.shape[1]
+def _pmsn_sizes(x_shape: tuple[int, ...], modes: tuple[int, ...]) -> Sizes:
+    if len(x_shape) < 3 or len(modes) != 2 or 0 in modes:
+        raise ValueError(f"x must be [T, N, C, *] and what belongs to its channels [C, k], got {x_shape} and {modes}")
+    _, N, C, *inner = x_shape
+    _, k = modes
     return Sizes(N, C, math.prod(inner), k, state=1 + 2 * k, sums=1 + 4 * k, adjoint=1 + 4 * k)
 
 
@@ -125,8 +125,10 @@ class PmsnTensors(NamedTuple):
     def real(self) -> torch.dtype:
         return self.D.dtype
 
-    def sizes(self, options: PmsnOptions) -> Sizes:
-        return _pmsn_sizes(self.x, self.E_real)
+    def arrangement(self, options: PmsnOptions) -> tuple[int, ...]:
+        return self.E_real.shape
+
+    sizes = staticmethod(_pmsn_sizes)
 
 
 class LayerTensors(NamedTuple):
@@ -151,8 +153,10 @@ class LayerTensors(NamedTuple):
     def real(self) -> torch.dtype:
         return self.D.dtype
 
-    def sizes(self, options: PmsnOptions) -> Sizes:
-        return _pmsn_sizes(self.x, self.log_decay)
+    def arrangement(self, options: PmsnOptions) -> tuple[int, ...]:
+        return self.log_decay.shape
+
+    sizes = staticmethod(_pmsn_sizes)
 
 
 class PmsnOptions(NamedTuple):
@@ -221,9 +225,14 @@ class TclifTensors(NamedTuple):
     def real(self) -> torch.dtype:
         return self.b1.dtype
 
-    def sizes(self, options: TclifOptions) -> Sizes:
-        C, S = options.channels, options.inner
-        elements = math.prod(self.x.shape[1:])
+    def arrangement(self, options: TclifOptions) -> tuple[int, ...]:
+        return options.channels, options.inner
+
+    @staticmethod
+    def sizes(x_shape: tuple[int, ...], arrangement: tuple[int, ...]) -> Sizes:
+        C, S = arrangement
+        _, *step = x_shape
+        elements = math.prod(step)
         if C < 1 or S < 1 or elements % (C * S):
             raise ValueError(
                 f"channels * inner must divide the {elements} elements of a step, got channels={C}, inner={S}"
@@ -290,10 +299,14 @@ class DiscretizeTensors(NamedTuple):
     def real(self) -> torch.dtype:
         return self.log_decay.dtype
 
-    def sizes(self, options: NoOptions) -> Sizes:
-        if self.log_decay.ndim != 2 or self.log_decay.numel() == 0:
-            raise ValueError(f"log_decay must be [C, k], got {tuple(self.log_decay.shape)}")
-        C, k = self.log_decay.shape
+    def arrangement(self, options: NoOptions) -> tuple[int, ...]:
+        return self.log_decay.shape
+
+    @staticmethod
+    def sizes(log_dt_shape: tuple[int, ...], arrangement: tuple[int, ...]) -> Sizes:
+        if len(arrangement) != 2 or 0 in arrangement:
+            raise ValueError(f"log_decay must be [C, k], got {arrangement}")
+        C, k = arrangement
         return Sizes(1, C, 1, k)
 
 
@@ -415,5 +428,6 @@ class Call(NamedTuple):
         return f"{self.neuron}_{self.direction}"
 
     @property
-    def device(self) -> torch.device:
-        return next(iter(self.tensors)).device
+    def first(self) -> Tensor:
+        """The input, or what there is in its place."""
+        return self.tensors[0]

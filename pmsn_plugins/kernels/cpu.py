@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .arguments import STRUCTURES, fill
-from .calls import Call
-from .plan import Layout, cpu_layout
+from .arguments import STRUCTURES, fill, head
+from .calls import Call, Geometry
+from .plan import cpu_layout
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 
@@ -36,26 +38,35 @@ library, reason = _load()
 """The library, or None, and what there is to say about it."""
 
 
+_CARRIED = frozenset(("hidden", "membrane", "adjoint"))
+"""What the library can carry from one segment of time to the next."""
+
+
 class CpuDevice:
     """The CPU, with as many threads as PyTorch has."""
 
     name = "cpu"
     device_type = "cpu"
 
-    _CARRIED = frozenset(("hidden", "membrane", "adjoint"))
-    """What the library can carry from one segment of time to the next."""
-
     def status(self) -> tuple[bool, str]:
         return library is not None, reason
 
     def run(self, call: Call) -> None:
-        layout = self._layout(call) if call.geometry.T else None
-        args = fill(call, layout)
-        if getattr(library, call.name)(ctypes.addressof(args), torch.get_num_threads()):
+        threads = torch.get_num_threads()
+        memory = call.first.dtype
+        args = fill(_head(call.neuron, call.options, call.geometry, memory, call.tensors.real, threads), call)
+        if getattr(library, call.name)(ctypes.addressof(args), threads):
             raise MemoryError(f"{call.name}: out of memory")
 
-    def _layout(self, call: Call) -> Layout:
-        T, _, sizes, interval, _ = call.geometry
-        forward, backward = (call.options.carried(direction) for direction in ("forward", "backward"))
-        cut_time = forward is not None and {*forward, *backward} <= self._CARRIED
-        return cpu_layout(T, sizes.N, sizes.C, sizes.S, interval, torch.get_num_threads(), cut_time)
+
+@lru_cache(1024)
+def _head(
+    neuron: str, options: Any, geometry: Geometry, memory: torch.dtype, real: torch.dtype, threads: int
+) -> tuple[int | float, ...]:
+    T, _, sizes, interval, _ = geometry
+    layout = None
+    if T:
+        forward, backward = (options.carried(direction) for direction in ("forward", "backward"))
+        cut_time = forward is not None and {*forward, *backward} <= _CARRIED
+        layout = cpu_layout(T, sizes.N, sizes.C, sizes.S, interval, threads, cut_time)
+    return head(neuron, layout, options, sizes, memory, real)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..functional import SurrogateSpec, describe
 from ..functional.surrogate import SpikeFunction
+from .autograd import transforming
 from .calls import SURROGATES
 
 
@@ -46,7 +47,9 @@ def firing(
     fire = "strict" if spec.strict else "spike"
     if spec.name in SURROGATES:
         return Firing(fire, spec.name, *spec.parameters)
-    return Firing(fire, "given") if through_reset and not _transformed() else Firing("membrane")
+    # slopes are taken by autograd, outside of any graph or transformation
+    given = through_reset and not torch.compiler.is_compiling() and not transforming()
+    return Firing(fire, "given") if given else Firing("membrane")
 
 
 def recorded(tensors: Iterable[Tensor | None]) -> bool:
@@ -79,11 +82,6 @@ def learnable(v_threshold: float | Tensor) -> bool:
 
 def converted(dtype: torch.dtype, tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t if t.dtype == dtype else t.to(dtype) for t in tensors]  # asking is a tenth of what .to() costs
-
-
-def _transformed() -> bool:
-    """Slopes are taken by autograd, outside of any graph or transformation."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 @torch.compiler.assume_constant_result

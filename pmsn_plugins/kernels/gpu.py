@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arguments import fill, numbers
+from .arguments import fill, head, numbers
 from .calls import Call
 from .plan import GPU_BLOCK, Launch, Layout, gpu_launches, gpu_layout
 
@@ -62,7 +62,7 @@ def constants(call: Call, layout: Layout | None) -> tuple[tuple[str, Any], ...]:
     """What a kernel is compiled for: of all that is fixed for a layer, what its source asks for."""
     known = {"REAL": _REAL[call.tensors.real], "K": call.geometry.sizes.k}
     if layout is not None:
-        known["MEMORY"] = _MEMORY.get(call.tensors.x.dtype, "Plain")
+        known["MEMORY"] = _MEMORY.get(call.first.dtype, "Plain")
         known["INTERVAL"] = layout.interval
         known["STATE"] = int(call.has_state)
     options = zip(call.options._fields, call.options, strict=True)
@@ -91,23 +91,22 @@ class CupyDevice:
         return status()
 
     def run(self, call: Call) -> None:
-        if not call.geometry.T:
-            args, buffers = fill(call, None), []
-            launches = [Launch(call.name, (-(-args.C // GPU_BLOCK), 1, 1), GPU_BLOCK)]
-            compiled_for = constants(call, None)
+        device, sizes = call.first.device, call.geometry.sizes
+        layout = self._layout(call) if call.geometry.T else None
+        args = fill(head(call.neuron, layout, call.options, sizes, call.first.dtype, call.tensors.real), call)
+        if layout is None:
+            launches, buffers = [Launch(call.name, (-(-sizes.C // GPU_BLOCK), 1, 1), GPU_BLOCK)], []
         else:
-            carried = call.options.carried(call.direction)
-            layout = self._layout(call, carried is not None)
-            args = fill(call, layout)
-            launches = gpu_launches(call.neuron, call.direction, layout, carried or (), call.geometry.sizes.sums)
+            carried = call.options.carried(call.direction) or ()
+            launches = gpu_launches(call.neuron, call.direction, layout, carried, sizes.sums)
             buffers = _temporary(call, args, layout)
-            compiled_for = constants(call, layout)
-        self.launch(call.neuron, compiled_for, launches, args, call.device)
+        self.launch(call.neuron, constants(call, layout), launches, args, device)
         del buffers  # their memory is not reused before the kernels have run: both follow the same stream
 
-    def _layout(self, call: Call, cut_time: bool) -> Layout:
+    def _layout(self, call: Call) -> Layout:
         T, _, sizes, interval, _ = call.geometry
-        multiprocessors = self.multiprocessors or _multiprocessors(call.device)
+        multiprocessors = self.multiprocessors or _multiprocessors(call.first.device)
+        cut_time = call.options.carried(call.direction) is not None
         return gpu_layout(T, sizes.N, sizes.C, sizes.S, interval, multiprocessors, cut_time)
 
     def launch(
@@ -144,7 +143,7 @@ def _temporary(call: Call, args: ctypes.Structure, layout: Layout) -> list[Tenso
     sizes, buffers = call.geometry.sizes, []
 
     def give(field: str, *shape: int) -> None:
-        buffers.append(torch.empty(shape, dtype=call.tensors.real, device=call.device))
+        buffers.append(torch.empty(shape, dtype=call.tensors.real, device=call.first.device))
         setattr(args, field, buffers[-1].data_ptr())
 
     if call.direction == "backward":

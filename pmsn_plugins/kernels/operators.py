@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .arguments import STORAGE, gradient_names, kinds, roles
-from .autograd import backward_functions, call, forward_functions, register
+from .autograd import backward_functions, forward_functions, register, transforming
 from .backend import backend_of
 from .calls import (
     Call,
@@ -72,7 +72,9 @@ class Operator:
         self.differentiated = [role for role in self.tensor_roles if role.gradient != "never"]
         # gradients are returned for the first arguments of an operator, and None for the others
         assert self.tensor_roles[: len(self.differentiated)] == tuple(self.differentiated)
+        self.always_differentiated = sum(role.gradient == "always" for role in self.tensor_roles)
         self.keeps = "checkpoints" in results._fields
+        self.nothing = results(*(None for _ in self.result_roles))
         self.gradients = self._gradient_record()
         self.gradient_roles = [*compress(self.result_roles, self.with_gradient), *self.result_roles[-1:][: self.keeps]]
         forward_wanted, backward_wanted = (Where, Where) if timeless else (Wanted, WantedGradients)
@@ -86,35 +88,47 @@ class Operator:
 
     def __call__(self, tensors: Any, options: Any, wanted: Any) -> Any:
         """The results, a record; tensors may be those of autograd and of ``torch.func``."""
-        return self.results(*call(self.forward, self.forward_functions, *tensors, *options, *wanted))
+        if transforming():
+            return self.results(*self.forward_functions.transformable.apply(*tensors, *options, *wanted))
+        return self.results(*self.forward(*tensors, *options, *wanted))
+
+    def gradient(self, *flat: Any) -> tuple[Tensor, ...]:
+        """Call the backward operator, on such tensors too."""
+        return self.backward_functions.transformable.apply(*flat) if transforming() else self.backward(*flat)
 
     def compute_forward(self, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
-        """Check, allocate, let the device run."""
+        """Check, allocate, let the backend run."""
         geometry, looks = self._checked(tensors, options)
         results = self._allocate_results(tensors, looks, wanted)
-        self._run("forward", wanted.backend, tensors, options, self.results(*results), (), (), geometry)
+        self.run_forward(tensors, options, wanted.backend, self.results(*results), geometry)
         return results
 
     def compute_backward(self, gradients: Any, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
         """The same; the gradient of a state is empty where it is not wanted."""
         geometry, _ = self._checked(tensors, options, gradients)
         made = self._allocate_gradients(tensors, wanted)
-        results = self.results(*(None for _ in self.result_roles))
-        if self.keeps:
-            results = results._replace(checkpoints=gradients.checkpoints.contiguous())
-            gradients = gradients[:-1]
-        self._run("backward", wanted.backend, tensors, options, results, gradients, made, geometry)
+        self.run_backward(_contiguous(gradients), tensors, options, wanted.backend, made, geometry)
         return made
+
+    def run_forward(self, tensors: Any, options: Any, backend: str, results: Any, geometry: Geometry) -> None:
+        """Let the backend write the results."""
+        self._run("forward", backend, tensors, options, results, (), (), geometry)
+
+    def run_backward(
+        self, gradients: Any, tensors: Any, options: Any, backend: str, made: Sequence[Tensor], geometry: Geometry
+    ) -> None:
+        """Let the backend write the tensors' gradients, ``made``."""
+        if self.keeps:
+            *gradients, checkpoints = gradients
+            results = self.nothing._replace(checkpoints=checkpoints)
+        else:
+            results = self.nothing
+        self._run("backward", backend, tensors, options, results, gradients, made, geometry)
 
     def split(self, flat: Iterable[Any], records: Iterable[type]) -> list[Any]:
         """An operator's arguments as the records that they come from."""
         rest = iter(flat)
         return [record._make(islice(rest, len(record._fields))) for record in records]
-
-    def split_saved(self, saved: Sequence[Tensor | None]) -> tuple[Any, Sequence[Tensor]]:
-        """What a forward pass kept: its tensors, and the checkpoints if there are any."""
-        rest = iter(saved)
-        return self.tensors._make(islice(rest, len(self.tensor_roles))), tuple(rest)
 
     def geometry(self, tensors: Any, options: Any) -> Geometry:
         """What a call is laid out like."""
@@ -152,11 +166,12 @@ class Operator:
         return self._allocate_gradients(tensors, wanted)
 
     def _allocate_results(self, tensors: Any, looks: Sequence[Look], wanted: Any) -> list[Tensor]:
-        new_empty = tensors[0].new_empty
-        return [
-            new_empty(shape if role.wanted is None or getattr(wanted, role.wanted) else (0,), dtype=dtype)
-            for role, (shape, dtype) in zip(self.result_roles, looks, strict=True)
-        ]
+        made = []
+        for role, (shape, dtype) in zip(self.result_roles, looks, strict=True):
+            like = tensors[0] if dtype == tensors[0].dtype else tensors[1]  # which is real
+            # (saying the dtype, or a tuple where a number does, takes as long as the allocation)
+            made.append(like.new_empty(shape if role.wanted is None or getattr(wanted, role.wanted) else 0))
+        return made
 
     def _allocate_gradients(self, tensors: Any, wanted: Any) -> list[Tensor]:
         made = []
@@ -164,7 +179,7 @@ class Operator:
             if role.gradient == "always" or (tensor is not None and wanted.state_gradients):
                 made.append(torch.empty_like(tensor, memory_format=torch.contiguous_format))
             else:
-                made.append(tensors[0].new_empty((0,), dtype=tensors.real))
+                made.append(tensors[1].new_empty(0))
         return made
 
     def _run(
@@ -178,20 +193,19 @@ class Operator:
         tensor_gradients: Sequence[Tensor],
         geometry: Geometry,
     ) -> None:
-        tensors, gradients = self.tensors(*_contiguous(tensors)), _contiguous(gradients)
+        tensors = self.tensors._make(_contiguous(tensors))
         has_state = any(t is not None for t in compress(tensors, self.is_state))
-        call = Call(
-            *(self.neuron, direction, tensors, options, results, gradients, tensor_gradients, geometry, has_state)
-        )
+        call = Call(self.neuron, direction, tensors, options, results, gradients, tensor_gradients, geometry, has_state)
         backend_of(backend, tensors[0].device.type).run(call)
 
     def _key(self, tensors: Any, options: Any) -> tuple[Any, ...]:
         x = tensors[0]
-        return x.shape, x.dtype, tensors.real, tensors.sizes(options), options.sends_membrane
+        return x.shape, x.dtype, tensors.real, tensors.arrangement(options), options.sends_membrane
 
     @lru_cache(1024)  # noqa: B019 (there are few operators, and they live as long as the process)
-    def _expected(self, shape, memory, real, sizes, sends_membrane) -> tuple[Geometry, list[Look], list[Look]]:
+    def _expected(self, shape, memory, real, arrangement, sends_membrane) -> tuple[Geometry, list[Look], list[Look]]:
         """What a call is laid out like, and what its tensors and results look like."""
+        sizes = self.tensors.sizes(tuple(shape), tuple(arrangement))
         T, step, interval, kept = 0, (), 0, 0
         if self.keeps:
             T, *step = shape
@@ -243,27 +257,43 @@ class Operator:
 class LayerOperator(Operator):
     """PMSN on a layer's parameters: the discretisation and PMSN on its coefficients, in one."""
 
-    def compute_forward(self, tensors: LayerTensors, options: PmsnOptions, wanted: Wanted) -> Sequence[Tensor]:
-        self._checked(tensors, options)
-        _, inner = self._inner(tensors, wanted.backend)
-        return PMSN.compute_forward(inner, options, wanted)
+    def run_forward(
+        self, tensors: LayerTensors, options: PmsnOptions, backend: str, results: PmsnResults, geometry: Geometry
+    ) -> None:
+        _, inner = self._inner(tensors, backend, geometry)
+        PMSN.run_forward(inner, options, backend, results, geometry)
 
-    def compute_backward(
-        self, gradients: Any, tensors: LayerTensors, options: PmsnOptions, wanted: WantedGradients
-    ) -> Sequence[Tensor]:
-        self._checked(tensors, options, gradients)
-        parameters, inner = self._inner(tensors, wanted.backend)
-        grad_x, grad_E_real, grad_E_imag, grad_K_real, grad_K_imag, *rest = PMSN.compute_backward(
-            gradients, inner, options, wanted
+    def run_backward(
+        self,
+        gradients: Any,
+        tensors: LayerTensors,
+        options: PmsnOptions,
+        backend: str,
+        made: Sequence[Tensor],
+        geometry: Geometry,
+    ) -> None:
+        parameters, inner = self._inner(tensors, backend, geometry)
+        grad_x, *grad_parameters, grad_D, grad_v, grad_h_real, grad_h_imag = made
+        coefficients = inner.E_real, inner.E_imag, inner.K_real, inner.K_imag
+        grad_coefficients = DISCRETIZE.gradients(*map(torch.empty_like, coefficients))
+        made = grad_x, *grad_coefficients, grad_D, grad_v, grad_h_real, grad_h_imag
+        PMSN.run_backward(gradients, inner, options, backend, made, geometry)
+        DISCRETIZE.run_backward(
+            grad_coefficients, parameters, NoOptions(), backend, grad_parameters, _timeless(geometry)
         )
-        coefficients = DISCRETIZE.gradients(grad_E_real, grad_E_imag, grad_K_real, grad_K_imag)
-        of_parameters = DISCRETIZE.compute_backward(coefficients, parameters, NoOptions(), Where(wanted.backend))
-        return grad_x, *of_parameters, *rest
 
-    def _inner(self, tensors: LayerTensors, backend: str) -> tuple[DiscretizeTensors, PmsnTensors]:
+    def _inner(self, tensors: LayerTensors, backend: str, geometry: Geometry) -> tuple[DiscretizeTensors, PmsnTensors]:
         x, log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag, *rest = tensors
         parameters = DiscretizeTensors(log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag)
-        return parameters, PmsnTensors(x, *DISCRETIZE.compute_forward(parameters, NoOptions(), Where(backend)), *rest)
+        like, contiguous = log_decay, torch.contiguous_format
+        empty = (torch.empty_like(like, memory_format=contiguous) for _ in DiscretizeResults._fields)
+        coefficients = DiscretizeResults._make(empty)
+        DISCRETIZE.run_forward(parameters, NoOptions(), backend, coefficients, _timeless(geometry))
+        return parameters, PmsnTensors(x, *coefficients, *rest)
+
+
+def _timeless(geometry: Geometry) -> Geometry:
+    return Geometry(0, (), geometry.sizes, 0, 0)
 
 
 def _contiguous(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
@@ -271,16 +301,21 @@ def _contiguous(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
 
 
 def _check(tensors: Any, looks: Sequence[Look], device: torch.device) -> None:
-    elsewhere = device.type != "cpu"  # the dispatcher mixes no other tensors with those of the CPU
+    for tensor, (shape, dtype) in zip(tensors, looks, strict=True):
+        if tensor is not None and (tensor.dtype is not dtype or tensor.shape != shape):
+            _refuse(tensors, looks)  # or not, if it is one number of any shape
+    if device.type != "cpu":  # the dispatcher mixes no other tensors with those of the CPU
+        for name, tensor in zip(tensors._fields, tensors, strict=True):
+            if tensor is not None and tensor.device != device:
+                raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+
+def _refuse(tensors: Any, looks: Sequence[Look]) -> None:
     for name, tensor, (shape, dtype) in zip(tensors._fields, tensors, looks, strict=True):
-        if tensor is None:
-            continue
-        if tensor.dtype is not dtype:
+        if tensor is not None and tensor.dtype is not dtype:
             raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-        if tensor.numel() != 1 if shape is None else tensor.shape != shape:
+        if tensor is not None and (tensor.numel() != 1 if shape is None else tensor.shape != shape):
             raise ValueError(f"{name} must have shape {shape or '()'}, got {tuple(tensor.shape)}")
-        if elsewhere and tensor.device != device:
-            raise ValueError(f"{name} must be on {device}, got {tensor.device}")
 
 
 DISCRETIZE = Operator("discretize", DiscretizeTensors, NoOptions, DiscretizeResults, timeless=True)

@@ -121,7 +121,7 @@ def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoeffic
     check_backend(backend)
     check_pmsn_parameters(parameters)
     like = parameters.log_decay
-    name = fused_for(like.device.type)
+    name, _ = fused_for(like.device.type)
     fused = (
         backend != "torch"
         and name is not None

@@ -145,7 +145,11 @@ def _flat(b: float | Tensor, couplings: Couplings, x_seq: Tensor, dtype: torch.d
     if not isinstance(b, Tensor):
         return torch.full((couplings.channels,), b, dtype=dtype, device=x_seq.device)
     shape = couplings.shape if couplings.channels > 1 else (1,) * b.ndim
-    return b.to(dtype).expand(shape).reshape(-1)
+    if b.dtype != dtype:
+        b = b.to(dtype)
+    if b.shape != shape:
+        b = b.expand(shape)
+    return b if b.ndim == 1 else b.reshape(-1)
 
 
 def choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, fires: Firing) -> Choice:
