@@ -109,11 +109,10 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
     if backend == "torch":
         return Choice("torch", "asked for")
     x, *others = tensors
-    device = x.device
     if backend == "auto":
-        name, reason = fused_for(device.type)
+        name, reason = fused_for(x.device.type)
         if name is None:
-            if any(b.device_type == device.type for b in FUSED):
+            if any(b.device_type == x.device.type for b in FUSED):
                 _announce_once(f"running on PyTorch operations, many times slower than the fused kernels: {reason}")
             return Choice("torch", reason)
     else:
@@ -121,9 +120,9 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
         if not available:
             raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
         needed = next(b.device_type for b in FUSED if b.name == name)
-        if needed != device.type:
-            raise ValueError(f"backend {name!r} needs tensors on a {needed} device, x_seq is on {device}")
-    if any(isinstance(t, Tensor) and t.device != device for t in others):
+        if needed != x.device.type:
+            raise ValueError(f"backend {name!r} needs tensors on a {needed} device, x_seq is on {x.device}")
+    if any(isinstance(t, Tensor) and t.device != x.device for t in others):
         return Choice("torch", "the tensors are on different devices")
     if x.dtype not in _DTYPES:
         return Choice("torch", f"no fused kernels for {x.dtype}")
