@@ -116,8 +116,9 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
                 _announce_once(f"running on PyTorch operations, many times slower than the fused kernels: {reason}")
             return Choice("torch", reason)
     else:
-        name, (available, reason) = backend, _status(backend)
-        if not available:
+        name, status = backend, _status(backend)
+        reason = status.reason
+        if not status.available:
             raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
         needed = next(b.device_type for b in FUSED if b.name == name)
         if needed != x.device.type:
