@@ -107,7 +107,10 @@ def _check_slopes(surrogate: str, slopes: Tensor | None) -> None:
 
 
 class PmsnTensors(NamedTuple):
-    """PMSN on coefficients: see :class:`pmsn_plugins.functional.PMSNCoefficients`, :class:`~.functional.PMSNState`."""
+    """PMSN on coefficients: see :class:`pmsn_plugins.functional.PMSNCoefficients`, :class:`~.functional.PMSNState`.
+
+    ``decisive`` are the fields that say what all others must look like; so in the other records.
+    """
 
     x: Input
     E_real: Modes
@@ -120,6 +123,8 @@ class PmsnTensors(NamedTuple):
     h_imag: HiddenState = None
     theta_tensor: Number = None
     slopes: Annotated[Tensor | None, Role("T step")] = None
+
+    decisive = ("x", "E_real", "D")
 
     @property
     def real(self) -> torch.dtype:
@@ -148,6 +153,8 @@ class LayerTensors(NamedTuple):
     h_imag: HiddenState = None
     theta_tensor: Number = None
     slopes: Annotated[Tensor | None, Role("T step")] = None
+
+    decisive = ("x", "log_decay", "D")
 
     @property
     def real(self) -> torch.dtype:
@@ -221,6 +228,8 @@ class TclifTensors(NamedTuple):
     theta_tensor: Number = None
     slopes: Annotated[Tensor | None, Role("T+1 step")] = None
 
+    decisive = ("x", "b1")
+
     @property
     def real(self) -> torch.dtype:
         return self.b1.dtype
@@ -231,6 +240,8 @@ class TclifTensors(NamedTuple):
     @staticmethod
     def sizes(x_shape: tuple[int, ...], arrangement: tuple[int, ...]) -> Sizes:
         C, S = arrangement
+        if not x_shape:
+            raise ValueError("x must be [T, *], got shape ()")
         _, *step = x_shape
         elements = math.prod(step)
         if C < 1 or S < 1 or elements % (C * S):
@@ -294,6 +305,8 @@ class DiscretizeTensors(NamedTuple):
     B_imag: Modes
     R_real: Modes
     R_imag: Modes
+
+    decisive = ("log_dt", "log_decay")
 
     @property
     def real(self) -> torch.dtype:

@@ -46,8 +46,13 @@ _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float"
 
 _REAL = (torch.float32, torch.float64)
 
-Look = tuple[tuple[int, ...] | None, torch.dtype]
-"""Shape (None: one number, of any shape) and dtype of a tensor."""
+
+class Look(NamedTuple):
+    """What a tensor must look like; a shape of None stands for one number, of any shape."""
+
+    shape: tuple[int, ...] | None
+    dtype: torch.dtype
+    optional: bool
 
 
 class Operator:
@@ -159,15 +164,20 @@ class Operator:
         return getattr(getattr(torch.ops, _library.ns), name).default
 
     def _fake_forward(self, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
+        _check_present(tensors)
+        _check_device(tensors, tensors[0].device)
         _, _, looks = self._expected.__wrapped__(self, *self._key(tensors, options))  # symbolic sizes have no hash
         return self._allocate_results(tensors, looks, wanted)
 
     def _fake_backward(self, gradients: Any, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
+        _check_present(tensors)
+        _check_device(tensors, tensors[0].device)
+        _check_device(gradients, tensors[0].device)
         return self._allocate_gradients(tensors, wanted)
 
     def _allocate_results(self, tensors: Any, looks: Sequence[Look], wanted: Any) -> list[Tensor]:
         made = []
-        for role, (shape, dtype) in zip(self.result_roles, looks, strict=True):
+        for role, (shape, dtype, _) in zip(self.result_roles, looks, strict=True):
             like = tensors[0] if dtype == tensors[0].dtype else tensors[1]  # which is real
             # (saying the dtype, or a tuple where a number does, takes as long as the allocation)
             made.append(like.new_empty(shape if role.wanted is None or getattr(wanted, role.wanted) else 0))
@@ -213,11 +223,14 @@ class Operator:
             kept = checkpoint_count(T, interval)
         geometry = Geometry(T, tuple(step), sizes, interval, kept)
         dtypes = {"real": real, "memory": memory, "sent": real if sends_membrane else memory}
-        tensors, results = (
-            [(geometry.shape(role.shape), dtypes[role.dtype]) for role in group]
-            for group in (self.tensor_roles, self.result_roles)
-        )
-        return geometry, tensors, results
+
+        def looks(record: type) -> list[Look]:
+            return [
+                Look(geometry.shape(role.shape), dtypes[role.dtype], role.gradient == "optional" or kind is not Tensor)
+                for role, kind in zip(roles(record).values(), kinds(record).values(), strict=True)
+            ]
+
+        return geometry, looks(self.tensors), looks(self.results)
 
     def _checked(self, tensors: Any, options: Any, gradients: Any = None) -> tuple[Geometry, list[Look]]:
         """What the call is laid out like, and what its results look like.
@@ -228,6 +241,7 @@ class Operator:
             RuntimeError: all that, backward: something was changed after the forward pass.
         """
         try:
+            _check_present(tensors)
             x, real = tensors[0], tensors.real
             if real not in _REAL or x.dtype not in STORAGE or (x.dtype == torch.float64) != (real == torch.float64):
                 raise TypeError(
@@ -301,20 +315,34 @@ def _contiguous(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
 
 
 def _check(tensors: Any, looks: Sequence[Look], device: torch.device) -> None:
-    for tensor, (shape, dtype) in zip(tensors, looks, strict=True):
-        if tensor is not None and (tensor.dtype is not dtype or tensor.shape != shape):
+    for tensor, (shape, dtype, optional) in zip(tensors, looks, strict=True):
+        if not optional if tensor is None else tensor.dtype is not dtype or tensor.shape != shape:
             _refuse(tensors, looks)  # or not, if it is one number of any shape
-    if device.type != "cpu":  # the dispatcher mixes no other tensors with those of the CPU
-        for name, tensor in zip(tensors._fields, tensors, strict=True):
-            if tensor is not None and tensor.device != device:
-                raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+    if device.type != "cpu":  # where one tensor is elsewhere, the dispatcher does not call the CPU
+        _check_device(tensors, device)
+
+
+def _check_present(tensors: Any) -> None:
+    """PyTorch hands on None even where the schema asks for a tensor."""
+    for name in tensors.decisive:
+        if getattr(tensors, name) is None:
+            raise TypeError(f"{name} must be a tensor, got None")
+
+
+def _check_device(tensors: Any, device: torch.device) -> None:
+    for name, tensor in zip(tensors._fields, tensors, strict=True):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on {device}, got {tensor.device}")
 
 
 def _refuse(tensors: Any, looks: Sequence[Look]) -> None:
-    for name, tensor, (shape, dtype) in zip(tensors._fields, tensors, looks, strict=True):
-        if tensor is not None and tensor.dtype is not dtype:
+    for name, tensor, (shape, dtype, optional) in zip(tensors._fields, tensors, looks, strict=True):
+        if tensor is None:
+            if not optional:
+                raise TypeError(f"{name} must be a tensor, got None")
+        elif tensor.dtype is not dtype:
             raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-        if tensor is not None and (tensor.numel() != 1 if shape is None else tensor.shape != shape):
+        elif tensor.numel() != 1 if shape is None else tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape or '()'}, got {tuple(tensor.shape)}")
 
 

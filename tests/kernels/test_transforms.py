@@ -6,6 +6,8 @@ from torch.func import grad, jacrev, jvp, vjp, vmap
 
 from pmsn_plugins import functional, kernels
 from pmsn_plugins.functional import PMSNCoefficients, PMSNParameters, PMSNState, TCLIFState
+from pmsn_plugins.kernels.calls import TclifOptions, TclifTensors, Wanted
+from pmsn_plugins.kernels.operators import TCLIF
 
 SHAPE = (20, 3, 5)
 
@@ -194,11 +196,11 @@ def test_compositions_with_the_discretisation(tools, cpu_kernels):
 
 def test_forward_mode_names_the_backend_that_has_it(case):
     _, fused, (x, couplings, state) = case
-    with pytest.raises(NotImplementedError, match="forward-mode.*backend='torch'"):
+    with pytest.raises(NotImplementedError, match=r"forward-mode.*backend='torch'"):
         jvp(lambda x: fused(x, couplings, state), (x,), (torch.ones_like(x),))
     with (
         torch.autograd.forward_ad.dual_level(),
-        pytest.raises(NotImplementedError, match="forward-mode.*backend='torch'"),
+        pytest.raises(NotImplementedError, match=r"forward-mode.*backend='torch'"),
     ):
         fused(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)), couplings, state)
 
@@ -218,5 +220,9 @@ def test_second_derivative_names_the_backend_that_has_it(case):
 
 def test_vmap_over_the_threshold_is_refused(tools, cpu_kernels):
     x, b1, b2, _ = tools.tclif_case((5, 2, 3), (), torch.float64, False)
-    with pytest.raises(NotImplementedError, match="threshold.*backend='torch'"):
-        vmap(lambda v: kernels.tclif_sequence(x, b1, b2, v_threshold=v, backend="cpu").spikes)(torch.ones(2).double())
+    options = TclifOptions(1, 6, False, False, False, "triangle", 0.0, 1.0, 0.0, 0.0, 0.5, 1.0, 1.0)
+    wanted = Wanted(False, False, False, "cpu")
+    with pytest.raises(NotImplementedError, match=r"threshold.*backend='torch'"):
+        vmap(lambda v: TCLIF(TclifTensors(x, b1[None], b2[None], theta_tensor=v), options, wanted))(
+            torch.ones(2).double()
+        )
