@@ -6,13 +6,16 @@ operations (``pmsn_plugins.backends()`` says so).
 
 import os
 import platform
+import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 SOURCE = "pmsn_plugins/kernels/csrc/"
+SOURCES = runpy.run_path("pmsn_plugins/kernels/sources.py")
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-g0", "-pthread"]
 FLAGS += ["-Wno-psabi", "-Wno-uninitialized"]  # lanes in the ABI; intrinsics of GCC 12
 
@@ -33,8 +36,9 @@ class BuildKernels(build_ext):
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, extension: Extension) -> None:
-        choice = ["-DPMSN_CHOOSE_AVX"] if "avx2" in INSTRUCTION_SETS else []
-        jobs = [(SOURCE + "cpu_library.cpp", "", choice), (SOURCE + "cpu_pool.cpp", "", [])]
+        library = [f'-DPMSN_SOURCES="{SOURCES["sources_stamp"](Path(SOURCE))}"']
+        library += ["-DPMSN_CHOOSE_AVX"] if "avx2" in INSTRUCTION_SETS else []
+        jobs = [(SOURCE + "cpu_library.cpp", "", library), (SOURCE + "cpu_pool.cpp", "", [])]
         jobs += [
             (SOURCE + "cpu_kernels.cpp", name, [f"-DPMSN_ISA={name}", *flags])
             for name, flags in INSTRUCTION_SETS.items()
@@ -52,13 +56,10 @@ class BuildKernels(build_ext):
         )
 
 
-def headers() -> list[str]:
-    return [SOURCE + name for name in sorted(os.listdir(SOURCE)) if name.endswith(".h")]
-
-
-setup(
-    ext_modules=[]
-    if sys.platform == "win32"
-    else [Extension("pmsn_plugins.kernels._cpu", [SOURCE + "cpu_kernels.cpp"], depends=headers(), optional=True)],
-    cmdclass={"build_ext": BuildKernels},
+kernels = Extension(
+    "pmsn_plugins.kernels._cpu",
+    [SOURCE + "cpu_kernels.cpp"],
+    depends=[str(path) for path in SOURCES["library_sources"](Path(SOURCE))],
+    optional=True,
 )
+setup(ext_modules=[] if sys.platform == "win32" else [kernels], cmdclass={"build_ext": BuildKernels})

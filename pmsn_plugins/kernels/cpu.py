@@ -12,8 +12,10 @@ import torch
 from .arguments import STRUCTURES, fill, head
 from .calls import Call, Geometry
 from .plan import cpu_layout
+from .sources import sources_stamp
 
 _LIBRARY = Path(__file__).with_name("_cpu.so")
+_SOURCES = Path(__file__).with_name("csrc")
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
@@ -24,14 +26,35 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         )
     try:
         library = ctypes.CDLL(str(_LIBRARY))
+        misfit = _declare(library)
     except OSError as error:
         return None, f"the CPU kernels cannot be loaded: {error}"
-    library.pmsn_instruction_set.restype = ctypes.c_char_p
-    for neuron in STRUCTURES:
-        for direction in ("forward", "backward"):
-            getattr(library, f"{neuron}_{direction}").argtypes = (ctypes.c_void_p, ctypes.c_int)
-    library.pmsn_surrogate.argtypes = (ctypes.c_longlong, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p)
+    if misfit:
+        return None, (
+            f"the CPU kernels do not fit the Python beside them ({misfit}); rebuild them: pip install -e . --no-deps "
+            "in a clone, or install pmsn_plugins again"
+        )
     return library, f"fused kernels ({library.pmsn_instruction_set().decode()})"
+
+
+def _declare(library: ctypes.CDLL) -> str | None:
+    """Declare what is called, or say why the library is not the one that belongs to this package."""
+    try:
+        library.pmsn_sources.restype = library.pmsn_instruction_set.restype = ctypes.c_char_p
+        library.pmsn_argument_bytes.argtypes = (ctypes.c_char_p,)
+        library.pmsn_argument_bytes.restype = ctypes.c_longlong
+        for neuron in STRUCTURES:
+            for direction in ("forward", "backward"):
+                getattr(library, f"{neuron}_{direction}").argtypes = (ctypes.c_void_p, ctypes.c_int)
+        library.pmsn_surrogate.argtypes = (ctypes.c_longlong, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p)
+    except AttributeError as error:  # it names the function
+        return str(error)
+    if library.pmsn_sources().decode() != sources_stamp(_SOURCES):
+        return "they were compiled from other sources"
+    for arguments in STRUCTURES.values():
+        if library.pmsn_argument_bytes(arguments.__name__.encode()) != ctypes.sizeof(arguments):
+            return f"{arguments.__name__} has another size there"
+    return None
 
 
 library, reason = _load()

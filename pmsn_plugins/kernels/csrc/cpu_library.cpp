@@ -46,6 +46,15 @@ int64_t real_bytes(const Layout& layout) { return layout.M * (layout.is_double ?
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
+// What Python checks before it calls anything else: the stamp of the sources (see sources.py), and the size of an
+// argument struct, 0 for an unknown one.
+EXPORT const char* pmsn_sources() { return PMSN_SOURCES; }
+EXPORT long long pmsn_argument_bytes(const char* name) {
+    if (std::strcmp(name, "PmsnArgs") == 0) return sizeof(PmsnArgs);
+    if (std::strcmp(name, "TclifArgs") == 0) return sizeof(TclifArgs);
+    return std::strcmp(name, "DiscretizeArgs") == 0 ? sizeof(DiscretizeArgs) : 0;
+}
+
 EXPORT const char* pmsn_instruction_set() { return kernels->instruction_set; }
 
 // For tests: switch to a named set; 0 if this processor has it.
