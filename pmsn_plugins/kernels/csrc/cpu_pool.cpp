@@ -3,8 +3,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <thread>
 
 #include <unistd.h>
@@ -27,23 +29,27 @@ struct Scratch {
     }
 };
 
-thread_local Scratch thread_scratch;
+thread_local Scratch caller_scratch;
 
 struct Job {
-    int64_t items, scratch_bytes;
-    void (*run)(const void*, int64_t, void*);
-    const void* context;
-    std::atomic<int64_t> next{0}, finished{0};
+    const int64_t items, scratch_bytes;
+    void (*const run)(const void*, int64_t, void*);
+    const void* const context;
     std::atomic<int> helpers;  // that may still join
-    std::atomic<bool> failed{false};
+    std::atomic<int64_t> next{0}, finished{0};
+
+    Job(int64_t count, int64_t bytes, void (*function)(const void*, int64_t, void*), const void* argument, int others)
+        : items(count),
+          scratch_bytes(bytes),
+          run(function),
+          context(argument),
+          helpers(others) {}
 
     // Take items until none is left. A thread that comes too late takes none and touches nothing of the caller's.
-    void work() {
+    void work(void* scratch) {
         int64_t item;
         while ((item = next.fetch_add(1)) < items) {
-            void* scratch = thread_scratch.at_least(scratch_bytes);
-            if (scratch) run(context, item, scratch);
-            else failed = true;
+            run(context, item, scratch);
             finished.fetch_add(1, std::memory_order_release);
         }
     }
@@ -51,25 +57,36 @@ struct Job {
 
 class Pool {
 public:
-    void run(const std::shared_ptr<Job>& job, int threads) {
+    void run(const std::shared_ptr<Job>& job, int threads, void* scratch) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            for (; workers_ < threads - 1; ++workers_) std::thread([this] { loop(); }).detach();
+            while (workers_ < threads - 1 && start()) ++workers_;
             job_ = job;
         }
-        job->helpers = threads - 1;
         if (threads == 2) wake_.notify_one();
         else wake_.notify_all();
-        job->work();
+        job->work(scratch);
         while (job->finished.load(std::memory_order_acquire) < job->items) std::this_thread::yield();
         std::lock_guard<std::mutex> lock(mutex_);
         job_.reset();
     }
 
     std::mutex busy;  // one job at a time
+    const pid_t process = getpid();
 
 private:
+    // False where the system gives no more threads, or memory for them.
+    bool start() {
+        try {
+            std::thread([this] { loop(); }).detach();
+        } catch (const std::exception&) {
+            return false;
+        }
+        return true;
+    }
+
     void loop() {
+        Scratch own;
         std::shared_ptr<Job> seen;
         for (;;) {
             {
@@ -77,7 +94,8 @@ private:
                 wake_.wait(lock, [&] { return job_ && job_ != seen; });
                 seen = job_;
             }
-            if (seen->helpers.fetch_sub(1) > 0) seen->work();
+            if (seen->helpers.fetch_sub(1) <= 0) continue;
+            if (void* scratch = own.at_least(seen->scratch_bytes)) seen->work(scratch);
         }
     }
 
@@ -87,37 +105,43 @@ private:
     int workers_ = 0;
 };
 
-// Never destroyed, for its threads live as long as the process. A forked child has none of them and needs its own.
-Pool& pool() {
-    static std::mutex mutex;
-    static Pool* instance = nullptr;
-    static pid_t owner = 0;
-    std::lock_guard<std::mutex> lock(mutex);
-    if (owner != getpid()) {
-        owner = getpid();
-        instance = new Pool;
+// Never destroyed, for its threads live as long as the process. A forked child has none of them, and its copy of a lock
+// may be held by one of them: it needs a pool of its own. Null: memory ran out.
+Pool* pool() {
+    static std::atomic<Pool*> instance{nullptr};
+    Pool* seen = instance.load();
+    if (seen && seen->process == getpid()) return seen;
+    Pool* const fresh = new (std::nothrow) Pool;
+    if (!fresh || instance.compare_exchange_strong(seen, fresh)) return fresh;
+    delete fresh;  // another thread was faster
+    return seen;
+}
+
+// False, with nothing done: there is no memory for it, or another thread's call has the pool.
+bool run_in_pool(int threads, int64_t items, int64_t scratch_bytes, void (*run)(const void*, int64_t, void*),
+                 const void* context, void* scratch) {
+    Pool* const shared = pool();
+    if (!shared) return false;
+    std::unique_lock<std::mutex> lock(shared->busy, std::try_to_lock);
+    if (!lock) return false;
+    std::shared_ptr<Job> job;
+    try {
+        job = std::make_shared<Job>(items, scratch_bytes, run, context, threads - 1);
+    } catch (const std::bad_alloc&) {
+        return false;
     }
-    return *instance;
+    shared->run(job, threads, scratch);
+    return true;
 }
 
 }  // namespace
 
 bool run_in_parallel(int threads, int64_t items, int64_t scratch_bytes, void (*run)(const void*, int64_t, void*),
                      const void* context) {
+    void* const scratch = caller_scratch.at_least(scratch_bytes);
+    if (!scratch) return false;
     if (threads > items) threads = int(items);
-    const auto job = std::make_shared<Job>();
-    job->items = items;
-    job->scratch_bytes = scratch_bytes;
-    job->run = run;
-    job->context = context;
-    if (threads > 1) {
-        Pool& shared = pool();
-        std::unique_lock<std::mutex> lock(shared.busy, std::try_to_lock);
-        if (lock) {
-            shared.run(job, threads);
-            return !job->failed;
-        }
-    }
-    job->work();  // alone, or while another thread's call has the pool
-    return !job->failed;
+    if (threads > 1 && run_in_pool(threads, items, scratch_bytes, run, context, scratch)) return true;
+    for (int64_t item = 0; item < items; ++item) run(context, item, scratch);
+    return true;
 }
