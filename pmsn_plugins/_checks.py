@@ -1,19 +1,67 @@
-"""Argument checks shared by every room: each error names the argument, its value and what is allowed."""
+"""Argument checks shared by every room: each error names the argument, its value and what is allowed.
+
+A wrong type is a TypeError, a wrong value a ValueError.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_INF = float("inf")
 
 
-def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """Raise ValueError unless ``value`` is one of ``allowed``."""
-    allowed = tuple(allowed)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+def shown(value: object) -> str:
+    """A value as an error shows it: of tensors and long values only what they are."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else type(value).__name__
+
+
+def check_type(name: str, value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise TypeError unless ``value`` is of ``kind``, which ``what`` puts into words."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be {what}, got {shown(value)}")
+
+
+def check_items(name: str, values: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise TypeError unless ``values`` is an iterable or the values of a mapping, all of them of ``kind``."""
+    if isinstance(values, str | bytes | Tensor) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be {what}, got {shown(values)}")
+    for value in values.values() if isinstance(values, Mapping) else values:
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {what}, got {shown(value)} among them")
+
+
+def check_module(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a module."""
+    check_type(name, value, nn.Module, "a torch.nn.Module")
+
+
+def check_callable(name: str, value: object, what: str) -> None:
+    """Raise TypeError unless ``value`` can be called; ``what`` says as what."""
+    if not callable(value):
+        raise TypeError(f"{name} must be {what}, got {shown(value)}")
+
+
+def check_path(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` names a file or folder."""
+    check_type(name, value, (str, os.PathLike), "a path")
+
+
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise unless ``value`` is one of ``allowed``."""
+    if not isinstance(value, str) or value not in allowed:
+        error = ValueError if isinstance(value, str) else TypeError
+        raise error(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
 
 
 def check_options(what: str, options: Iterable[str], allowed: Iterable[str]) -> None:
@@ -24,45 +72,125 @@ def check_options(what: str, options: Iterable[str], allowed: Iterable[str]) -> 
             raise ValueError(f"{what} has no option {option!r}; its options are: {', '.join(allowed) or 'none'}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is True or False (also of NumPy).
+
+    The numbers 0 and 1 are refused: where a flag is expected they are more often an argument in the wrong place.
+    """
+    if value is not True and value is not False and not isinstance(value, np.bool_):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
 def check_positive(name: str, value: float | Tensor) -> None:
     """Raise unless ``value`` is a positive finite real number (a scalar tensor counts as one)."""
     if isinstance(value, Tensor):
-        if value.numel() != 1:
+        check_floating(name, value)
+        if value.numel() != 1 or value.ndim > 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
         if torch.compiler.is_compiling() or value.is_cuda:
             return  # reading the value would break the graph or synchronise with the device
         value = value.detach().item()
-    elif isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not 0 < value < float("inf"):
+    elif type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise TypeError(f"{name} must be a real number, got {shown(value)}")
+    if not 0 < value < _INF:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def check_finite(name: str, value: float) -> None:
     """Raise unless ``value`` is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not -float("inf") < value < float("inf"):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
+        raise TypeError(f"{name} must be a real number, got {shown(value)}")
+    if not -_INF < value < _INF:
         raise ValueError(f"{name} must be finite, got {value!r}")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Raise unless ``value`` is a finite real number of at least 0."""
+    check_finite(name, value)
+    if value < 0:
+        raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raise unless ``value`` is a rate of dropout."""
+    check_finite(name, value)
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}")
 
 
 def check_int_at_least(name: str, value: int, least: int) -> None:
     """Raise unless ``value`` is an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
+def check_ints_at_least(name: str, values: Any, least: int) -> None:
+    """Raise unless ``values`` is a series of integers of at least ``least``."""
+    if isinstance(values, str | bytes | Tensor) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a series of integers, got {shown(values)}")
+    for value in values:
+        check_int_at_least(name, value, least)
+
+
+def _is_floating(value: object) -> bool:
+    return (
+        isinstance(value, Tensor) and value.dtype in _FLOATING and value.layout is torch.strided and not value.is_nested
+    )
+
+
 def check_floating(name: str, tensor: Tensor) -> None:
-    """Raise TypeError unless ``tensor`` is a real floating-point tensor."""
+    """Raise TypeError unless ``tensor`` is a dense tensor of real floating-point numbers."""
+    if _is_floating(tensor):
+        return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
+    if tensor.dtype not in _FLOATING:
+        convert = "dequantize()" if tensor.is_quantized else "float()"
         raise TypeError(
             f"{name} must be a real floating-point tensor (float16, bfloat16, float32 or float64), got {tensor.dtype}; "
-            f"convert it first, e.g. {name}.float()"
+            f"convert it first, e.g. {name}.{convert}"
         )
+    kind = "a nested tensor" if tensor.is_nested else f"layout {tensor.layout}"
+    convert = "to_padded_tensor(0.0)" if tensor.is_nested else "to_dense()"
+    raise TypeError(f"{name} must be a dense tensor, got {kind}; convert it first, e.g. {name}.{convert}")
+
+
+def check_floating_dtype(name: str, dtype: object) -> None:
+    """Raise TypeError unless ``dtype`` is one of the dtypes that :func:`check_floating` takes."""
+    if not isinstance(dtype, torch.dtype) or dtype not in _FLOATING:
+        raise TypeError(f"{name} must be one of {', '.join(map(str, _FLOATING))}, got {dtype!r}")
+
+
+def check_device(name: str, device: object) -> None:
+    """Raise unless torch knows ``device``; it need not exist on this machine."""
+    check_type(name, device, (str, torch.device), "a torch.device or its name")
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{name} must be a torch.device or its name, got {device!r} ({error})") from None
+
+
+def check_coefficient(name: str, value: float | Tensor, step: torch.Size) -> None:
+    """Raise unless ``value`` is a finite number, or a real floating-point tensor that broadcasts over one step.
+
+    The values inside a tensor are not looked at: that would break graphs and synchronise with the device.
+    """
+    if not isinstance(value, Tensor):
+        check_finite(name, value)
+        return
+    check_floating(name, value)
+    check_broadcasts(name, value.shape, step)
+
+
+def check_broadcasts(name: str, shape: torch.Size, step: torch.Size) -> None:
+    """Raise ValueError unless a tensor of this shape broadcasts over one step without making it larger."""
+    if shape and (
+        len(shape) > len(step)
+        or any(size not in (1, n) for size, n in zip(reversed(shape), reversed(step), strict=False))
+    ):
+        raise ValueError(f"{name} must broadcast over one step of shape {tuple(step)}, got shape {tuple(shape)}")
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -73,9 +201,21 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+def check_named(name: str, value: object, *kinds: type) -> None:
+    """Raise TypeError unless ``value`` is one of these named tuples.
+
+    A plain tuple of the right tensors is refused: its order would be a guess.
+    """
+    if not isinstance(value, kinds):
+        fields = " or ".join(f"a {kind.__name__}({', '.join(kind._fields)})" for kind in kinds)
+        raise TypeError(f"{name} must be {fields}, got {shown(value)}")
+
+
 def check_state(name: str, state: Tensor, expected: torch.Size | tuple[int, ...]) -> None:
-    """Raise ValueError unless ``state`` has the ``expected`` shape."""
-    if tuple(state.shape) != tuple(expected):
+    """Raise unless ``state`` is a floating-point tensor of the ``expected`` shape."""
+    if not _is_floating(state):
+        check_floating(f"state {name}", state)
+    if state.shape != expected:
         raise ValueError(
             f"state {name} has shape {tuple(state.shape)}, but the input asks for {tuple(expected)}; "
             "reset the state when the batch size or the feature size changes"

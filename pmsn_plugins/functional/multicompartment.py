@@ -24,7 +24,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_floating, check_positive, check_state, compute_dtype
+from .._checks import (
+    check_broadcasts,
+    check_callable,
+    check_coefficient,
+    check_flag,
+    check_floating,
+    check_positive,
+    check_state,
+    compute_dtype,
+    shown,
+)
 from .surrogate import SpikeFunction, spike_function
 
 
@@ -70,18 +80,37 @@ def multicompartment_sequence(
         return_v_seq: also return all membranes after every step.
 
     Raises:
-        TypeError: ``x_seq`` is not real floating point.
-        ValueError: coefficient lengths do not fit n, wrong number of axes, or state of another shape.
+        TypeError: ``x_seq``, the state or another tensor is not dense and real floating point, or an option is of
+            another type.
+        ValueError: coefficient lengths do not fit n, coefficients that are not finite or do not broadcast over one
+            step, wrong number of axes, or state of another shape.
     """
     check_floating("x_seq", x_seq)
     check_positive("v_threshold", v_threshold)
+    check_flag("detach_reset", detach_reset)
+    check_flag("return_v_seq", return_v_seq)
+    if surrogate_function is not None:
+        check_callable("surrogate_function", surrogate_function, "a function of (v_n - v_threshold) or None")
+    coefficients = {"leak": leak, "up": up, "down": down, "gain": gain, "reset": reset}
+    for name, value in coefficients.items():
+        if not (isinstance(value, tuple | list) or (isinstance(value, Tensor) and value.ndim > 0)):
+            raise TypeError(f"{name} must be a series of numbers or tensors, got {shown(value)}")
     n = len(leak)
     for name, value, length in (("up", up, n - 1), ("down", down, n - 1), ("gain", gain, n), ("reset", reset, n - 1)):
         if n < 1 or len(value) != length:
             raise ValueError(f"{name} must have {length} entries for the {n} compartments of leak, got {len(value)}")
     if x_seq.ndim < 2 or x_seq.shape[0] == 0:
         raise ValueError(f"x_seq must be [T, N, *] with at least one time step, got shape {tuple(x_seq.shape)}")
-    tensors = (c for group in (leak, up, down, gain, reset) for c in group if isinstance(c, Tensor))
+    tensors: list[Tensor] = []
+    for name, group in coefficients.items():
+        if isinstance(group, Tensor):
+            check_floating(name, group)
+            check_broadcasts(name, group.shape[1:], x_seq.shape[1:])
+            tensors.append(group)
+            continue
+        for value in group:
+            check_coefficient(name, value, x_seq.shape[1:])
+        tensors += [value for value in group if isinstance(value, Tensor)]
     x_all = x_seq.to(compute_dtype(x_seq, *tensors))
     if state is None:
         state = torch.zeros((n, *x_all.shape[1:]), dtype=x_all.dtype, device=x_all.device)

@@ -24,7 +24,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._checks import check_choice, check_floating, check_positive, check_state, compute_dtype
+from .._checks import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_floating,
+    check_floating_dtype,
+    check_int_at_least,
+    check_named,
+    check_positive,
+    check_state,
+    check_type,
+    compute_dtype,
+)
 from .pmsn_init import PMSNParameters
 from .surrogate import SpikeFunction, spike_function
 
@@ -103,12 +115,27 @@ def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
 
 
 def pmsn_impulse_response(coefficients: PMSNCoefficients, T: int) -> Tensor:
-    """Response of the output current to a unit impulse at t = 0: ``Re(sum_j K_j A_j^t) + D [t = 0]``, shape [C, T]."""
+    """Response of the output current to a unit impulse at t = 0: ``Re(sum_j K_j A_j^t) + D [t = 0]``, shape [C, T].
+
+    Raises:
+        TypeError: ``coefficients`` are no PMSNCoefficients, or T is not an integer.
+        ValueError: shapes do not agree, or T < 1.
+    """
+    check_int_at_least("T", T, 1)
+    check_pmsn_coefficients(coefficients)
     return _impulse_response(coefficients, *_powers(coefficients, T))
 
 
 def pmsn_initial_state(x: Tensor, k: int, dtype: torch.dtype = torch.float32) -> PMSNState:
-    """The zero state for one step ``x`` of shape [N, C, *] and k hidden compartments."""
+    """The zero state for one step ``x`` of shape [N, C, *] and k hidden compartments.
+
+    Raises:
+        TypeError: ``x`` is no tensor, ``k`` no integer, or ``dtype`` no real floating-point dtype.
+        ValueError: k < 1.
+    """
+    check_type("x", x, Tensor, "a torch.Tensor")
+    check_int_at_least("k", k, 1)
+    check_floating_dtype("dtype", dtype)
     v = torch.zeros(x.shape, dtype=dtype, device=x.device)
     return PMSNState(v, v.new_zeros((k, *x.shape)), v.new_zeros((k, *x.shape)))
 
@@ -178,11 +205,24 @@ def pmsn_sequence(
             sequence.
 
     Raises:
-        TypeError: ``x_seq`` is not real floating point.
-        ValueError: wrong number of axes or channels, state of another shape, or an option outside its allowed values.
+        TypeError: ``x_seq``, the coefficients, the state or a tensor threshold are not dense and real floating point,
+            ``coefficients`` or ``state`` are not the named tuples above, or an option is of another type.
+        ValueError: wrong number of axes or channels, coefficients or state of another shape, or an option outside its
+            allowed values.
     """
     check_choice("method", method, METHODS)
-    dtype = check_pmsn_inputs(x_seq, coefficients, state, v_threshold, reset_mode, context)
+    dtype = check_pmsn_inputs(
+        x_seq,
+        coefficients,
+        state,
+        v_threshold,
+        reset_mode,
+        context,
+        surrogate_function=surrogate_function,
+        burst=burst,
+        return_v_seq=return_v_seq,
+        return_state=return_state,
+    )
     if isinstance(coefficients, PMSNParameters):
         coefficients = discretize(coefficients)
     x = x_seq.to(dtype)
@@ -193,7 +233,9 @@ def pmsn_sequence(
         state = PMSNState(*(s.to(dtype) for s in state))
     if context == "global":
         x = x.mean(0, keepdim=True).expand_as(x)
-    if method == "auto":
+    if x.numel() == 0:
+        method = "recurrence"  # there is no FFT of nothing
+    elif method == "auto":
         method = "recurrence" if len(x) == 1 else "chunked"
     # a matrix product under autocast would silently drop to half precision
     with torch.autocast(x.device.type, enabled=False):
@@ -211,15 +253,27 @@ def pmsn_sequence(
 
 def check_pmsn_parameters(parameters: PMSNParameters) -> None:
     """Raise what :func:`discretize` raises."""
-    for name, value in zip(PMSNParameters._fields, parameters, strict=True):
+    check_named("parameters", parameters, PMSNParameters)
+    _check_per_channel(parameters, "log_decay", ("log_dt", "D"))
+
+
+def check_pmsn_coefficients(coefficients: PMSNCoefficients) -> None:
+    """Raise unless these are coefficients whose shapes agree."""
+    check_named("coefficients", coefficients, PMSNCoefficients)
+    _check_per_channel(coefficients, "E_real", ("D",))
+
+
+def _check_per_channel(values: PMSNParameters | PMSNCoefficients, modes: str, vectors: tuple[str, ...]) -> None:
+    """Every field must have the shape [C, k] of the field ``modes``, those in ``vectors`` the shape [C]."""
+    for name, value in zip(values._fields, values, strict=True):
         check_floating(name, value)
-    log_decay = parameters.log_decay
-    if log_decay.ndim != 2:
-        raise ValueError(f"log_decay must have shape [C, k], got {tuple(log_decay.shape)}")
-    for name, value in zip(PMSNParameters._fields, parameters, strict=True):
-        expected = log_decay.shape[:1] if name in ("log_dt", "D") else log_decay.shape
+    shape = getattr(values, modes).shape
+    if len(shape) != 2:
+        raise ValueError(f"{modes} must have shape [C, k], got {tuple(shape)}")
+    for name, value in zip(values._fields, values, strict=True):
+        expected = shape[:1] if name in vectors else shape
         if value.shape != expected:
-            raise ValueError(f"{name} must have shape {tuple(expected)} like log_decay's, got {tuple(value.shape)}")
+            raise ValueError(f"{name} must have shape {tuple(expected)} like {modes}'s, got {tuple(value.shape)}")
 
 
 def check_pmsn_inputs(
@@ -229,20 +283,33 @@ def check_pmsn_inputs(
     v_threshold: float | Tensor,
     reset_mode: str,
     context: str,
+    *,
+    surrogate_function: SpikeFunction | None = None,
+    **flags: bool,
 ) -> torch.dtype:
     """Raise what :func:`pmsn_sequence` raises; returns the dtype it computes in."""
     check_floating("x_seq", x_seq)
     check_positive("v_threshold", v_threshold)
     check_choice("reset_mode", reset_mode, RESET_MODES)
     check_choice("context", context, CONTEXTS)
+    for name, value in flags.items():
+        check_flag(name, value)
+    if surrogate_function is not None:
+        check_callable("surrogate_function", surrogate_function, "a function of (u - v_threshold) or None")
     if isinstance(coefficients, PMSNParameters):
         check_pmsn_parameters(coefficients)
+    elif isinstance(coefficients, PMSNCoefficients):
+        check_pmsn_coefficients(coefficients)
+    else:
+        check_named("coefficients", coefficients, PMSNCoefficients, PMSNParameters)
     channels, k = coefficients[1].shape  # log_decay or E_imag
     check_sequence_shape(x_seq, channels)
     if state is not None:
-        check_state("v", state.v, x_seq.shape[1:])
-        check_state("h_real", state.h_real, (k, *x_seq.shape[1:]))
-        check_state("h_imag", state.h_imag, (k, *x_seq.shape[1:]))
+        check_named("state", state, PMSNState)
+        step = x_seq.shape[1:]
+        check_state("v", state.v, step)
+        check_state("h_real", state.h_real, (k, *step))
+        check_state("h_imag", state.h_imag, (k, *step))
     return compute_dtype(x_seq, coefficients.D)
 
 
@@ -347,7 +414,7 @@ def _hidden_chunked(x, c, h_real, h_imag):
 def _hidden_fft(x, c, h_real, h_imag):
     """One FFT convolution over the whole sequence (the authors' way, the baseline of the benchmark)."""
     T, tail = len(x), (1,) * (x.ndim - 3)
-    response = pmsn_impulse_response(c, T).mT.reshape(T, 1, len(c.D), *tail)
+    response = _impulse_response(c, *_powers(c, T)).mT.reshape(T, 1, len(c.D), *tail)
     current = torch.fft.irfft(torch.fft.rfft(x, 2 * T, 0) * torch.fft.rfft(response, 2 * T, 0), 2 * T, 0)[:T]
     powers_real, powers_imag = _powers(c, T + 1)
     current = current + torch.einsum("ckt,knc...->tnc...", powers_real[..., 1:], h_real)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_int_at_least
+from .._checks import check_choice, check_device, check_floating_dtype, check_int_at_least, check_type
 
 
 class PMSNParameters(NamedTuple):
@@ -96,9 +96,15 @@ def pmsn_initial_parameters(
         generator: source of randomness for ``log_dt`` and ``D``; the rest is deterministic.
 
     Raises:
-        ValueError: channels < 1, n_compartments < 2, or unknown preset.
+        TypeError: ``generator``, ``dtype`` or another argument is of another type.
+        ValueError: channels < 1, n_compartments < 2, unknown preset or device.
     """
     check_int_at_least("channels", channels, 1)
+    if generator is not None:
+        check_type("generator", generator, torch.Generator, "a torch.Generator or None")
+    check_floating_dtype("dtype", dtype)
+    if device is not None:
+        check_device("device", device)
     lam, B, R = hidden_modes(n_compartments, preset)
     low, high = (math.log(bound) for bound in PRESETS[preset].dt_range)
     log_dt = low + (high - low) * torch.rand(channels, generator=generator)

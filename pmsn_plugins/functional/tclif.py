@@ -20,7 +20,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_floating, check_positive, check_state, compute_dtype
+from .._checks import (
+    check_callable,
+    check_choice,
+    check_coefficient,
+    check_flag,
+    check_floating,
+    check_floating_dtype,
+    check_named,
+    check_positive,
+    check_state,
+    check_type,
+    compute_dtype,
+    shown,
+)
 from .surrogate import SpikeFunction, spike_function
 
 SOMA_FEEDBACK = ("post_reset", "pre_reset")
@@ -47,7 +60,13 @@ class TCLIFOutput(NamedTuple):
 
 
 def tclif_initial_state(x: Tensor, dtype: torch.dtype = torch.float32) -> TCLIFState:
-    """The zero state for one step ``x`` of shape [N, *]."""
+    """The zero state for one step ``x`` of shape [N, *].
+
+    Raises:
+        TypeError: ``x`` is no tensor, or ``dtype`` no real floating-point dtype.
+    """
+    check_type("x", x, Tensor, "a torch.Tensor")
+    check_floating_dtype("dtype", dtype)
     v = torch.zeros(x.shape, dtype=dtype, device=x.device)
     return TCLIFState(v, v.clone())
 
@@ -107,20 +126,35 @@ def tclif_sequence(
         b1, b2: couplings soma -> dendrite and dendrite -> soma; numbers or tensors that broadcast over one step
             (e.g. [C, 1, 1] for [N, C, H, W]). The paper needs b1 < 0 < b2; other signs are allowed for analysis.
         state: state after the previous chunk, or None to start from zero.
-        gamma: reset of the dendrite.
+        gamma: reset of the dendrite; a number or a tensor like the couplings.
         v_threshold: firing threshold and reset of the soma, above 0.
         surrogate_function: maps ``U_S - v_threshold`` to spikes; default :func:`triangle`, the paper's one.
         soma_feedback: ``'post_reset'`` or ``'pre_reset'``, see above.
         detach_reset: let no gradient flow through the two reset terms.
-        leak: (a1, a2), 1 in the paper.
+        leak: (a1, a2), 1 in the paper; numbers or tensors like the couplings.
         return_v_seq: also return the soma of every step, as in the state.
         return_state: False leaves out the final state (None).
 
     Raises:
-        TypeError: ``x_seq`` is not real floating point.
-        ValueError: no batch axis, state of another shape, or an option outside its allowed values.
+        TypeError: ``x_seq``, the state or another tensor is not dense and real floating point, ``state`` is no
+            TCLIFState, or an option is of another type.
+        ValueError: no batch axis, state of another shape, couplings that do not broadcast over one step, or an option
+            outside its allowed values.
     """
-    dtype = check_tclif_inputs(x_seq, b1, b2, state, v_threshold, soma_feedback)
+    dtype = check_tclif_inputs(
+        x_seq,
+        b1,
+        b2,
+        state,
+        v_threshold,
+        soma_feedback,
+        gamma=gamma,
+        leak=leak,
+        surrogate_function=surrogate_function,
+        detach_reset=detach_reset,
+        return_v_seq=return_v_seq,
+        return_state=return_state,
+    )
     v, v_dendrite = tclif_initial_state(x_seq[0], dtype) if state is None else (s.to(dtype) for s in state)
     surrogate_function = spike_function(surrogate_function)
     pre_reset = soma_feedback == "pre_reset"
@@ -156,14 +190,32 @@ def check_tclif_inputs(
     state: TCLIFState | None,
     v_threshold: float | Tensor,
     soma_feedback: str,
+    *,
+    gamma: float | Tensor = 0.5,
+    leak: tuple[float, float] = (1.0, 1.0),
+    surrogate_function: SpikeFunction | None = None,
+    **flags: bool,
 ) -> torch.dtype:
     """Raise what :func:`tclif_sequence` raises; returns the dtype it computes in."""
     check_floating("x_seq", x_seq)
     check_positive("v_threshold", v_threshold)
     check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
+    for name, value in flags.items():
+        check_flag(name, value)
+    if surrogate_function is not None:
+        check_callable("surrogate_function", surrogate_function, "a function of (U_S - v_threshold) or None")
     if x_seq.ndim < 2 or x_seq.shape[0] == 0:
         raise ValueError(f"x_seq must be [T, N, *] with at least one time step, got shape {tuple(x_seq.shape)}")
+    step = x_seq.shape[1:]
+    check_coefficient("b1", b1, step)
+    check_coefficient("b2", b2, step)
+    check_coefficient("gamma", gamma, step)
+    if not (isinstance(leak, tuple | list) and len(leak) == 2):
+        raise TypeError(f"leak must be two numbers (a1, a2), got {shown(leak)}")
+    for value in leak:
+        check_coefficient("leak", value, step)
     if state is not None:
+        check_named("state", state, TCLIFState)
         for name, value in zip(TCLIFState._fields, state, strict=True):
-            check_state(name, value, x_seq.shape[1:])
+            check_state(name, value, step)
     return compute_dtype(x_seq, *(b for b in (b1, b2) if isinstance(b, Tensor)))

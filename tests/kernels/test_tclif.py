@@ -89,6 +89,6 @@ def test_numbers_as_couplings(tools, cpu_kernels):
     assert torch.equal(kernels.tclif_sequence(x, -0.5, 0.5, backend="cpu").spikes, expected.spikes)
 
 
-def test_couplings_that_do_not_broadcast_raise_the_reference_error(cpu_kernels):
-    with pytest.raises(RuntimeError, match="size"):
+def test_couplings_that_do_not_broadcast_are_named(cpu_kernels):
+    with pytest.raises(ValueError, match="b1 must broadcast over one step"):
         kernels.tclif_sequence(torch.randn(4, 2, 3), torch.randn(5), torch.randn(5), backend="cpu")
