@@ -208,7 +208,8 @@ def check_named(name: str, value: object, *kinds: type) -> None:
     """
     if not isinstance(value, kinds):
         fields = " or ".join(f"a {kind.__name__}({', '.join(kind._fields)})" for kind in kinds)
-        raise TypeError(f"{name} must be {fields}, got {shown(value)}")
+        remedy = f"; {kinds[0].__name__}(*{name}) makes one" if type(value) in (tuple, list) and len(kinds) == 1 else ""
+        raise TypeError(f"{name} must be {fields}, got {shown(value)}{remedy}")
 
 
 def check_state(name: str, state: Tensor, expected: torch.Size | tuple[int, ...]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_int_at_least, check_positive
+from ._checks import check_finite, check_int_at_least, check_module, check_not_negative, check_positive, shown
 from .functional import PMSNCoefficients, PMSNParameters, pmsn_initial_parameters
 from .kernels import discretize
 
@@ -25,10 +25,13 @@ def param_groups(module: nn.Module, lr: float, neuron_lr: float, weight_decay: f
         ``torch.optim.AdamW(param_groups(net, lr=1e-2, neuron_lr=1e-3, weight_decay=0.01))``
 
     Raises:
-        ValueError: a rate is not above 0.
+        TypeError: ``module`` is no module, or a rate no number.
+        ValueError: a rate is not above 0, or ``weight_decay`` below 0; or one of them is not finite.
     """
+    check_module("module", module)
     check_positive("lr", lr)
     check_positive("neuron_lr", neuron_lr)
+    check_not_negative("weight_decay", weight_decay)
     scale_of: dict[int, float] = {}
     for child in module.modules():
         for name, scale in getattr(child, "neuron_lr_scale", {}).items():
@@ -111,10 +114,14 @@ class TCLIFParametersMixin(NeuronParameters):
     neuron_lr_scale: ClassVar[dict[str, float]] = {"c1": 1.0, "c2": 1.0}
 
     def _create_parameters(self, beta: Iterable[float], channels: int | None) -> None:
-        try:
-            b1, b2 = (float(b) for b in beta)
-        except (TypeError, ValueError):
-            raise ValueError(f"beta must be two numbers (b1, b2), got {beta!r}") from None
+        if isinstance(beta, str) or not isinstance(beta, Iterable):
+            raise TypeError(f"beta must be two numbers (b1, b2), got {shown(beta)}")
+        beta = tuple(beta)
+        if len(beta) != 2:
+            raise ValueError(f"beta must be two numbers (b1, b2), got {shown(beta)}")
+        for b in beta:
+            check_finite("beta", b)
+        b1, b2 = map(float, beta)
         if not (-1.0 < b1 < 0.0 < b2 < 1.0):
             raise ValueError(f"beta must be (b1, b2) with b1 in (-1, 0) and b2 in (0, 1), got ({b1}, {b2})")
         if channels is not None:

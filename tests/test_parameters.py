@@ -45,9 +45,47 @@ def test_frozen_parameters_are_left_out():
     assert all(p is not net.freq for g in param_groups(net, 1e-2, 1e-3) for p in g["params"])
 
 
-def test_param_groups_refuses_rates_that_do_not_learn():
-    with pytest.raises(ValueError, match="neuron_lr must be a finite number above 0, got 0"):
-        param_groups(PMSN(), lr=1e-2, neuron_lr=0)
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        (name, value, error, message)
+        for name in ("lr", "neuron_lr")
+        for value, error, message in [
+            (0, ValueError, "must be a finite number above 0, got 0"),
+            (-1.0, ValueError, "must be a finite number above 0, got -1.0"),
+            (float("nan"), ValueError, "must be a finite number above 0, got nan"),
+            (float("inf"), ValueError, "must be a finite number above 0, got inf"),
+            ("1e-3", TypeError, "must be a real number, got '1e-3'"),
+            (None, TypeError, "must be a real number, got None"),
+            (True, TypeError, "must be a real number, got True"),
+            (torch.tensor(1), TypeError, "must be a real floating-point tensor"),
+            (torch.ones(2), ValueError, "must be one number"),
+        ]
+    ]
+    + [
+        ("weight_decay", float("nan"), ValueError, "must be finite, got nan"),
+        ("weight_decay", -1, ValueError, "must be a finite number, 0 or more, got -1"),
+        ("weight_decay", float("inf"), ValueError, "must be finite, got inf"),
+        ("weight_decay", "0", TypeError, "must be a real number, got '0'"),
+        ("weight_decay", None, TypeError, "must be a real number, got None"),
+        ("module", None, TypeError, "must be a torch.nn.Module, got None"),
+        ("module", [], TypeError, r"must be a torch.nn.Module, got \[\]"),
+    ],
+)
+def test_param_groups_that_make_no_sense(name, value, error, message):
+    arguments = {"module": PMSN(), "lr": 1e-2, "neuron_lr": 1e-3, name: value}
+    with pytest.raises(error, match=f"{name} {message}"):
+        param_groups(**arguments)
+    if name != "module":
+        neuron = arguments.pop("module")
+        with pytest.raises(error, match=f"{name} {message}"):
+            neuron.param_groups(**arguments)
+
+
+def test_a_learning_rate_may_be_a_tensor():
+    """Optimisers take one, so that a captured graph can change it."""
+    groups = param_groups(PMSN(), lr=torch.tensor(0.5), neuron_lr=torch.tensor(0.25))
+    assert {float(group["lr"]) for group in groups} == {0.5, 0.25, 2.5}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -91,8 +129,16 @@ def test_couplings_return_beta(channels):
 
 
 @pytest.mark.parametrize(
-    "beta", [(0.5, 0.5), (-0.5, -0.5), (-1.0, 0.5), (-0.5, 1.0), (-0.5, float("nan")), (0.5,), 0.5]
+    "beta", [(0.5, 0.5), (-0.5, -0.5), (-1.0, 0.5), (-0.5, 1.0), (-0.5, float("nan")), (0.5,), (-0.5, 0.5, 0.5), []]
 )
 def test_beta_outside_the_second_quadrant(beta):
     with pytest.raises(ValueError, match="beta must be"):
+        TCLIF(beta=beta)
+
+
+@pytest.mark.parametrize(
+    "beta", [("-0.5", "0.5"), "12", 0.5, None, (None, 0.5), (True, 0.5), (-0.5, 1j), [[-0.5], 0.5]]
+)
+def test_beta_that_is_no_pair_of_numbers(beta):
+    with pytest.raises(TypeError, match=r"beta must be (two numbers \(b1, b2\)|a real number), got"):
         TCLIF(beta=beta)

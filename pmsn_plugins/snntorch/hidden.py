@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import snntorch as snn
 from torch import nn
 
+from .._checks import check_module
 from .layer import MultiCompartmentLayer
 
 
@@ -19,6 +20,7 @@ def reset(net: nn.Module) -> None:
 
     Unlike ``snntorch.utils.reset`` it looks at all depths and touches no layer outside ``net``.
     """
+    check_module("net", net)
     for layer in _spiking_layers(net):
         if hasattr(layer, "reset_mem"):  # snnTorch's time-parallel layers keep no state
             layer.reset_mem()

@@ -9,7 +9,7 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from .._checks import check_floating, check_positive
+from .._checks import check_finite, check_flag, check_floating, check_positive, check_state
 from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
 from ..kernels import check_backend
@@ -50,16 +50,29 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
         self._reset_cases(reset_mechanism)
         if spike_grad is not None and not callable(spike_grad):
             raise TypeError(f"spike_grad must be a function of (u - threshold) or None, got {spike_grad!r}")
+        for name, flag in (
+            ("surrogate_disable", surrogate_disable),
+            ("init_hidden", init_hidden),
+            ("inhibition", inhibition),
+            ("learn_threshold", learn_threshold),
+            ("output", output),
+            ("learn_graded_spikes_factor", learn_graded_spikes_factor),
+        ):
+            check_flag(name, flag)
         if inhibition:
             raise ValueError(
                 "inhibition must be False: a spike removed by its neighbours would already have reset its neuron. "
                 "Take the winner from the spikes or membranes that the layer returns"
             )
-        if state_quant:
+        if state_quant is not False:
             raise ValueError(
                 "state_quant must be False: the compartments are kept in float32 or wider, because rounding them at "
                 "every step breaks their dynamics. Quantise the weights or the input current instead"
             )
+        if isinstance(graded_spikes_factor, Tensor):
+            check_floating("graded_spikes_factor", graded_spikes_factor)
+        else:
+            check_finite("graded_spikes_factor", graded_spikes_factor)
         factor = torch.as_tensor(graded_spikes_factor)
         if factor.ndim and tuple(factor.shape) != (channels,):
             raise ValueError(
@@ -67,7 +80,7 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
                 f"got shape {tuple(factor.shape)}"
             )
         if not factor.isfinite().all():
-            raise ValueError(f"graded_spikes_factor must be finite, got {graded_spikes_factor!r}")
+            raise ValueError("graded_spikes_factor must be finite, got NaN or infinite values")
 
         # not super(): between this class and SpikingNeuron stands Synaptic when the layer is a TCLIF
         snn.SpikingNeuron.__init__(
@@ -162,14 +175,18 @@ def check_step(x: Tensor, channels: int | None) -> None:
         )
 
 
-def fit_state(state: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Zeros of ``shape`` if ``state`` stands for the initial state, else ``state`` (whose shape may be wrong).
+def fit_state(name: str, state: Tensor, shape: torch.Size | tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros of ``shape`` if ``state`` stands for the initial state, else ``state``, which must have that shape.
 
     The initial state is an empty tensor, or zeros of any shape: that is what snnTorch's own resets leave behind.
     """
-    if tuple(state.shape) != tuple(shape) and (state.numel() == 0 or not state.any()):
-        return like.new_zeros(shape)
-    return state
+    if not isinstance(state, Tensor):
+        check_floating(f"state {name}", state)
+    if state.shape == shape:
+        return state
+    if state.numel() and state.any():
+        check_state(name, state, shape)
+    return like.new_zeros(shape)
 
 
 def _as_floating(value: float | Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import kernels
-from .._checks import check_choice, check_floating
+from .._checks import check_choice, check_flag, check_floating, check_named
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
 from ..functional.surrogate import SpikeFunction
 from ..parameters import PMSNParametersMixin
@@ -68,7 +68,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         inhibition, state_quant, reset_mechanism: snnTorch's; only their defaults make sense for this neuron.
 
     Raises:
-        TypeError: ``x`` is not real floating point; a state is no PMSNState, or passed where the layer keeps its own.
+        TypeError: ``x`` is not dense and real floating point; a flag is not a bool, or an option of another wrong type;
+            a state is no PMSNState, or passed where the layer keeps its own.
         ValueError: an option outside its allowed values, or options that exclude each other; wrong number of axes or
             channels; a state of another shape (the batch changed without a reset).
     """
@@ -105,6 +106,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         check_choice("reset_mode", reset_mode, RESET_MODES)
         check_choice("context", context, CONTEXTS)
         check_choice("step_mode", step_mode, STEP_MODES)
+        for name, flag in (("burst", burst), ("init_hidden", init_hidden), ("surrogate_disable", surrogate_disable)):
+            check_flag(name, flag)
         if context == "global" and (init_hidden or step_mode == "s"):
             raise ValueError(
                 "context='global' averages over the whole sequence and cannot run in chunks or steps: "
@@ -179,8 +182,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
             if state is not None:
                 raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
             state = self._kept_state()
-        elif state is not None and not (isinstance(state, tuple) and len(state) == len(PMSNState._fields)):
-            raise TypeError(f"state must be the PMSNState that step or reset_mem returned, got {type(state).__name__}")
+        elif state is not None:
+            check_named("state", state, PMSNState)
         check_step(x, self.channels)
         spk, state = kernels.pmsn_step(
             x,
@@ -207,7 +210,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
     def _fitted(self, state: PMSNState, step_shape: tuple[int, ...], x: Tensor) -> PMSNState:
         hidden_shape = (self.n_compartments - 1, *step_shape)
         shapes = (step_shape, hidden_shape, hidden_shape)
-        return PMSNState(*(fit_state(s, shape, x) for s, shape in zip(state, shapes, strict=True)))
+        return PMSNState(*(fit_state(*named, x) for named in zip(PMSNState._fields, state, shapes, strict=True)))
 
     def extra_repr(self) -> str:
         """Shown when the layer is printed."""

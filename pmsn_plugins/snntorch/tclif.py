@@ -8,7 +8,7 @@ import snntorch as snn
 from torch import Tensor
 
 from .. import kernels
-from .._checks import check_choice, check_finite
+from .._checks import check_choice, check_finite, check_flag
 from ..functional import SOMA_FEEDBACK, TCLIFState
 from ..functional.surrogate import SpikeFunction
 from ..parameters import TCLIFParametersMixin
@@ -59,7 +59,8 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         inhibition, state_quant, reset_mechanism: snnTorch's; only their defaults make sense for this neuron.
 
     Raises:
-        TypeError: ``x`` is not real floating point, or states are passed while ``init_hidden=True``.
+        TypeError: ``x`` is not dense and real floating point; a flag is not a bool, or an option of another wrong type;
+            a state is no tensor, or passed while ``init_hidden=True``.
         ValueError: an option outside its allowed values; wrong number of channels; a state of another shape (the batch
             changed without a reset).
     """
@@ -92,6 +93,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
     ) -> None:
         check_finite("gamma", gamma)
         check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
+        check_flag("detach_reset", detach_reset)
         super().__init__(
             lambda: self._create_parameters(beta, channels),
             channels=channels,
@@ -119,8 +121,8 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         if self.init_hidden and (dend is not None or mem is not None):
             raise TypeError("dend and mem must not be passed while init_hidden=True: the layer keeps them")
         check_step(x, self.channels)
-        dend = fit_state(self.syn if dend is None else dend, x.shape, x)
-        mem = fit_state(self.mem if mem is None else mem, x.shape, x)
+        dend = fit_state("dend", self.syn if dend is None else dend, x.shape, x)
+        mem = fit_state("mem", self.mem if mem is None else mem, x.shape, x)
         if x.ndim == 0:
             # clone: snnTorch detaches states in place, which a view refuses
             spk, self.syn, self.mem = (out[0].clone() for out in self._step(x[None], dend[None], mem[None]))

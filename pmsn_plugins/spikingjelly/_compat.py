@@ -14,7 +14,7 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
-from .._checks import check_choice, check_floating, check_positive, compute_dtype
+from .._checks import check_choice, check_finite, check_flag, check_floating, check_positive, compute_dtype
 from ..kernels import BACKENDS, check_backend
 
 States = tuple[Tensor, ...]
@@ -54,11 +54,14 @@ class StatefulNode(neuron.BaseNode):
         keep_state: bool = True,
     ) -> None:
         check_positive("v_threshold", v_threshold)
+        check_flag("detach_reset", detach_reset)
+        check_flag("store_v_seq", store_v_seq)
+        check_flag("keep_state", keep_state)
         super().__init__(
             v_threshold=float(v_threshold),
             v_reset=None,
             surrogate_function=surrogate_function,
-            detach_reset=detach_reset,
+            detach_reset=bool(detach_reset),  # SpikingJelly takes no bool of NumPy
             step_mode=step_mode,
             store_v_seq=store_v_seq,
         )
@@ -165,7 +168,7 @@ class StatefulNode(neuron.BaseNode):
                 "keep_state=False has no state to go on from in step_mode='s': use keep_state=True, or "
                 "functional.set_step_mode(net, 'm')"
             )
-        if all(not isinstance(value, Tensor) and value == 0.0 for value in states):
+        if all(isinstance(value, (float, int)) and value == 0.0 for value in states):
             return None
         if not self.keep_state:
             names = " or ".join((", ".join(self.state_names[:-1]), self.state_names[-1]))
@@ -174,6 +177,7 @@ class StatefulNode(neuron.BaseNode):
         ready = []
         for name, value, shape in zip(self.state_names, states, self._state_shapes(step_shape), strict=True):
             if not isinstance(value, Tensor):
+                check_finite(f"state {name}", value)
                 value = torch.full(shape, value, dtype=compute_dtype(x), device=x.device)
             elif value.shape != shape:
                 raise ValueError(
@@ -181,6 +185,8 @@ class StatefulNode(neuron.BaseNode):
                     f"{tuple(x.shape)} asks for {tuple(shape)}; call functional.reset_net(net) before the batch or "
                     "feature size changes"
                 )
+            elif not value.is_floating_point():
+                check_floating(f"state {name}", value)
             ready.append(value)
         return tuple(ready)
 

@@ -48,7 +48,8 @@ class MultiCompartmentNode(NeuronParameters, StatefulNode):
     [N, *] and the others ``v_hidden`` [n - 1, N, *], float32 or wider.
 
     Raises:
-        TypeError: n_compartments is not an integer, or the input is not real floating point.
+        TypeError: n_compartments is not an integer, a coefficient not a number, a flag not a bool, or the input is not
+            dense and real floating point.
         ValueError: an argument is outside its allowed values or has the wrong length; the input does not fit the state.
     """
 

@@ -10,7 +10,7 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from .. import kernels
-from .._checks import check_choice
+from .._checks import check_choice, check_flag
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
 from ..parameters import PMSNParametersMixin
 from ._compat import StatefulNode, States, StepOperations
@@ -52,7 +52,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
     [k, N, C, *], float32 or wider.
 
     Raises:
-        TypeError: channels or n_compartments is not an integer, or the input is not real floating point.
+        TypeError: channels or n_compartments is not an integer, a flag not a bool, or the input is not dense and real
+            floating point.
         ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
     """
 
@@ -74,6 +75,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
     ) -> None:
         check_choice("reset_mode", reset_mode, RESET_MODES)
         check_choice("context", context, CONTEXTS)
+        check_flag("burst", burst)
         super().__init__(
             hidden_states=("h_real", "h_imag"),
             v_threshold=v_threshold,

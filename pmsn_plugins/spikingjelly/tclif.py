@@ -47,7 +47,8 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
     after the resets with ``soma_feedback='post_reset'``, before them with ``'pre_reset'``.
 
     Raises:
-        TypeError: channels is not an integer, or the input is not real floating point.
+        TypeError: channels is not an integer, beta not two numbers, a flag not a bool, or the input is not dense and
+            real floating point.
         ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
     """
 

@@ -1,9 +1,13 @@
 """Bad input: an error that names the argument and what is allowed, and nothing is changed."""
 
+from functools import partial
+
+import numpy as np
 import pytest
+import snntorch as snn
 import torch
 
-from pmsn_plugins.snntorch import PMSN, TCLIF
+from pmsn_plugins.snntorch import PMSN, TCLIF, reset
 
 C = 4
 
@@ -35,8 +39,9 @@ C = 4
         (lambda: PMSN(C, burst=True, spike_grad=torch.relu), ValueError, "burst=True has its own gradient"),
         (lambda: TCLIF(beta=(0.5, 0.5)), ValueError, r"b1 in \(-1, 0\) and b2 in \(0, 1\), got \(0.5, 0.5\)"),
         (lambda: TCLIF(beta=(-0.5, 1.0)), ValueError, r"b1 in \(-1, 0\) and b2 in \(0, 1\)"),
-        (lambda: TCLIF(beta=0.9), ValueError, r"beta must be two numbers \(b1, b2\), got 0.9"),
+        (lambda: TCLIF(beta=0.9), TypeError, r"beta must be two numbers \(b1, b2\), got 0.9"),
         (lambda: TCLIF(gamma=float("nan")), ValueError, "gamma must be finite, got nan"),
+        (lambda: TCLIF(beta=("-0.5", "0.5")), TypeError, "beta must be a real number, got '-0.5'"),
         (lambda: TCLIF(gamma="0.5"), TypeError, "gamma must be a real number, got '0.5'"),
         (lambda: TCLIF(threshold=0), ValueError, "threshold must be a finite number above 0, got 0"),
         (lambda: TCLIF(threshold=torch.ones(C), channels=C), ValueError, "threshold must be one number"),
@@ -52,6 +57,82 @@ C = 4
 def test_constructors(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+LAYER_FLAGS = ("surrogate_disable", "init_hidden", "learn_threshold", "output", "learn_graded_spikes_factor")
+
+
+@pytest.mark.parametrize("value", ["no", "", 0, 1, 1.0, float("nan"), None, [], torch.tensor(True), np.ones(2, bool)])
+@pytest.mark.parametrize(
+    ("layer", "flag"),
+    [(partial(PMSN, C), flag) for flag in ("burst", "inhibition", *LAYER_FLAGS)]
+    + [(TCLIF, flag) for flag in ("detach_reset", "inhibition", *LAYER_FLAGS)],
+)
+def test_flags(layer, flag, value):
+    if flag == "output" and value is None and layer is not TCLIF:
+        return  # PMSN's default
+    before = len(snn.SpikingNeuron.instances)
+    with pytest.raises(TypeError, match=f"{flag} must be True or False, got"):
+        layer(**{flag: value})
+    assert len(snn.SpikingNeuron.instances) == before
+    if flag != "inhibition":
+        layer(**{flag: np.True_})
+
+
+@pytest.mark.parametrize("layer", [partial(PMSN, C), TCLIF])
+@pytest.mark.parametrize("value", [None, 0, "", [], torch.tensor(False)])
+def test_state_quant_is_false(layer, value):
+    with pytest.raises(ValueError, match="state_quant must be False"):
+        layer(state_quant=value)
+
+
+@pytest.mark.parametrize("layer", [partial(PMSN, C), partial(TCLIF, channels=C)])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("1", TypeError, "must be a real number, got '1'"),
+        (None, TypeError, "must be a real number, got None"),
+        (True, TypeError, "must be a real number, got True"),
+        (1j, TypeError, "must be a real number, got 1j"),
+        ([1.0] * C, TypeError, r"must be a real number, got \[1.0, 1.0, 1.0, 1.0\]"),
+        (float("nan"), ValueError, "must be finite, got nan"),
+        (torch.tensor(1j), TypeError, "must be a real floating-point tensor .*got torch.complex64"),
+        (torch.ones(C, dtype=torch.int64), TypeError, "must be a real floating-point tensor .*got torch.int64"),
+        (torch.ones(C).to_sparse(), TypeError, "must be a dense tensor"),
+        (torch.full((C,), float("nan")), ValueError, "must be finite"),
+        (torch.ones(C, 1), ValueError, r"must be one number or one per channel .*got shape \(4, 1\)"),
+    ],
+)
+def test_graded_spikes_factor(layer, value, error, message):
+    with pytest.raises(error, match=f"graded_spikes_factor {message}"):
+        layer(graded_spikes_factor=value)
+
+
+@pytest.mark.parametrize("layer", [partial(PMSN, C), TCLIF])
+@pytest.mark.parametrize("value", [torch.tensor(1j), torch.tensor(1), torch.tensor(True), torch.ones(1).to_sparse()])
+def test_thresholds_that_are_no_real_tensors(layer, value):
+    for learn_threshold in (False, True):
+        with pytest.raises(TypeError, match=r"threshold must be a (real floating-point|dense) tensor"):
+            layer(threshold=value, learn_threshold=learn_threshold)
+
+
+@pytest.mark.parametrize("value", [None, 1, [], True])
+def test_choices(value):
+    for name in ("preset", "reset_mode", "context", "step_mode", "backend"):
+        with pytest.raises(TypeError, match=f"{name} must be one of '.*, got"):
+            PMSN(C, **{name: value})
+    for name in ("soma_feedback", "backend"):
+        with pytest.raises(TypeError, match=f"{name} must be one of '.*, got"):
+            TCLIF(**{name: value})
+    for layer in (partial(PMSN, C), TCLIF):
+        with pytest.raises(ValueError, match="reset_mechanism must be 'subtract', got"):
+            layer(reset_mechanism=value)
+
+
+def test_reset_takes_a_net():
+    for value in (None, [TCLIF()], "net"):
+        with pytest.raises(TypeError, match=r"net must be a torch.nn.Module, got"):
+            reset(value)
 
 
 @pytest.mark.parametrize("layer", [PMSN(C), TCLIF()])
@@ -113,8 +194,19 @@ def test_states_of_pmsn():
         layer.step(torch.ones(3, C), state)
     with pytest.raises(ValueError, match=r"state h_real has shape \(3, 2, 4\)"):
         layer.step(x, state._replace(h_real=state.h_real[:3]))
-    with pytest.raises(TypeError, match=r"state must be the PMSNState.*got Tensor"):
+    with pytest.raises(TypeError, match=r"state must be a PMSNState\(v, h_real, h_imag\), got a Tensor of shape"):
         layer.step(x, state.v)
+    for convert in (tuple, list):
+        with pytest.raises(
+            TypeError, match=rf"state must be .* got {convert.__name__}; PMSNState\(\*state\) makes one"
+        ):
+            layer.step(x, convert(state))
+    for name in state._fields:
+        for value in (None, 0.0, [0.0]):
+            with pytest.raises(TypeError, match=rf"state {name} must be a torch.Tensor, got {type(value).__name__}"):
+                layer.step(x, state._replace(**{name: value}))
+        with pytest.raises(TypeError, match=f"state {name} must be a real floating-point tensor .*got torch.complex64"):
+            layer.step(x, state._replace(**{name: getattr(state, name).to(torch.complex64)}))
     with pytest.raises(TypeError, match=r"a sequence takes no state: use step\(x, state\)"):
         layer(torch.ones(7, 2, C), state)
     with pytest.raises(TypeError, match="state must not be passed while init_hidden=True"):
@@ -125,8 +217,16 @@ def test_states_of_tclif():
     layer = TCLIF()
     _, dend, mem = layer(torch.ones(2, C))
     kept = layer.syn, layer.mem
-    with pytest.raises(ValueError, match=r"state v has shape \(2, 4\), but the input asks for \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"state dend has shape \(2, 4\), but the input asks for \(3, 4\)"):
         layer(torch.ones(3, C), dend, mem)
+    with pytest.raises(ValueError, match=r"state mem has shape \(2, 4\), but the input asks for \(3, 4\)"):
+        layer(torch.ones(3, C), torch.zeros(0), mem)
+    for value in (0.0, [0.0], (dend, mem)):
+        kind = type(value).__name__
+        with pytest.raises(TypeError, match=rf"state dend must be a torch.Tensor, got {kind}"):
+            layer(torch.ones(2, C), value, mem)
+        with pytest.raises(TypeError, match=rf"state mem must be a torch.Tensor, got {kind}"):
+            layer(torch.ones(2, C), dend, value)
     assert layer.syn is kept[0] and layer.mem is kept[1]
     for states in ((dend, None), (None, mem)):
         with pytest.raises(TypeError, match="must not be passed while init_hidden=True"):

@@ -1,5 +1,8 @@
 """Bad input gets an error that names it and what is allowed, and changes nothing."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +32,11 @@ C = 4
         (lambda: TCLIFNode(v_threshold=-1.0), ValueError, "v_threshold must be a finite number above 0, got -1.0"),
         (lambda: TCLIFNode(beta=(0.5, 0.5)), ValueError, r"b1 in \(-1, 0\) and b2 in \(0, 1\), got \(0.5, 0.5\)"),
         (lambda: TCLIFNode(beta=(-0.5, 1.0)), ValueError, "beta"),
-        (lambda: TCLIFNode(beta=0.5), ValueError, r"beta must be two numbers \(b1, b2\), got 0.5"),
+        (lambda: TCLIFNode(beta=0.5), TypeError, r"beta must be two numbers \(b1, b2\), got 0.5"),
+        (lambda: TCLIFNode(beta=("-0.5", "0.5")), TypeError, "beta must be a real number, got '-0.5'"),
+        (lambda: TCLIFNode(gamma=float("nan")), ValueError, "gamma must be finite, got nan"),
+        (lambda: TCLIFNode(gamma=None), TypeError, "gamma must be a real number, got None"),
+        (lambda: TCLIFNode(gamma=torch.tensor(0.5)), TypeError, "gamma must be a real number, got a Tensor of shape"),
         (lambda: TCLIFNode(gamma=float("inf")), ValueError, "gamma must be finite, got inf"),
         (lambda: TCLIFNode(channels=0), ValueError, "channels must be at least 1, got 0"),
         (lambda: TCLIFNode(soma_feedback="post"), ValueError, "soma_feedback must be one of 'post_reset'"),
@@ -42,6 +49,75 @@ C = 4
 def test_construction(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("value", ["no", "", 0, 1, 1.0, float("nan"), None, [], torch.tensor(True), np.ones(2, bool)])
+@pytest.mark.parametrize(
+    ("node", "flag"),
+    [(MultiCompartmentNode, flag) for flag in ("store_v_seq", "detach_reset")]
+    + [(TCLIFNode, flag) for flag in ("store_v_seq", "detach_reset", "keep_state")]
+    + [(partial(PMSNNode, C), flag) for flag in ("store_v_seq", "burst", "keep_state")],
+)
+def test_flags(node, flag, value):
+    with pytest.raises(TypeError, match=f"{flag} must be True or False, got"):
+        node(**{flag: value})
+    node(**{flag: np.True_})
+
+
+@pytest.mark.parametrize("value", [4.0, "4", True, None, [4], float("nan"), torch.tensor(4)])
+def test_sizes_that_are_no_integers(value):
+    cases = [("channels", PMSNNode), ("n_compartments", partial(PMSNNode, C)), ("n_compartments", MultiCompartmentNode)]
+    cases += [("channels", TCLIFNode)] if value is not None else []
+    for name, node in cases:
+        with pytest.raises(TypeError, match=f"{name} must be an integer, got"):
+            node(**{name: value})
+
+
+@pytest.mark.parametrize("value", [None, 1, [], True, "x"])
+def test_choices(make, value):
+    node = make()
+    error = ValueError if value == "x" else TypeError
+    with pytest.raises(error, match=r"backend must be one of '.*, got"):
+        node.backend = value
+    if not isinstance(node, MultiCompartmentNode):
+        with pytest.raises(error, match=r"backend must be one of '.*, got"):
+            make(backend=value)
+    for call in (lambda: make(step_mode=value), lambda: setattr(node, "step_mode", value)):
+        with pytest.raises(ValueError, match="step_mode"):  # SpikingJelly's own check
+            call()
+    for name in ("preset", "reset_mode", "context"):
+        with pytest.raises(error, match=f"{name} must be one of '.*, got"):
+            PMSNNode(C, **{name: value})
+    with pytest.raises(error, match="soma_feedback must be one of"):
+        TCLIFNode(soma_feedback=value)
+
+
+@pytest.mark.parametrize("name", ["leak", "gain", "up", "down", "reset"])
+@pytest.mark.parametrize("value", ["1", None, True, 1j, ["1", "1"], torch.tensor(1.0)])
+def test_coefficients_that_are_no_numbers(name, value):
+    with pytest.raises((TypeError, ValueError), match=f"{name} must be (a real number|one number or .* of them), got"):
+        MultiCompartmentNode(3 if name in ("up", "down", "reset") else 2, **{name: value})
+
+
+@pytest.mark.parametrize("value", ["0", None, [0.0], 1j, True, float("nan"), float("inf"), np.zeros(2)])
+def test_memories_that_are_neither_numbers_nor_tensors(make, value):
+    for step_mode, x in (("s", torch.ones(2, C)), ("m", torch.ones(3, 2, C))):
+        node = make(step_mode=step_mode)
+        node.v = value
+        with pytest.raises((TypeError, ValueError), match=r"state v must be (a real number|finite), got"):
+            node(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_memories_of_another_dtype(make, dtype):
+    node = make()
+    node(torch.ones(2, C))
+    for name in node.state_names:
+        kept = getattr(node, name)
+        setattr(node, name, kept.to(dtype))
+        with pytest.raises(TypeError, match=rf"state {name} must be a real floating-point tensor .* got {dtype}"):
+            node(torch.ones(2, C))
+        setattr(node, name, kept)
 
 
 @pytest.mark.parametrize("node", [PMSNNode(C), TCLIFNode(channels=C)], ids=["pmsn", "tclif"])
