@@ -6,11 +6,13 @@ import sys
 
 from torch import nn
 
+from ._checks import check_module
 from .parameters import NeuronParameters
 
 
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
     """The neuron layers of a net by name, in order: ours, SpikingJelly's and snnTorch's."""
+    check_module("net", net)
     kinds = (
         NeuronParameters,
         *_classes("spikingjelly.activation_based.neuron", "BaseNode", "PSN", "MaskedPSN", "SlidingPSN"),
@@ -27,6 +29,7 @@ def _classes(module_name: str, *names: str) -> list[type]:
 
 def reset_states(net: nn.Module) -> None:
     """Forget the state of every neuron (and SpikingJelly's dropout masks), so that a new sequence can begin."""
+    check_module("net", net)
     if "snntorch" in sys.modules:
         from . import snntorch
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from .._checks import check_int_at_least
-from .source import DataSource, check_switch, missing_files
+from .._checks import check_choice, check_flag, check_int_at_least, check_path, check_type, shown
+from .source import DataSource, missing_files
 
 _CIFAR_STATISTICS = {
     10: ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -22,29 +22,53 @@ _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def pixels(images: Tensor, permutation: Tensor | None = None) -> Tensor:
     """[N, C, H, W] -> [H W, N, C], one pixel per time step, row by row or in the order of ``permutation``."""
+    _check_images(images)
+    if permutation is not None:
+        _check_permutation(permutation, images.shape[2] * images.shape[3])
     sequence = images.flatten(2).permute(2, 0, 1)
     return sequence if permutation is None else sequence[permutation.to(sequence.device)]
 
 
 def columns(images: Tensor) -> Tensor:
     """[N, C, H, W] -> [W, N, C, H], one column of pixels per time step."""
+    _check_images(images)
     return images.permute(3, 0, 1, 2)
 
 
 def repeated(images: Tensor, T: int) -> Tensor:
     """[N, C, H, W] -> [T, N, C, H, W], the same image at every time step."""
+    check_type("images", images, Tensor, "a torch.Tensor")
+    check_int_at_least("T", T, 1)
     return images.expand(T, *images.shape)
 
 
+def _check_images(images: Tensor) -> None:
+    check_type("images", images, Tensor, "a torch.Tensor")
+    if images.ndim != 4:
+        raise ValueError(f"images must be [N, C, H, W], got shape {tuple(images.shape)}")
+
+
+def _check_permutation(permutation: Tensor, T: int) -> None:
+    check_type("permutation", permutation, Tensor, "a torch.Tensor of integers or None")
+    if permutation.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise TypeError(f"permutation must be a torch.Tensor of integers or None, got {shown(permutation)}")
+    if permutation.shape != (T,):
+        raise ValueError(f"permutation must hold 0..{T - 1} once each, got shape {tuple(permutation.shape)}")
+
+
 def _permutation(T: int, permute: bool, permutation: Tensor | None, seed: int) -> Tensor | None:
-    check_switch("permute", permute)
+    check_flag("permute", permute)
+    check_int_at_least("seed", seed, 0)
     if not permute:
+        if permutation is not None:
+            raise ValueError(f"permutation must be None unless permute=True, got {shown(permutation)}")
         return None
     if permutation is None:
         return torch.randperm(T, generator=torch.Generator().manual_seed(seed))
+    _check_permutation(permutation, T)
     if sorted(permutation.tolist()) != list(range(T)):
-        raise ValueError(f"permutation must hold 0..{T - 1} once each, got shape {tuple(permutation.shape)}")
-    return permutation
+        raise ValueError(f"permutation must hold 0..{T - 1} once each, got {shown(permutation)}")
+    return permutation.long()
 
 
 def mnist_source(
@@ -63,6 +87,8 @@ def mnist_source(
     """
     from torchvision import datasets
 
+    check_path("root", root)
+    check_flag("download", download)
     parts = {
         train: partial(_open_torchvision, datasets.MNIST, root, "MNIST/raw/*-ubyte", train=train, download=download)
         for train in (True, False)
@@ -94,11 +120,13 @@ def cifar_source(
     from torchvision import datasets
     from torchvision.transforms import v2
 
+    check_path("root", root)
+    check_int_at_least("num_classes", num_classes, 1)
     if num_classes not in _CIFAR_STATISTICS:
         raise ValueError(f"num_classes must be 10 or 100, got {num_classes}")
-    if by not in ("pixel", "column"):
-        raise ValueError(f"by must be 'pixel' or 'column', got {by!r}")
-    check_switch("augment", augment)
+    check_choice("by", by, ("pixel", "column"))
+    check_flag("augment", augment)
+    check_flag("download", download)
     kind, folder = (
         (datasets.CIFAR10, "cifar-10-batches-py") if num_classes == 10 else (datasets.CIFAR100, "cifar-100-python")
     )
@@ -165,6 +193,7 @@ def imagenet_source(root: str | Path, *, T: int = 4, num_classes: int = 1000) ->
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
+    check_path("root", root)
     check_int_at_least("T", T, 1)
     check_int_at_least("num_classes", num_classes, 2)
     normalise = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*_IMAGENET_STATISTICS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._checks import check_choice
+from .._checks import (
+    check_callable,
+    check_choice,
+    check_finite,
+    check_int_at_least,
+    check_type,
+    shown,
+)
 
 
 def time_first(batch: Tensor) -> Tensor:
     """[N, T, *] -> [T, N, *]."""
+    check_type("batch", batch, Tensor, "a torch.Tensor")
+    if batch.ndim < 2:
+        raise ValueError(f"batch must be [N, T, *], got shape {tuple(batch.shape)}")
     return batch.transpose(0, 1)
 
 
@@ -34,6 +45,10 @@ class DataSource:
         speakers: speaker of each training sample, [n], where known.
         train_transform, eval_transform: applied to ``x`` of one sample.
         permutation: order of the time steps, where it was shuffled: part of the task, stored with every checkpoint.
+
+    Raises:
+        TypeError: a field is of another type; labels or speakers are not integers.
+        ValueError: labels outside the classes, or not as many as samples.
     """
 
     name: str
@@ -49,12 +64,41 @@ class DataSource:
     permutation: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_type("name", self.name, str, "a string")
+        check_dataset("train", self.train)
         check_labels(self.name, self.labels, self.num_classes)
+        for name, values in (("labels", self.labels), ("speakers", self.speakers)):
+            if values is not None and len(check_integers(f"{name} of {self.name}", values)) != len(self.train):
+                raise ValueError(f"{self.name} has {len(self.train)} training samples but {len(values)} {name}")
+        check_callable("load_test", self.load_test, "a function that opens the test set")
+        check_callable("to_sequence", self.to_sequence, "a function of a batch of samples")
+        if self.validation is not None:
+            check_dataset("validation", self.validation)
+        for name in ("train_transform", "eval_transform"):
+            if (transform := getattr(self, name)) is not None:
+                check_callable(name, transform, "a function of a sample or None")
+        if self.permutation is not None:
+            check_type("permutation", self.permutation, Tensor, "a torch.Tensor or None")
+
+
+def check_dataset(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` has samples by number."""
+    if not (hasattr(value, "__len__") and hasattr(value, "__getitem__")) or isinstance(value, (str, bytes, dict)):
+        raise TypeError(f"{name} must be a data set with a length and numbered samples, got {shown(value)}")
+
+
+def check_integers(name: str, values: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
+    """The values as an array [n]. Raises TypeError unless they are integers: NumPy would cut off the fractions."""
+    array = np.asarray(values)
+    if array.ndim != 1 or not (array.dtype.kind in "iu" or array.size == 0):
+        raise TypeError(f"{name} must be a series of integers, got {shown(array if array.ndim else values)}")
+    return array
 
 
 def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
-    """Raise ValueError unless every label is an integer in 0..num_classes-1."""
-    labels = np.asarray(labels)
+    """Raise unless every label is an integer in 0..num_classes-1: TypeError for other types, ValueError for numbers."""
+    check_int_at_least("num_classes", num_classes, 1)
+    labels = check_integers(f"labels of {name}", labels)
     if labels.size == 0:
         raise ValueError(f"{name} has no samples")
     low, high = int(labels.min()), int(labels.max())
@@ -75,10 +119,17 @@ def validation_split(
 
     Returns:
         Sorted indices of the training and the validation part.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: an argument is outside its allowed values, or the samples cannot be split like this.
     """
     from sklearn.model_selection import train_test_split
 
+    check_type("source", source, DataSource, "a DataSource")
+    check_finite("fraction", fraction)
     check_choice("stratify", stratify, ("class", "speaker"))
+    check_int_at_least("seed", seed, 0)
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     strata = source.labels if stratify == "class" else source.speakers
@@ -97,6 +148,10 @@ class View(Dataset):
     """``dataset[indices]`` with a transform of ``x``.
 
     The transform's randomness depends on (seed, epoch, index) only: not on workers, processes, or where a run resumed.
+
+    Raises:
+        TypeError: an argument, or later the label of a sample, is of another type.
+        ValueError: an index outside the data set.
     """
 
     def __init__(
@@ -106,8 +161,18 @@ class View(Dataset):
         transform: Callable[[Any], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
+        check_dataset("dataset", dataset)
+        if transform is not None:
+            check_callable("transform", transform, "a function of a sample or None")
+        check_int_at_least("seed", seed, 0)
+        indices = np.arange(len(dataset)) if indices is None else check_integers("indices", indices)
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(dataset)):
+            raise ValueError(
+                f"indices must be in 0..{len(dataset) - 1} for {len(dataset)} samples, "
+                f"got {indices.min()}..{indices.max()}"
+            )
         self.dataset = dataset
-        self.indices = np.arange(len(dataset)) if indices is None else np.asarray(indices)
+        self.indices = indices
         self.transform = transform
         self.seed = seed
         self.epoch = 0
@@ -117,18 +182,16 @@ class View(Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         x, label = self.dataset[int(self.indices[i])]
+        try:
+            label = operator.index(label)  # int() would cut off a fraction
+        except TypeError:
+            raise TypeError(f"label of sample {self.indices[i]} must be an integer, got {shown(label)}") from None
         if self.transform is not None:
             seed = np.random.SeedSequence((self.seed, self.epoch, int(self.indices[i]))).generate_state(1, np.uint64)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(int(seed[0]))
                 x = self.transform(x)
-        return x, int(label)
-
-
-def check_switch(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        return x, label
 
 
 def missing_files(name: str, expected: str, remedy: str) -> FileNotFoundError:

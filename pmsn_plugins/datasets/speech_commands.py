@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._checks import check_choice, check_flag, check_int_at_least, check_path
 from .source import DataSource, missing_files
 
 CLASSES = ("unknown", "silence", "yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 SAMPLE_RATE = 16_000
+SUBSETS = ("training", "validation", "testing")
 _FOLDER = "SpeechCommands/speech_commands_v0.02"
 
 
@@ -42,9 +44,13 @@ def speech_commands_source(root: str | Path, *, seed: int = 0, download: bool = 
 
 
 class SpeechCommands12(Dataset):
-    """One part: item i is (features [101, 40] float32, label in the order of :data:`CLASSES`)."""
+    """One part (of :data:`SUBSETS`): item i is (features [101, 40] float32, label in the order of :data:`CLASSES`)."""
 
     def __init__(self, root: str | Path, subset: str, *, seed: int = 0, download: bool = False) -> None:
+        check_path("root", root)
+        check_choice("subset", subset, SUBSETS)
+        check_int_at_least("seed", seed, 0)
+        check_flag("download", download)
         try:
             import torchaudio
         except ImportError as error:
@@ -68,7 +74,7 @@ class SpeechCommands12(Dataset):
             names = {"unknown": "<any other word>", "silence": "_background_noise_"}
             expected = ", ".join(f"{names.get(name, name)}/*.wav" for name in missing)
             raise missing_files("Speech Commands", f"{expected} in {folder}", f"The {subset} part has none of these.")
-        rng = np.random.default_rng((seed, ("training", "validation", "testing").index(subset)))
+        rng = np.random.default_rng((seed, SUBSETS.index(subset)))
         count = max(1, round(len(known) / (len(CLASSES) - 2)))
         chosen = rng.permutation(len(others))[:count]
         words = known + [others[i] for i in sorted(chosen)]

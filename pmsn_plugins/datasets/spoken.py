@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._checks import check_choice, check_int_at_least, check_positive
+from .._checks import check_choice, check_flag, check_int_at_least, check_path, check_positive, shown
 from .source import DataSource, check_labels, missing_files
 
 UNITS = 700
@@ -45,6 +45,9 @@ def spoken_source(
         download: let SpikingJelly fetch SHD and verify its checksums (SSC has to be downloaded by hand).
     """
     check_choice("name", name, _SPLITS)
+    check_path("root", root)
+    check_binning(T, time_span, channels)
+    check_flag("download", download)
     if download and name == "shd":
         Path(root).mkdir(parents=True, exist_ok=True)
         _open_loader(name, Path(root), "train")
@@ -83,13 +86,15 @@ class SpokenEvents(Dataset):
     Raises:
         FileNotFoundError: says which file is expected where.
         ValueError: the file is damaged or not of this format: truncated, units outside 0..699, times that are negative
-            or not numbers, labels that do not fit the classes.
+            or not numbers, labels that do not fit the classes; labels, speakers or units that are not integers, words
+            that are no text.
     """
 
     def __init__(
         self, name: str, root: str | Path, split: str, *, T: int = 250, time_span: float = 1.4, channels: int = 140
     ) -> None:
         check_choice("name", name, _SPLITS)
+        check_path("root", root)
         check_choice("split", split, _SPLITS[name])
         check_binning(T, time_span, channels)
         self.T, self.time_span, self.channels = T, time_span, channels
@@ -123,7 +128,7 @@ class SpokenEvents(Dataset):
         if len(times) != len(units):
             raise ValueError(f"{where}: {len(times)} times but {len(units)} units")
         times = np.asarray(times, dtype=np.float64)  # the file's float16 overflows when multiplied by T
-        units = np.asarray(units, dtype=np.int64)
+        units = _integers(where, "units", units)
         if times.size and not (np.isfinite(times).all() and times.min() >= 0.0):
             raise ValueError(f"{where}: spike times must be finite and not negative, in seconds")
         if units.size and not (units.min() >= 0 and units.max() < UNITS):
@@ -169,20 +174,39 @@ def _read_labels(path: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray |
 
     try:
         with h5py.File(path, "r") as file:
-            labels = np.asarray(file["labels"], dtype=np.int64)
+            labels = np.asarray(file["labels"])
             sizes = {key: len(file["spikes"][key]) for key in ("times", "units")}
             extra = file.get("extra", {})
-            speakers = np.asarray(extra["speaker"], dtype=np.int64) if "speaker" in extra else None
-            names = [key.decode() for key in extra["keys"]] if "keys" in extra else None
-    except (OSError, KeyError) as error:
+            speakers = np.asarray(extra["speaker"]) if "speaker" in extra else None
+            keys = list(extra["keys"]) if "keys" in extra else None
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # h5py raises them all
         raise ValueError(f"{path} is truncated or not a file of this format ({error}); fetch it again") from error
+    labels = _integers(str(path), "labels", labels)
+    speakers = None if speakers is None else _integers(str(path), "extra/speaker", speakers)
     check_labels(str(path), labels, num_classes)
+    names = None if keys is None else [_text(path, key) for key in keys]
     if names is not None and len(names) != num_classes:
         raise ValueError(f"{path} names {len(names)} classes, expected {num_classes}")
     for key, size in {**sizes, **({} if speakers is None else {"speaker": len(speakers)})}.items():
         if size != len(labels):
             raise ValueError(f"{path} holds {len(labels)} labels but {size} {key}")
     return labels, speakers, names
+
+
+def _integers(where: str, name: str, values: Any) -> np.ndarray:
+    """The values as int64. A conversion alone would cut off fractions."""
+    array = np.asarray(values)
+    if array.ndim != 1 or not (array.dtype.kind in "iu" or array.size == 0):
+        raise ValueError(f"{where}: {name} must be a series of integers, got {shown(array)}")
+    return array.astype(np.int64)
+
+
+def _text(path: Path, key: object) -> str:
+    """A word of extra/keys."""
+    try:
+        return key.decode()
+    except (AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: extra/keys must be UTF-8 text, got {shown(key)} ({error})") from None
 
 
 def _open_loader(name: str, root: Path, split: str) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .._checks import check_int_at_least
+from .._checks import check_int_at_least, check_ints_at_least
 from .source import DataSource, time_first
 
 _PATTERNS = 10
@@ -21,6 +21,10 @@ class SyntheticSamples(Dataset):
     """Item i is (its class's random pattern plus noise, both in [0, 1]; class i mod 10), made on access."""
 
     def __init__(self, sample_shape: tuple[int, ...], num_classes: int, samples: int, seed: int) -> None:
+        check_ints_at_least("sample_shape", sample_shape, 1)
+        check_int_at_least("num_classes", num_classes, 1)
+        check_int_at_least("samples", samples, 1)
+        check_int_at_least("seed", seed, 0)
         self.sample_shape, self.seed = tuple(sample_shape), seed
         self.labels = np.arange(samples) % min(num_classes, _PATTERNS)
 
@@ -44,7 +48,12 @@ def synthetic_source(
     to_sequence: Callable[[Tensor], Tensor] = time_first,
     seed: int = 0,
 ) -> DataSource:
-    """A data source of ``samples`` random samples for training, a quarter as many for validation and for the test."""
+    """A data source of ``samples`` random samples for training, a quarter as many for validation and for the test.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: a size below 1, fewer than 2 classes or 4 samples, or a seed below 0.
+    """
     check_int_at_least("num_classes", num_classes, 2)
     check_int_at_least("samples", samples, 4)
     part = partial(SyntheticSamples, sample_shape, num_classes)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_options
+from .._checks import check_choice, check_finite, check_int_at_least, check_module, check_options
 from ..layers import reset_states, spiking_layers
 
 NeuronFactory = Callable[[int], nn.Module]
@@ -40,6 +40,7 @@ def neuron_factory(
     order 32 for the sliding PSN.
 
     Raises:
+        TypeError: T is not an integer, or ``input_scale`` no number.
         ValueError: unknown name, framework or option, or T missing.
         ImportError: the framework, or this neuron in its installed release, is missing.
     """
@@ -47,7 +48,10 @@ def neuron_factory(
     check_choice("name", name, NEURONS[framework])
     if name in ("psn", "maskedpsn") and T is None:
         raise ValueError(f"{name} has one weight per pair of time steps: T must be given")
+    if T is not None:
+        check_int_at_least("T", T, 1)
     scale = options.pop("input_scale", 1.0) if name == "pmsn" else 1.0
+    check_finite("input_scale", scale)
     if framework == "snntorch":
         build = _snntorch(name, options)
     elif name in ("pmsn", "tclif"):
@@ -145,6 +149,7 @@ class Scale(nn.Module):
 
 def count_parameters(net: nn.Module) -> int:
     """Number of learnable scalars, each shared parameter once."""
+    check_module("net", net)
     return sum(math.prod(p.shape) for p in net.parameters() if p.requires_grad)
 
 

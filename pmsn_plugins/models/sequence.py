@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import pairwise
-from numbers import Real
 
 from spikingjelly.activation_based import base, functional, layer
 from torch import Tensor, nn
 
-from .._checks import check_int_at_least
+from .._checks import check_callable, check_int_at_least, check_ints_at_least, check_rate, check_type
 from .neurons import NeuronFactory
 
 
@@ -75,15 +74,16 @@ def feedforward(
         current_dropout: of each hidden layer's input current, drawn anew at each step (GSC).
 
     Raises:
+        TypeError: a width, a feedback layer or a rate is no number, or ``neuron`` makes no modules.
         ValueError: fewer than two widths or one below 1, a feedback layer that does not exist, a dropout rate outside
             [0, 1), or neurons that need the whole sequence where feedback is asked for.
     """
+    check_ints_at_least("widths", widths, 1)
     if len(widths) < 2:
         raise ValueError(f"widths must name inputs and classes at least, got {tuple(widths)}")
-    for width in widths:
-        check_int_at_least("widths", width, 1)
-    _check_rate("dropout", dropout)
-    _check_rate("current_dropout", current_dropout)
+    check_ints_at_least("feedback", feedback, 0)
+    check_rate("dropout", dropout)
+    check_rate("current_dropout", current_dropout)
     hidden = range(len(widths) - 2)
     if not set(feedback) <= set(hidden):
         raise ValueError(f"feedback must be among the hidden layers {list(hidden)}, got {sorted(feedback)}")
@@ -95,7 +95,8 @@ def feedforward(
         if i in hidden:
             if current_dropout:
                 layers.append(nn.Dropout(current_dropout))
-            layers.append(_recurrent(neuron(fan_out), fan_out) if i in feedback else neuron(fan_out))
+            made = _made(neuron, fan_out)
+            layers.append(_recurrent(made, fan_out) if i in feedback else made)
     return _multi_step(*layers)
 
 
@@ -128,7 +129,7 @@ def residual(
     return _multi_step(
         layer.Linear(in_features, width),
         BatchNorm1d(width),
-        neuron(width),
+        _made(neuron, width),
         *(_block(width, neuron, dropout) for _ in range(blocks)),
         *_dropout(dropout),
         layer.Linear(width, num_classes),
@@ -141,9 +142,10 @@ def pixel_cifar(neuron: NeuronFactory, *, num_classes: int = 10, dropout: float 
     (FC128-BN-neuron)-RB128-RB128-AP4-(FC256-BN-neuron)-RB256-RB256-AP4-FC; the pooling averages neighbouring features.
     The authors' script registers one more 1x1 convolution per stage, whose output is never used: left out here.
     """
+    check_int_at_least("num_classes", num_classes, 1)
     stages: list[nn.Module] = []
     for fan_in, width in ((3, 128), (32, 256)):
-        stages += [layer.Linear(fan_in, width), BatchNorm1d(width), neuron(width)]
+        stages += [layer.Linear(fan_in, width), BatchNorm1d(width), _made(neuron, width)]
         stages += [_block(width, neuron, dropout) for _ in range(2)]
         stages += [*_dropout(dropout), nn.AvgPool1d(4)]  # of [T, N, C] it pools C
     return _multi_step(*stages, layer.Linear(64, num_classes))
@@ -154,32 +156,36 @@ def column_cifar(neuron: NeuronFactory, *, num_classes: int = 10) -> nn.Module:
 
     Three (conv1d 3x128-BN-neuron), AP2, three more, AP2, FC256-neuron-FC; no biases.
     """
+    check_int_at_least("num_classes", num_classes, 1)
     layers: list[nn.Module] = []
     for i in range(6):
         layers += [
             layer.Conv1d(128 if i else 3, 128, kernel_size=3, padding=1, bias=False),
             BatchNorm1d(128),
-            neuron(128),
+            _made(neuron, 128),
         ]
         if i in (2, 5):
             layers.append(layer.AvgPool1d(2))
-    layers += [layer.Flatten(), layer.Linear(128 * 8, 256, bias=False), neuron(256)]
+    layers += [layer.Flatten(), layer.Linear(128 * 8, 256, bias=False), _made(neuron, 256)]
     return _multi_step(*layers, layer.Linear(256, num_classes, bias=False))
 
 
 def _block(width: int, neuron: NeuronFactory, dropout: float) -> nn.Module:
     """A residual block; its 1x1 convolution over time is a Linear."""
-    return Residual(nn.Sequential(layer.Linear(width, width), *_dropout(dropout), BatchNorm1d(width), neuron(width)))
+    inside = layer.Linear(width, width), *_dropout(dropout), BatchNorm1d(width), _made(neuron, width)
+    return Residual(nn.Sequential(*inside))
+
+
+def _made(neuron: NeuronFactory, width: int) -> nn.Module:
+    check_callable("neuron", neuron, "a function that makes a neuron for a number of channels")
+    made = neuron(width)
+    check_type("what neuron makes", made, nn.Module, "a torch.nn.Module")
+    return made
 
 
 def _dropout(rate: float) -> list[nn.Module]:
-    _check_rate("dropout", rate)
+    check_rate("dropout", rate)
     return [layer.Dropout(rate)] if rate else []
-
-
-def _check_rate(name: str, rate: float) -> None:
-    if not (isinstance(rate, Real) and 0.0 <= rate < 1.0):
-        raise ValueError(f"{name} must be at least 0 and below 1, got {rate!r}")
 
 
 def _multi_step(*layers: nn.Module) -> nn.Sequential:

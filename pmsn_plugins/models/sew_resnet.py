@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .._checks import check_callable, check_items, check_module, check_path, check_type
 from .neurons import NeuronFactory
 
 
@@ -32,6 +34,9 @@ def sew_resnet_static(
     """
     from ..spikingjelly import sew_resnet
 
+    check_callable("neuron", neuron, "a function that makes a neuron for a number of channels")
+    if init_from is not None:
+        check_path("init_from", init_from)
     net = sew_resnet(depth, neuron, cnf="ADD", num_classes=num_classes)
     if init_from == "torchvision":
         load_torchvision_resnet(net, _download(depth))
@@ -76,8 +81,12 @@ def load_torchvision_resnet(net: nn.Module, state: dict[str, Tensor]) -> None:
     Neurons keep their values.
 
     Raises:
+        TypeError: ``net`` is no module, or ``state`` no dictionary of tensors.
         ValueError: the state_dict is not of the ResNet of this depth; nothing is copied.
     """
+    check_module("net", net)
+    check_type("state", state, Mapping, "a state_dict")
+    check_items("state", state, Tensor, "a state_dict of tensors")
     own = {name: value for name, value in net.state_dict().items() if _is_ann(net, name)}
     source = list(state.items())
     if len(source) != len(own):

@@ -9,7 +9,7 @@ from spikingjelly.activation_based import functional, neuron
 from spikingjelly.activation_based.model import sew_resnet as models
 from torch import nn
 
-from .._checks import check_choice
+from .._checks import check_callable, check_choice, check_int_at_least
 from .swap import swap_neurons
 
 DEPTHS = (18, 34, 50, 101, 152)
@@ -37,8 +37,12 @@ def sew_resnet(
         **kwargs: passed to SpikingJelly's builder: ``pretrained``, ``zero_init_residual``, ``norm_layer``, ...
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: an argument is outside its allowed values.
     """
+    check_int_at_least("depth", depth, 1)
+    check_callable("neuron_factory", neuron_factory, "a function that makes a neuron for a number of channels")
+    check_int_at_least("num_classes", num_classes, 1)
     if depth not in DEPTHS:
         raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, got {depth!r}")
     check_choice("cnf", cnf, CONNECTIONS)

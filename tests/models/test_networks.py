@@ -138,7 +138,7 @@ def test_input_scale_is_a_factor_on_the_current():
         (lambda: feedforward((3, 4, 2), PMSN, current_dropout=-0.1), "current_dropout must be at least 0"),
         (lambda: residual(1, 0, 2, 3, PMSN), "width must be at least 1, got 0"),
         (lambda: residual(1, 4, -1, 3, PMSN), "blocks must be at least 0, got -1"),
-        (lambda: pixel_cifar(PMSN, dropout="a"), "dropout must be at least 0 and below 1, got 'a'"),
+        (lambda: pixel_cifar(PMSN, dropout=-0.5), "dropout must be at least 0 and below 1, got -0.5"),
         (lambda: neuron_factory("relu"), "'pmsn', 'tclif'"),
         (lambda: neuron_factory("plif", framework="snntorch"), "name must be one of"),
         (lambda: neuron_factory("pmsn", framework="norse"), "framework must be one of"),
