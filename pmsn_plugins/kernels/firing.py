@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import FunctionType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..functional import SurrogateSpec, describe
+from ..functional import describe
 from ..functional.surrogate import SpikeFunction
 from .autograd import transforming
 from .calls import SURROGATES
@@ -40,8 +39,7 @@ def firing(
         return Firing("burst")
     if surrogate_function is None:
         return Firing("spike")  # triangle()
-    is_function = isinstance(surrogate_function, FunctionType)
-    spec = _describe_function(surrogate_function) if is_function else describe(surrogate_function)
+    spec = describe(surrogate_function)
     if spec is None:
         return Firing("membrane")
     fire = "strict" if spec.strict else "spike"
@@ -82,9 +80,3 @@ def learnable(v_threshold: float | Tensor) -> bool:
 
 def converted(dtype: torch.dtype, tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t if t.dtype == dtype else t.to(dtype) for t in tensors]  # asking is a tenth of what .to() costs
-
-
-@torch.compiler.assume_constant_result
-def _describe_function(surrogate_function: FunctionType) -> SurrogateSpec | None:
-    """For torch.compile, which cannot look into a closure."""
-    return describe(surrogate_function)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..functional import PMSNCoefficients, PMSNOutput, PMSNParameters, PMSNState, triangle
+from ..functional import PMSNCoefficients, PMSNOutput, PMSNParameters, PMSNState
 from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, fire
-from ..functional.surrogate import SpikeFunction
+from ..functional.surrogate import SpikeFunction, spike_function
 from .backend import Choice, check_backend, choose, fused_for
 from .calls import DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
 from .firing import Firing, converted, firing, recorded, slopes, threshold
@@ -44,7 +44,18 @@ def pmsn_sequence(
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
         RuntimeError: the backend was asked for by name and is not available here.
     """
-    dtype = check_pmsn_inputs(x_seq, coefficients, state, v_threshold, reset_mode, context)
+    dtype = check_pmsn_inputs(
+        x_seq,
+        coefficients,
+        state,
+        v_threshold,
+        reset_mode,
+        context,
+        surrogate_function=surrogate_function,
+        burst=burst,
+        return_v_seq=return_v_seq,
+        return_state=return_state,
+    )
     fires = firing(surrogate_function, v_threshold, burst, reset_mode == "serial")
     choice = choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, method, backend, fires)
     if choice.backend == "torch":
@@ -78,12 +89,12 @@ def pmsn_sequence(
         with torch.no_grad():
             results = compute(tensors, options, Wanted(False, True, False, choice.backend))
         u = results.v_seq + v_threshold * results.out
-        tensors = tensors._replace(slopes=slopes(surrogate_function, u - v_threshold))
+        tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
     results = compute(tensors, options, Wanted(return_state, return_v_seq, False, choice.backend))
     out = results.out
     if fires.fire == "membrane":
         with torch.autocast(x.device.type, enabled=False):
-            out = fire(out, v_threshold, surrogate_function or triangle(), burst)
+            out = fire(out, v_threshold, spike_function(surrogate_function), burst)
     final = PMSNState(results.v_after, results.h_real_after, results.h_imag_after) if return_state else None
     return PMSNOutput(out.to(x_seq.dtype), final, results.v_seq if return_v_seq else None)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional import TCLIFOutput, TCLIFState
-from ..functional.surrogate import SpikeFunction
+from ..functional.surrogate import SpikeFunction, spike_function
 from ..functional.tclif import check_tclif_inputs
 from .backend import Choice, choose
 from .calls import TclifOptions, TclifTensors, Wanted
@@ -40,7 +40,20 @@ def tclif_sequence(
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
         RuntimeError: the backend was asked for by name and is not available here.
     """
-    dtype = check_tclif_inputs(x_seq, b1, b2, state, v_threshold, soma_feedback)
+    dtype = check_tclif_inputs(
+        x_seq,
+        b1,
+        b2,
+        state,
+        v_threshold,
+        soma_feedback,
+        gamma=gamma,
+        leak=leak,
+        surrogate_function=surrogate_function,
+        detach_reset=detach_reset,
+        return_v_seq=return_v_seq,
+        return_state=return_state,
+    )
     fires = firing(surrogate_function, v_threshold, burst=False, through_reset=True)
     choice = choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, fires)
     if choice.backend == "torch":
@@ -78,7 +91,7 @@ def tclif_sequence(
         before = torch.zeros_like(results.v_seq[0]) if state is None else tensors.v.detach()
         soma = results.v_seq if pre_reset else results.v_seq + v_threshold * results.out
         u = torch.cat([before[None], soma])
-        tensors = tensors._replace(slopes=slopes(surrogate_function, u - v_threshold))
+        tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
     results = TCLIF(tensors, options, Wanted(return_state, return_v_seq, False, choice.backend))
     final = TCLIFState(results.v_after, results.d_after) if return_state else None
     return TCLIFOutput(results.out.to(x_seq.dtype), final, results.v_seq if return_v_seq else None)
