@@ -87,8 +87,8 @@ def check_positive(name: str, value: float | Tensor) -> None:
         check_floating(name, value)
         if value.numel() != 1 or value.ndim > 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
-        if torch.compiler.is_compiling() or value.is_cuda:
-            return  # reading the value would break the graph or synchronise with the device
+        if torch.compiler.is_compiling() or value.is_cuda or is_transformed(value):
+            return  # reading the value would break the graph or synchronise with the device, or is impossible
         value = value.detach().item()
     elif type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a real number, got {shown(value)}")
@@ -220,4 +220,18 @@ def check_state(name: str, state: Tensor, expected: torch.Size | tuple[int, ...]
         raise ValueError(
             f"state {name} has shape {tuple(state.shape)}, but the input asks for {tuple(expected)}; "
             "reset the state when the batch size or the feature size changes"
+        )
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether ``tensor`` belongs to a transformation of ``torch.func`` (vmap, grad, ...): its values cannot be read."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def check_not_escaped(name: str, state: Tensor) -> None:
+    """Raise RuntimeError if ``state`` was left behind by a transformation of ``torch.func`` that has ended."""
+    if is_transformed(state) and not torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"state {name} was computed inside a function that torch.func transformed (vmap, grad, ...) and has no "
+            "values outside of it: reset the net at the end of that function"
         )

@@ -9,7 +9,15 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from .._checks import check_finite, check_flag, check_floating, check_positive, check_state
+from .._checks import (
+    check_finite,
+    check_flag,
+    check_floating,
+    check_not_escaped,
+    check_positive,
+    check_state,
+    is_transformed,
+)
 from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
 from ..kernels import check_backend
@@ -128,7 +136,8 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
     def reset_mem(self) -> tuple[Tensor, ...]:
         """Go back to the initial state and return it: empty tensors, which fit any batch."""
         for name in self._hidden:
-            setattr(self, name, getattr(self, name).new_zeros(0))
+            last = getattr(self, name)  # only asked what it is: it may be left from a transformation of torch.func
+            setattr(self, name, torch.zeros(0, dtype=last.dtype, device=last.device))
         return tuple(getattr(self, name) for name in self._hidden)
 
     def detach_mem(self) -> None:
@@ -182,9 +191,12 @@ def fit_state(name: str, state: Tensor, shape: torch.Size | tuple[int, ...], lik
     """
     if not isinstance(state, Tensor):
         check_floating(f"state {name}", state)
+    if state.numel() == 0:
+        return like.new_zeros(shape)
+    check_not_escaped(name, state)
     if state.shape == shape:
         return state
-    if state.numel() and state.any():
+    if is_transformed(state) or state.any():
         check_state(name, state, shape)
     return like.new_zeros(shape)
 

@@ -14,7 +14,15 @@ import torch
 from spikingjelly.activation_based import neuron
 from torch import Tensor
 
-from .._checks import check_choice, check_finite, check_flag, check_floating, check_positive, compute_dtype
+from .._checks import (
+    check_choice,
+    check_finite,
+    check_flag,
+    check_floating,
+    check_not_escaped,
+    check_positive,
+    compute_dtype,
+)
 from ..kernels import BACKENDS, check_backend
 
 States = tuple[Tensor, ...]
@@ -185,8 +193,10 @@ class StatefulNode(neuron.BaseNode):
                     f"{tuple(x.shape)} asks for {tuple(shape)}; call functional.reset_net(net) before the batch or "
                     "feature size changes"
                 )
-            elif not value.is_floating_point():
-                check_floating(f"state {name}", value)
+            else:
+                check_not_escaped(name, value)
+                if not value.is_floating_point():
+                    check_floating(f"state {name}", value)
             ready.append(value)
         return tuple(ready)
 
