@@ -167,8 +167,8 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: torch cannot copy a hidden state that is part of a graph."""
-        return {**self.__dict__, **{name: getattr(self, name).detach() for name in self._hidden}}
+        """For copies and pickles, which get states of their own: torch cannot copy one that is part of a graph."""
+        return {**self.__dict__, **{name: getattr(self, name).detach().clone() for name in self._hidden}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from spikingjelly.activation_based import neuron
@@ -119,6 +119,10 @@ class StatefulNode(neuron.BaseNode):
             f"store_v_seq={self.store_v_seq}"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which get states of their own: torch cannot copy one that is part of a graph."""
+        return {**_detached(self.__dict__), "_memories": _detached(self._memories)}
+
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Spikes [N, *] of one step [N, *]; reads and writes the memories."""
         spike, states = self._step(x, self._ready(x, self._states(), "s"))
@@ -216,6 +220,10 @@ class StatefulNode(neuron.BaseNode):
                 f"input of shape {tuple(x.shape)}; step_mode='s' reads axis 1 of [N, C, *], step_mode='m' axis 2 of "
                 f"[T, N, C, *], and this neuron has step_mode={step_mode!r}"
             )
+
+
+def _detached(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in values.items()}
 
 
 def _own(tensor: Tensor) -> Tensor:
