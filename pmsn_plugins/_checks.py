@@ -134,7 +134,8 @@ def check_ints_at_least(name: str, values: Any, least: int) -> None:
         check_int_at_least(name, value, least)
 
 
-def _is_floating(value: object) -> bool:
+def is_floating(value: object) -> bool:
+    """Whether :func:`check_floating` lets ``value`` pass."""
     return (
         isinstance(value, Tensor) and value.dtype in _FLOATING and value.layout is torch.strided and not value.is_nested
     )
@@ -142,7 +143,7 @@ def _is_floating(value: object) -> bool:
 
 def check_floating(name: str, tensor: Tensor) -> None:
     """Raise TypeError unless ``tensor`` is a dense tensor of real floating-point numbers."""
-    if _is_floating(tensor):
+    if is_floating(tensor):
         return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
@@ -214,7 +215,7 @@ def check_named(name: str, value: object, *kinds: type) -> None:
 
 def check_state(name: str, state: Tensor, expected: torch.Size | tuple[int, ...]) -> None:
     """Raise unless ``state`` is a floating-point tensor of the ``expected`` shape."""
-    if not _is_floating(state):
+    if not is_floating(state):
         check_floating(f"state {name}", state)
     if state.shape != expected:
         raise ValueError(

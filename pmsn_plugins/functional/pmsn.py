@@ -36,6 +36,7 @@ from .._checks import (
     check_state,
     check_type,
     compute_dtype,
+    is_floating,
 )
 from .pmsn_init import PMSNParameters
 from .surrogate import SpikeFunction, spike_function
@@ -265,12 +266,14 @@ def check_pmsn_coefficients(coefficients: PMSNCoefficients) -> None:
 
 def _check_per_channel(values: PMSNParameters | PMSNCoefficients, modes: str, vectors: tuple[str, ...]) -> None:
     """Every field must have the shape [C, k] of the field ``modes``, those in ``vectors`` the shape [C]."""
-    for name, value in zip(values._fields, values, strict=True):
-        check_floating(name, value)
-    shape = getattr(values, modes).shape
+    leading = getattr(values, modes)
+    check_floating(modes, leading)
+    shape = leading.shape
     if len(shape) != 2:
         raise ValueError(f"{modes} must have shape [C, k], got {tuple(shape)}")
     for name, value in zip(values._fields, values, strict=True):
+        if not is_floating(value):
+            check_floating(name, value)
         expected = shape[:1] if name in vectors else shape
         if value.shape != expected:
             raise ValueError(f"{name} must have shape {tuple(expected)} like {modes}'s, got {tuple(value.shape)}")

@@ -60,7 +60,7 @@ def forward_functions(op: Operator) -> Functions:
     class Recomputed(Function):
         @staticmethod
         def forward(ctx: Any, *flat: Any) -> tuple[Tensor, ...]:
-            call = op.split(flat, op.forward_records)
+            call = op.split(flat, "forward")
             outputs = compute(*call)
             remember(ctx, *call, outputs)
             return outputs
@@ -70,7 +70,8 @@ def forward_functions(op: Operator) -> Functions:
             needed = ctx.needs_input_grad
             state_gradients = any(compress(needed, op.is_state))
             wanted = ctx.wanted.gradients(state_gradients)
-            results = op.gradient(*compress(grads, op.with_gradient), *ctx.saved_tensors, *ctx.options, *wanted)
+            gradient = op.backward_functions.transformable.apply if transforming() else op.backward
+            results = gradient(*compress(grads, op.with_gradient), *ctx.saved_tensors, *ctx.options, *wanted)
             if not state_gradients:
                 results = results[: op.always_differentiated]
             return (*results, *(None,) * (len(needed) - len(results)))
@@ -82,16 +83,16 @@ def forward_functions(op: Operator) -> Functions:
     class Transformable(Recomputed):
         @staticmethod
         def forward(*flat: Any) -> tuple[Tensor, ...]:
-            return compute(*op.split(flat, op.forward_records))
+            return compute(*op.split(flat, "forward"))
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            remember(ctx, *op.split(inputs, op.forward_records), output)
+            remember(ctx, *op.split(inputs, "forward"), output)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *flat: Any) -> tuple[Any, Any]:
-            tensors, options, wanted = op.split(flat, op.forward_records)
-            dims, _, _ = op.split(in_dims, op.forward_records)
+            tensors, options, wanted = op.split(flat, "forward")
+            dims, _, _ = op.split(in_dims, "forward")
             geometry = op.geometry(one_of(tensors, dims), options)
             folded = fold(tensors, dims, op.tensor_roles, info.batch_size, geometry)
             outputs = Transformable.apply(*folded, *options.folded(info.batch_size), *wanted)
@@ -129,8 +130,8 @@ def backward_functions(op: Operator) -> Functions:
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *flat: Any) -> tuple[Any, Any]:
-            gradients, tensors, options, wanted = op.split(flat, op.backward_records)
-            gradient_dims, dims, _, _ = op.split(in_dims, op.backward_records)
+            gradients, tensors, options, wanted = op.split(flat, "backward")
+            gradient_dims, dims, _, _ = op.split(in_dims, "backward")
             geometry = op.geometry(one_of(tensors, dims), options)
             folded = fold(
                 (*gradients, *tensors),

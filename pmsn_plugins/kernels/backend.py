@@ -123,8 +123,10 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
         needed = next(b.device_type for b in FUSED if b.name == name)
         if needed != x.device.type:
             raise ValueError(f"backend {name!r} needs tensors on a {needed} device, x_seq is on {x.device}")
-    if any(isinstance(t, Tensor) and t.device != x.device for t in others):
-        return Choice("torch", "the tensors are on different devices")
+    device = x.device
+    for tensor in others:
+        if isinstance(tensor, Tensor) and tensor.device != device:
+            return Choice("torch", "the tensors are on different devices")
     if x.dtype not in _DTYPES:
         return Choice("torch", f"no fused kernels for {x.dtype}")
     if x.numel() == 0:

@@ -10,6 +10,7 @@ backward, or an error names it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import compress, islice
@@ -55,6 +56,15 @@ class Look(NamedTuple):
     optional: bool
 
 
+class Expected(NamedTuple):
+    """What a call is laid out like, and what its tensors, its results and their gradients look like."""
+
+    geometry: Geometry
+    tensors: list[Look]
+    results: list[Look]
+    gradients: list[Look]
+
+
 class Operator:
     """A neuron's two operators. Called itself, it computes the results and records their gradients.
 
@@ -64,7 +74,8 @@ class Operator:
         gradients: the record of what comes back: the results' gradients, and the checkpoints they left.
         is_state: which of the tensors are states.
         with_gradient: which of the results have a gradient.
-        forward_records, backward_records: what the arguments of the operators are made of.
+        parts: the records that the arguments of the operators are made of, and where they lie.
+        states: where the states lie among the tensors.
         forward, backward: the operators themselves.
     """
 
@@ -83,10 +94,13 @@ class Operator:
         self.gradients = self._gradient_record()
         self.gradient_roles = [*compress(self.result_roles, self.with_gradient), *self.result_roles[-1:][: self.keeps]]
         forward_wanted, backward_wanted = (Where, Where) if timeless else (Wanted, WantedGradients)
-        self.forward_records = (tensors, options, forward_wanted)
-        self.backward_records = (self.gradients, tensors, options, backward_wanted)
-        self.forward = self._define("forward", self.forward_records, len(self.result_roles))
-        self.backward = self._define("backward", self.backward_records, len(self.differentiated))
+        self.parts = {
+            "forward": _parts((tensors, options, forward_wanted)),
+            "backward": _parts((self.gradients, tensors, options, backward_wanted)),
+        }
+        self.states = slice(self.always_differentiated, len(self.differentiated))
+        self.forward = self._define("forward", len(self.result_roles))
+        self.backward = self._define("backward", len(self.differentiated))
         self.forward_functions, self.backward_functions = forward_functions(self), backward_functions(self)
         register(_library, self.forward, self.forward_functions)
         register(_library, self.backward, self.backward_functions)
@@ -97,22 +111,18 @@ class Operator:
             return self.results(*self.forward_functions.transformable.apply(*tensors, *options, *wanted))
         return self.results(*self.forward(*tensors, *options, *wanted))
 
-    def gradient(self, *flat: Any) -> tuple[Tensor, ...]:
-        """Call the backward operator, on such tensors too."""
-        return self.backward_functions.transformable.apply(*flat) if transforming() else self.backward(*flat)
-
     def compute_forward(self, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
         """Check, allocate, let the backend run."""
-        geometry, looks = self._checked(tensors, options)
-        results = self._allocate_results(tensors, looks, wanted)
-        self.run_forward(tensors, options, wanted.backend, self.results(*results), geometry)
+        expected = self._checked(tensors, options)
+        results = self._allocate_results(tensors, expected.results, wanted)
+        self.run_forward(tensors, options, wanted.backend, self.results._make(results), expected.geometry)
         return results
 
     def compute_backward(self, gradients: Any, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
         """The same; the gradient of a state is empty where it is not wanted."""
-        geometry, _ = self._checked(tensors, options, gradients)
+        expected = self._checked(tensors, options, gradients)
         made = self._allocate_gradients(tensors, wanted)
-        self.run_backward(_contiguous(gradients), tensors, options, wanted.backend, made, geometry)
+        self.run_backward(_contiguous(gradients), tensors, options, wanted.backend, made, expected.geometry)
         return made
 
     def run_forward(self, tensors: Any, options: Any, backend: str, results: Any, geometry: Geometry) -> None:
@@ -130,14 +140,13 @@ class Operator:
             results = self.nothing
         self._run("backward", backend, tensors, options, results, gradients, made, geometry)
 
-    def split(self, flat: Iterable[Any], records: Iterable[type]) -> list[Any]:
+    def split(self, flat: tuple[Any, ...], direction: str) -> list[Any]:
         """An operator's arguments as the records that they come from."""
-        rest = iter(flat)
-        return [record._make(islice(rest, len(record._fields))) for record in records]
+        return [tuple.__new__(record, flat[part]) for record, part in self.parts[direction]]
 
     def geometry(self, tensors: Any, options: Any) -> Geometry:
         """What a call is laid out like."""
-        return self._expected(*self._key(tensors, options))[0]
+        return self._expected(*self._key(tensors, options)).geometry
 
     def _gradient_record(self) -> type:
         types = {"needed": Tensor, "optional": Tensor | None}
@@ -145,17 +154,19 @@ class Operator:
         fields = list(zip(gradient_names(self.results), kinds_, strict=True))
         return NamedTuple(f"{self.results.__name__}Gradients", [*fields, *[("checkpoints", Tensor)][: self.keeps]])
 
-    def _define(self, direction: str, records: Iterable[type], results: int) -> torch._ops.OpOverload:
+    def _define(self, direction: str, results: int) -> torch._ops.OpOverload:
         name = f"{self.neuron}_{direction}"
         compute, fake = getattr(self, f"compute_{direction}"), getattr(self, f"_fake_{direction}")
 
         def kernel(*flat: Any) -> tuple[Tensor, ...]:
-            return tuple(compute(*self.split(flat, records)))
+            return tuple(compute(*self.split(flat, direction)))
 
         def fake_kernel(*flat: Any) -> tuple[Tensor, ...]:
-            return tuple(fake(*self.split(flat, records)))
+            return tuple(fake(*self.split(flat, direction)))
 
-        arguments = (f"{_TYPES[kind]} {field}" for record in records for field, kind in kinds(record).items())
+        arguments = (
+            f"{_TYPES[kind]} {field}" for record, _ in self.parts[direction] for field, kind in kinds(record).items()
+        )
         schema = f"{name}({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         for key in ("CPU", "CUDA"):
@@ -164,13 +175,12 @@ class Operator:
         return getattr(getattr(torch.ops, _library.ns), name).default
 
     def _fake_forward(self, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
-        _check_present(tensors)
+        expected = self._expected.__wrapped__(self, *self._key(tensors, options))  # symbolic sizes have no hash
         _check_device(tensors, tensors[0].device)
-        _, _, looks = self._expected.__wrapped__(self, *self._key(tensors, options))  # symbolic sizes have no hash
-        return self._allocate_results(tensors, looks, wanted)
+        return self._allocate_results(tensors, expected.results, wanted)
 
     def _fake_backward(self, gradients: Any, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
-        _check_present(tensors)
+        self._key(tensors, options)
         _check_device(tensors, tensors[0].device)
         _check_device(gradients, tensors[0].device)
         return self._allocate_gradients(tensors, wanted)
@@ -184,12 +194,11 @@ class Operator:
         return made
 
     def _allocate_gradients(self, tensors: Any, wanted: Any) -> list[Tensor]:
-        made = []
-        for role, tensor in zip(self.differentiated, tensors, strict=False):
-            if role.gradient == "always" or (tensor is not None and wanted.state_gradients):
-                made.append(torch.empty_like(tensor, memory_format=torch.contiguous_format))
-            else:
-                made.append(tensors[1].new_empty(0))
+        fields, contiguous = iter(tensors), torch.contiguous_format
+        made = [torch.empty_like(t, memory_format=contiguous) for t in islice(fields, self.always_differentiated)]
+        for state in islice(fields, len(self.differentiated) - self.always_differentiated):
+            wanted_too = state is not None and wanted.state_gradients
+            made.append(torch.empty_like(state, memory_format=contiguous) if wanted_too else tensors[1].new_empty(0))
         return made
 
     def _run(
@@ -204,17 +213,29 @@ class Operator:
         geometry: Geometry,
     ) -> None:
         tensors = self.tensors._make(_contiguous(tensors))
-        has_state = any(t is not None for t in compress(tensors, self.is_state))
+        has_state = any([state is not None for state in tensors[self.states]])
         call = Call(self.neuron, direction, tensors, options, results, gradients, tensor_gradients, geometry, has_state)
         backend_of(backend, tensors[0].device.type).run(call)
 
     def _key(self, tensors: Any, options: Any) -> tuple[Any, ...]:
         x = tensors[0]
-        return x.shape, x.dtype, tensors.real, tensors.arrangement(options), options.sends_membrane
+        try:
+            return x.shape, x.dtype, tensors.real, tensors.arrangement(options), options.sends_membrane
+        except AttributeError:  # PyTorch hands on None even where the schema asks for a tensor
+            missing = next(name for name in tensors.decisive if getattr(tensors, name) is None)
+            raise TypeError(f"{missing} must be a tensor, got None") from None
 
     @lru_cache(1024)  # noqa: B019 (there are few operators, and they live as long as the process)
-    def _expected(self, shape, memory, real, arrangement, sends_membrane) -> tuple[Geometry, list[Look], list[Look]]:
-        """What a call is laid out like, and what its tensors and results look like."""
+    def _expected(self, shape, memory, real, arrangement, sends_membrane) -> Expected:
+        """What a call is laid out like, and what its tensors look like."""
+        name = self.tensors._fields[0]
+        if real not in _REAL or memory not in STORAGE or (memory == torch.float64) != (real == torch.float64):
+            raise TypeError(
+                f"{name} must be float16, bfloat16 or float32 with the others float32, or all must be float64, "
+                f"got {memory} with {real}"
+            )
+        if math.prod(shape) == 0:
+            raise ValueError(f"{name} must not be empty, got shape {tuple(shape)}")
         sizes = self.tensors.sizes(tuple(shape), tuple(arrangement))
         T, step, interval, kept = 0, (), 0, 0
         if self.keeps:
@@ -230,9 +251,11 @@ class Operator:
                 for role, kind in zip(roles(record).values(), kinds(record).values(), strict=True)
             ]
 
-        return geometry, looks(self.tensors), looks(self.results)
+        results = looks(self.results)
+        gradients = [*compress(results, self.with_gradient), *results[-1:][: self.keeps]]
+        return Expected(geometry, looks(self.tensors), results, gradients)
 
-    def _checked(self, tensors: Any, options: Any, gradients: Any = None) -> tuple[Geometry, list[Look]]:
+    def _checked(self, tensors: Any, options: Any, gradients: Any = None) -> Expected:
         """What the call is laid out like, and what its results look like.
 
         Raises:
@@ -241,23 +264,14 @@ class Operator:
             RuntimeError: all that, backward: something was changed after the forward pass.
         """
         try:
-            _check_present(tensors)
-            x, real = tensors[0], tensors.real
-            if real not in _REAL or x.dtype not in STORAGE or (x.dtype == torch.float64) != (real == torch.float64):
-                raise TypeError(
-                    f"{tensors._fields[0]} must be float16, bfloat16 or float32 with the others float32, or all "
-                    f"must be float64, got {x.dtype} with {real}"
-                )
-            if x.numel() == 0:
-                raise ValueError(f"{tensors._fields[0]} must not be empty, got shape {tuple(x.shape)}")
-            geometry, looks, result_looks = self._expected(*self._key(tensors, options))
-            _check(tensors, looks, x.device)
-            given = sum(t is not None for t in compress(tensors, self.is_state))
-            if given not in (0, sum(self.is_state)):
+            expected = self._expected(*self._key(tensors, options))
+            device = tensors[0].device
+            _check(tensors, expected.tensors, device)
+            missing = [state is None for state in tensors[self.states]]
+            if any(missing) and not all(missing):
                 raise ValueError(f"{', '.join(compress(tensors._fields, self.is_state))} must be given all or none")
             if gradients is not None:
-                returned = compress(result_looks, self.with_gradient)
-                _check(gradients, [*returned, *result_looks[-1:][: self.keeps]], x.device)
+                _check(gradients, expected.gradients, device)
                 options.check_backward(tensors)
         except (TypeError, ValueError) as error:
             if gradients is not None:
@@ -265,7 +279,7 @@ class Operator:
                     f"{self.neuron}_backward: {error} (was a parameter or a state changed after the forward pass?)"
                 ) from error
             raise type(error)(f"{self.neuron}_forward: {error}") from None
-        return geometry, result_looks
+        return expected
 
 
 class LayerOperator(Operator):
@@ -289,7 +303,7 @@ class LayerOperator(Operator):
         parameters, inner = self._inner(tensors, backend, geometry)
         grad_x, *grad_parameters, grad_D, grad_v, grad_h_real, grad_h_imag = made
         coefficients = inner.E_real, inner.E_imag, inner.K_real, inner.K_imag
-        grad_coefficients = DISCRETIZE.gradients(*map(torch.empty_like, coefficients))
+        grad_coefficients = DISCRETIZE.gradients._make(map(torch.empty_like, coefficients))
         made = grad_x, *grad_coefficients, grad_D, grad_v, grad_h_real, grad_h_imag
         PMSN.run_backward(gradients, inner, options, backend, made, geometry)
         DISCRETIZE.run_backward(
@@ -299,11 +313,18 @@ class LayerOperator(Operator):
     def _inner(self, tensors: LayerTensors, backend: str, geometry: Geometry) -> tuple[DiscretizeTensors, PmsnTensors]:
         x, log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag, *rest = tensors
         parameters = DiscretizeTensors(log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag)
-        like, contiguous = log_decay, torch.contiguous_format
-        empty = (torch.empty_like(like, memory_format=contiguous) for _ in DiscretizeResults._fields)
+        empty = (torch.empty_like(log_decay, memory_format=torch.contiguous_format) for _ in DiscretizeResults._fields)
         coefficients = DiscretizeResults._make(empty)
         DISCRETIZE.run_forward(parameters, NoOptions(), backend, coefficients, _timeless(geometry))
         return parameters, PmsnTensors(x, *coefficients, *rest)
+
+
+def _parts(records: Iterable[type]) -> list[tuple[type, slice]]:
+    parts, start = [], 0
+    for record in records:
+        parts.append((record, slice(start, start + len(record._fields))))
+        start += len(record._fields)
+    return parts
 
 
 def _timeless(geometry: Geometry) -> Geometry:
@@ -320,13 +341,6 @@ def _check(tensors: Any, looks: Sequence[Look], device: torch.device) -> None:
             _refuse(tensors, looks)  # or not, if it is one number of any shape
     if device.type != "cpu":  # where one tensor is elsewhere, the dispatcher does not call the CPU
         _check_device(tensors, device)
-
-
-def _check_present(tensors: Any) -> None:
-    """PyTorch hands on None even where the schema asks for a tensor."""
-    for name in tensors.decisive:
-        if getattr(tensors, name) is None:
-            raise TypeError(f"{name} must be a tensor, got None")
 
 
 def _check_device(tensors: Any, device: torch.device) -> None:

@@ -75,15 +75,17 @@ def pmsn_sequence(
     x = x_seq.to(dtype) if dtype == torch.float64 else x_seq
     if context == "global":
         x = x.to(dtype).mean(0, keepdim=True).expand(x.shape)
-    compute, record = PMSN, PmsnTensors
-    if isinstance(coefficients, PMSNParameters):
-        if all(p.dtype == dtype for p in coefficients):
-            compute, record = PMSN_LAYER, LayerTensors
-        else:  # the reference rounds coefficients to the parameters' dtype before they are converted
+    if isinstance(coefficients, PMSNParameters) and all([p.dtype == dtype for p in coefficients]):
+        compute, record = PMSN_LAYER, LayerTensors
+    else:
+        compute, record = PMSN, PmsnTensors
+        if isinstance(coefficients, PMSNParameters):
+            # the reference rounds coefficients to the parameters' dtype before they are converted
             coefficients = functional.discretize(coefficients)
+        coefficients = converted(dtype, coefficients)
     theta_tensor, theta = threshold(v_threshold, dtype)
     states = (None, None, None) if state is None else converted(dtype, state)
-    tensors = record(x, *converted(dtype, coefficients), *states, theta_tensor)
+    tensors = record(x, *coefficients, *states, theta_tensor)
     options = PmsnOptions(reset_mode, fires.fire, fires.surrogate, theta, fires.a, fires.b, fires.c)
     if fires.surrogate == "given" and recorded(tensors):
         with torch.no_grad():
