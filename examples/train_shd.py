@@ -13,7 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pmsn_plugins.models import count_parameters
-from pmsn_plugins.training import PRESETS, Trainer, build_network, open_source, snapshot, with_neuron
+from pmsn_plugins.training import (
+    PRESETS,
+    SnapshotError,
+    Trainer,
+    build_network,
+    hold_folder,
+    open_source,
+    snapshot,
+    with_neuron,
+)
 from pmsn_plugins.training.distributed import start
 
 RUNS = {
@@ -47,19 +56,19 @@ def main() -> None:
     for name in args.runs:
         settings = replace(RUNS[name], epochs=args.epochs, batch_size=40)
         output_dir = args.output_dir / name.replace(" ", "-").lower()
-        output_dir.mkdir(parents=True, exist_ok=True)
         try:
-            source = open_source(settings, args.data_dir, download=args.download)
-            net = build_network(settings, source)
-            trainer = Trainer(net, source, settings, output_dir, process)
-            if (output_dir / "last.pt").exists():
-                trainer.restore(snapshot.load(output_dir / "last.pt"))
-        except (OSError, ValueError) as error:  # files that are missing or damaged, or another run in the folder
+            with hold_folder(output_dir):
+                source = open_source(settings, args.data_dir, download=args.download)
+                net = build_network(settings, source)
+                trainer = Trainer(net, source, settings, output_dir, process)
+                if (output_dir / "last.pt").exists():
+                    trainer.restore(snapshot.load(output_dir / "last.pt"))
+                print(f"{name}: {count_parameters(net):,} parameters")
+                trainer.fit()
+                validation = trainer.load_best()
+                test = trainer.test()
+        except (OSError, SnapshotError, ValueError) as error:  # files missing or damaged, or another run there
             parser.error(str(error))
-        print(f"{name}: {count_parameters(net):,} parameters")
-        trainer.fit()
-        validation = trainer.load_best()
-        test = trainer.test()
         seconds = statistics.median(row["seconds"] for row in trainer.progress.curve)
         rows.append((name, count_parameters(net), validation, test.accuracy, seconds))
 

@@ -6,7 +6,7 @@ A wrong type is a TypeError, a wrong value a ValueError.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -39,6 +39,22 @@ def check_items(name: str, values: object, kind: type | tuple[type, ...], what: 
     for value in values.values() if isinstance(values, Mapping) else values:
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be {what}, got {shown(value)} among them")
+
+
+def pairs(name: str, batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
+    """Go through ``batches``, each a pair (input, target), where ``len(target)`` is the number of samples.
+
+    Raises TypeError where it is anything else.
+    """
+    what = "a series of pairs (input, target), target a tensor of one entry per sample"
+    if isinstance(batches, str | bytes | Tensor | Mapping) or not hasattr(batches, "__iter__"):
+        raise TypeError(f"{name} must be {what}, got {shown(batches)}")
+    for batch in batches:
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise TypeError(f"{name} must be {what}, got {shown(batch)} among them")
+        if not (isinstance(batch[1], Tensor) and batch[1].ndim > 0):
+            raise TypeError(f"{name} must be {what}, got the target {shown(batch[1])}")
+        yield batch[0], batch[1]
 
 
 def check_module(name: str, value: object) -> None:

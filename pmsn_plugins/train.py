@@ -10,7 +10,8 @@
     torchrun --nproc-per-node 4 -m pmsn_plugins.train imagenet-sew18 --data-dir data/imagenet --sync-batchnorm
 
 The settings are the paper's unless overridden. A dry run trains one epoch of four small batches on synthetic data of
-the right shape. A run that was killed continues, with the same options and --resume, as if nothing had happened.
+the right shape. A run that was killed continues, with the same options and --resume, as if nothing had happened. A
+folder takes one run at a time: a second one ends and says which process is there.
 
 The run's folder receives ``last.pt``, ``best.pt`` (best on the validation part), ``curve.csv`` and, at the end,
 ``result.json`` with the accuracy of the best network on the test set, which is read then and only then.
@@ -39,6 +40,8 @@ from .training import (
     SnapshotError,
     Trainer,
     build_network,
+    contents,
+    hold_folder,
     load_network,
     open_source,
     snapshot,
@@ -86,12 +89,22 @@ def _train(args: argparse.Namespace, process: Process) -> int:
     output_dir = args.output_dir or Path("runs") / (f"{name}-dry-run" if args.dry_run else name)
     checkpoint = output_dir / LAST
     starting_over = args.dry_run and args.output_dir is None and not args.resume
-    if checkpoint.exists() and not (args.resume or starting_over):
-        raise ValueError(f"{checkpoint} exists: continue that run with --resume, or choose another --output-dir")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    payload = snapshot.load(checkpoint) if args.resume and checkpoint.exists() else None
-    if args.resume and payload is None and process.is_main:
-        print(f"nothing to resume in {output_dir}: starting from the beginning", file=sys.stderr)
+    with hold_folder(output_dir):
+        if checkpoint.exists() and not (args.resume or starting_over):
+            raise ValueError(f"{checkpoint} exists: continue that run with --resume, or choose another --output-dir")
+        payload = snapshot.load(checkpoint) if args.resume and checkpoint.exists() else None
+        if args.resume and payload is None and process.is_main:
+            print(f"nothing to resume in {output_dir}: starting from the beginning", file=sys.stderr)
+        _run(args, process, settings, output_dir, payload)
+    return 0
+
+
+def _run(
+    args: argparse.Namespace, process: Process, settings: Settings, output_dir: Path, payload: dict[str, Any] | None
+) -> None:
+    """Train in a folder that is held, from the beginning or from a checkpoint, and test the best network."""
+    if payload is not None:
+        contents.check_parts(payload, contents.RESUMABLE, output_dir / LAST)
     source = _open_source(settings, args, process, payload)
     net = build_network(settings, source, to_restore=payload is not None)
     check_chunk(net, args.chunk)
@@ -124,15 +137,14 @@ def _train(args: argparse.Namespace, process: Process) -> int:
         }
         text = json.dumps(result, indent=2) + "\n"
         snapshot.write_whole(output_dir / RESULT, lambda file: file.write(text.encode()))
-    return 0
 
 
 def _evaluate(args: argparse.Namespace, process: Process) -> int:
     overrides = [item.name for item in dataclasses.fields(Settings) if getattr(args, item.name) is not None]
     if overrides:
         raise ValueError(f"--evaluate takes its settings from the checkpoint; leave out {', '.join(overrides)}")
-    payload = snapshot.load(args.evaluate)
-    settings = Settings(**payload["settings"])
+    payload = contents.check_parts(snapshot.load(args.evaluate), contents.NETWORK, args.evaluate)
+    settings = contents.settings_in(payload, args.evaluate)
     source = _open_source(settings, args, process, payload)
     net = build_network(settings, source, to_restore=True)
     load_network(net, payload["net"])

@@ -2,6 +2,7 @@
 
 from .evaluation import Evaluation, evaluate, firing_rates
 from .experiment import DATASETS, NETWORKS, build_network, open_source
+from .lock import FolderInUseError, hold_folder
 from .loop import DivergedError, InterruptedRunError, Trainer, load_network
 from .objective import loss_of, read_out
 from .presets import PRESETS, Settings, with_neuron
@@ -13,6 +14,7 @@ __all__ = [
     "PRESETS",
     "DivergedError",
     "Evaluation",
+    "FolderInUseError",
     "InterruptedRunError",
     "Settings",
     "SnapshotError",
@@ -20,6 +22,7 @@ __all__ = [
     "build_network",
     "evaluate",
     "firing_rates",
+    "hold_folder",
     "load_network",
     "loss_of",
     "open_source",

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._checks import check_type
+
 
 class Process(NamedTuple):
     """This process among all of them, and its device."""
@@ -32,10 +34,13 @@ def start(device: str | None = None) -> Process:
         device: ``'cpu'``, ``'cuda'``, ``'cuda:1'`` ...; None takes a GPU if there is one.
 
     Raises:
+        TypeError: ``device`` is no string.
         ValueError: there is no such device.
     """
+    if device is not None:
+        check_type("device", device, str, "the name of a device or None")
     gpus = torch.cuda.device_count()
-    name = device or ("cuda" if gpus else "cpu")
+    name = ("cuda" if gpus else "cpu") if device is None else device
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ..., got {device!r}")
     chosen = torch.device(name)
@@ -55,6 +60,11 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def is_main() -> bool:
+    """Whether this is the main process of its group, or alone."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def all_sum(tensor: Tensor) -> Tensor:

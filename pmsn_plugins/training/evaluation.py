@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_int_at_least
+from .._checks import check_callable, check_choice, check_device, check_int_at_least, check_module, check_type, pairs
 from ..layers import reset_states, spiking_layers
 from .distributed import all_sum
-from .objective import correct, loss_of, read_out
+from .objective import READOUTS, check_class_numbers, check_outputs, correct, loss_of, read_out
 
 
 class Evaluation(NamedTuple):
@@ -46,24 +46,30 @@ def evaluate(
         device: where ``net`` is.
 
     Raises:
-        ValueError: no samples, or streaming was asked of a network that needs whole sequences.
+        TypeError: an argument is of another type.
+        ValueError: no samples, class numbers that the network does not have, or streaming was asked of a network that
+            needs whole sequences.
     """
+    check_module("net", net)
+    check_callable("to_sequence", to_sequence, "a function of a batch of samples")
+    check_choice("readout", readout, READOUTS)
+    check_device("device", device)
     check_chunk(net, chunk)
-    was_training = net.training
-    net.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    with firing_rates(net) as rates:
-        for x, target in batches:
-            x_seq, target = to_sequence(x.to(device)), target.to(device)
+    with _evaluating(net), firing_rates(net) as rates:
+        for x, target in pairs("batches", batches):
+            check_type("an input of batches", x, Tensor, "a torch.Tensor")
+            x_seq = to_sequence(x.to(device))
             reset_states(net)
             outputs = net(x_seq) if chunk is None else torch.cat([net(part) for part in x_seq.split(chunk)])
+            check_outputs(outputs)
             outputs = outputs.float()
+            check_class_numbers(target, outputs.shape[-1])
+            target = target.to(device)
             loss = loss_of(outputs, target, readout=readout)
             sums += torch.stack(
                 [loss * len(target), correct(read_out(outputs, readout), target), sums.new_tensor(len(target))]
             )
-        reset_states(net)
-    net.train(was_training)
     loss, hits, samples = all_sum(sums).tolist()
     if not samples:
         raise ValueError("there are no samples to evaluate")
@@ -71,10 +77,21 @@ def evaluate(
 
 
 @contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    was_training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        reset_states(net)
+        net.train(was_training)
+
+
+@contextmanager
 def firing_rates(net: nn.Module) -> Iterator[Callable[[], dict[str, float]]]:
     """Count spikes inside the block; the yielded function gives spikes per neuron and time step, layer by layer."""
     layers = spiking_layers(net)
-    device = next(net.parameters()).device
+    device = next((p.device for p in net.parameters()), None)
     counts = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in layers}
 
     def record(name: str) -> Callable[..., None]:

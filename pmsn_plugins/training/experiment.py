@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import datasets
-from .._checks import check_choice, check_options
+from .._checks import check_choice, check_flag, check_options, check_path, check_type
 from ..datasets import DataSource
 from ..models import NEURONS, column_cifar, feedforward, neuron_factory, pixel_cifar, residual, sew_resnet_static
 from ..models.neurons import NeuronFactory
@@ -144,9 +144,17 @@ def open_source(
         permutation: the order of time steps that a checkpoint was trained with.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: unknown data set or option, or ``data_dir`` missing.
         FileNotFoundError: says which file is expected where.
     """
+    check_type("settings", settings, Settings, "Settings")
+    if data_dir is not None:
+        check_path("data_dir", data_dir)
+    check_flag("download", download)
+    check_flag("dry_run", dry_run)
+    if permutation is not None:
+        check_type("permutation", permutation, Tensor, "a torch.Tensor of integers or None")
     check_choice("dataset", settings.dataset, DATASETS)
     entry = DATASETS[settings.dataset]
     fixed = getattr(entry.open, "keywords", {})
@@ -169,8 +177,12 @@ def build_network(settings: Settings, source: DataSource, *, to_restore: bool = 
         to_restore: a checkpoint will be loaded into it: weights to begin with (``init_from``) are not looked for.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: unknown network, neuron or option, or a value that is not allowed.
     """
+    check_type("settings", settings, Settings, "Settings")
+    check_type("source", source, DataSource, "a DataSource")
+    check_flag("to_restore", to_restore)
     check_choice("network", settings.network, NETWORKS)
     check_choice("framework", settings.framework, NEURONS)
     check_choice("neuron", settings.neuron, NEURONS[settings.framework])

@@ -7,6 +7,7 @@ and that many processes see the batches that one process would see.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -24,16 +25,17 @@ from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .._checks import check_int_at_least
+from .._checks import check_flag, check_int_at_least, check_module, check_path, check_type
 from ..datasets import DataSource, View, validation_split
 from ..layers import reset_states
 from ..parameters import param_groups
-from . import snapshot
+from . import contents, snapshot
 from .batches import Step, plan_epoch
 from .distributed import Process, all_gather, all_sum, barrier, copy_from_main
 from .evaluation import Evaluation, evaluate
-from .logs import TensorBoard, write_csv
-from .objective import correct, loss_of, read_out
+from .lock import hold_folder
+from .logs import COLUMNS, TensorBoard, write_csv
+from .objective import check_class_numbers, correct, loss_of, read_out
 from .presets import Settings
 from .sync_batchnorm import convert_sync_batchnorm
 
@@ -78,6 +80,7 @@ class Trainer:
         quiet: no progress bar.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: the batch cannot be shared equally, no validation part can be split off, or ``mixup`` is set for
             samples that are no images.
 
@@ -100,6 +103,13 @@ class Trainer:
         tensorboard: bool = False,
         quiet: bool = False,
     ) -> None:
+        check_module("net", net)
+        check_type("source", source, DataSource, "a DataSource")
+        check_type("settings", settings, Settings, "Settings")
+        check_path("output_dir", output_dir)
+        check_type("process", process, Process, "a Process")
+        for name, flag in (("sync_batchnorm", sync_batchnorm), ("tensorboard", tensorboard), ("quiet", quiet)):
+            check_flag(name, flag)
         parts = process.world_size * settings.accumulate
         if settings.batch_size % parts:
             raise ValueError(
@@ -112,7 +122,7 @@ class Trainer:
         if self.sync_batchnorm:
             net = convert_sync_batchnorm(net)
         self.net = net.to(process.device)
-        self.source, self.settings, self.output_dir, self.process = source, settings, output_dir, process
+        self.source, self.settings, self.output_dir, self.process = source, settings, Path(output_dir), process
         self.save_every, self.workers, self.tensorboard, self.quiet = save_every, workers, tensorboard, quiet
         self.micro_batch = settings.batch_size // parts
         self.train_set, self.val_set = _split(source, settings)
@@ -132,24 +142,25 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------ the run
 
     def fit(self) -> None:
-        """Train to the last epoch.
+        """Train to the last epoch. The folder is held meanwhile: see :func:`hold_folder` for what to do before.
 
         Raises:
+            FolderInUseError: another run is in the folder.
             DivergedError: the last good checkpoint is kept.
             InterruptedRunError: SIGTERM arrived; the run can be resumed from its checkpoint.
             SnapshotError: a checkpoint could not be written; the previous one is kept.
         """
-        board = None
-        if self.tensorboard and self.process.is_main:
-            board = TensorBoard(self.output_dir / "tensorboard", self.progress.epoch)
-        with self._watch_sigterm():
+        with hold_folder(self.output_dir), self._watch_sigterm():
+            board = None
+            if self.tensorboard and self.process.is_main:
+                board = TensorBoard(self.output_dir / "tensorboard", self.progress.epoch)
             while self.progress.epoch < self.settings.epochs:
                 self._train_epoch()
                 self._finish_epoch(board)
                 if all_sum(torch.tensor(float(self.terminated), device=self.process.device)):
                     raise self._interrupted()
-        if board is not None:
-            board.close()
+            if board is not None:
+                board.close()
 
     def test(self, chunk: int | None = None) -> Evaluation:
         """Open the test set and evaluate the network as it is; call :meth:`load_best` first to get the selected one."""
@@ -162,8 +173,9 @@ class Trainer:
     def load_best(self) -> float:
         """Take the parameters that were best on the validation part; returns that accuracy."""
         barrier()
-        payload = snapshot.load(self.output_dir / BEST)
-        self.net.load_state_dict(payload["net"])
+        path = self.output_dir / BEST
+        payload = contents.check_parts(snapshot.load(path), contents.SELECTED, path)
+        load_network(self.net, payload["net"])
         return payload["val_accuracy"]
 
     def _train_epoch(self) -> None:
@@ -222,7 +234,9 @@ class Trainer:
         dtype = torch.float16 if settings.amp == "fp16" else torch.bfloat16
         self.optimizer.zero_grad(set_to_none=True)
         for i, count in enumerate(step.counts):
-            x, target = (tensor.to(device, non_blocking=True) for tensor in next(samples))
+            x, target = next(samples)
+            check_class_numbers(target, self.source.num_classes)
+            x, target = (tensor.to(device, non_blocking=True) for tensor in (x, target))
             if self.mixup is not None:
                 x, target = self.mixup(x, target)
             reduce_gradients = i == len(step.counts) - 1 or self.parallel is self.net
@@ -299,6 +313,7 @@ class Trainer:
 
     def test_batches(self, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The first samples of the test set, as pairs of what the network takes, [T, N, *], and class numbers [N]."""
+        check_int_at_least("samples", samples, 1)
         for x, target in self._loader(self._test_set, np.arange(min(samples, len(self._test_set)))):
             yield self.source.to_sequence(x.to(self.process.device)), target
 
@@ -352,34 +367,65 @@ class Trainer:
             )
 
     def restore(self, payload: dict[str, Any]) -> None:
-        """Continue where a checkpoint of this run (``last.pt``) left off.
+        """Continue where a checkpoint of this run (``last.pt``) left off. After an error nothing is changed.
 
         Raises:
+            SnapshotError: something is missing in it, or of another type or range than what is written there.
             ValueError: it belongs to other settings, data, or network, or another number of processes.
         """
-        settings = asdict(self.settings)
-        differing = [name for name, value in payload["settings"].items() if _plain(value) != _plain(settings.get(name))]
+        contents.check_parts(payload, contents.RESUMABLE)
+        settings, saved = asdict(self.settings), asdict(contents.settings_in(payload))
+        differing = [name for name, value in saved.items() if _plain(value) != _plain(settings[name])]
         if differing:
-            details = ", ".join(f"{n}: {payload['settings'][n]!r} there, {settings.get(n)!r} here" for n in differing)
+            details = ", ".join(f"{n}: {saved[n]!r} there, {settings[n]!r} here" for n in differing)
             raise ValueError(f"the checkpoint belongs to a run with other settings ({details})")
         if len(payload["random"]) != self.process.world_size:
             raise ValueError(
                 f"the checkpoint was written by {len(payload['random'])} processes, "
                 f"this run has {self.process.world_size}"
             )
-        source, sync_batchnorm = payload.get("source"), payload.get("sync_batchnorm")
+        source, sync_batchnorm = payload["source"], payload["sync_batchnorm"]
         if source != self.source.name:
-            raise ValueError(f"the checkpoint was trained on {source or 'other data'}, this run has {self.source.name}")
+            raise ValueError(f"the checkpoint was trained on {source}, this run has {self.source.name}")
+        mine, theirs = (None if p is None else p.tolist() for p in (self.source.permutation, payload["permutation"]))
+        if mine != theirs:
+            raise ValueError("the checkpoint was trained on another order of the time steps")
         if sync_batchnorm != self.sync_batchnorm:
             raise ValueError(f"the checkpoint was written {'with' if sync_batchnorm else 'without'} sync_batchnorm")
+        check_network(self.net, payload["net"])
+        progress = self._progress_in(payload["progress"])
+        contents.check_random_states(payload["random"])
+        has_begun = (progress.epoch, progress.step) != (0, 0)
+        optimizer = contents.optimizer_state(payload["optimizer"], self.optimizer, has_begun=has_begun)
+        contents.check_same(payload["scheduler"].get("last_epoch"), progress.epoch, "scheduler.last_epoch")
+        contents.check_like(payload["scaler"], self.scaler.state_dict(), "scaler")
         load_network(self.net, payload["net"])
-        self.optimizer.load_state_dict(payload["optimizer"])
-        self.scheduler.load_state_dict(payload["scheduler"])
+        self.optimizer.load_state_dict(optimizer)
+        self.scheduler.load_state_dict({"last_epoch": progress.epoch})  # the settings decide the rest
         self.scaler.load_state_dict(payload["scaler"])
-        self.progress = Progress(**payload["progress"])
+        self.progress = progress
         if not self.process.is_main:
             self.progress.sums = [0.0, 0.0, 0.0]  # the main process holds the sum over all
         snapshot.set_random_state(payload["random"][self.process.rank])
+
+    def _progress_in(self, saved: dict[str, Any]) -> Progress:
+        """The progress in a checkpoint. Raises SnapshotError unless this run can be there."""
+        contents.check_like(saved, asdict(Progress()), "progress", least=-1.0)
+        for name in ("sums", "seconds"):
+            contents.check_like(saved[name], getattr(Progress(), name), f"progress.{name}")
+        progress, batch_size = Progress(**saved), self.settings.batch_size
+        samples, epochs = len(self.train_set), self.settings.epochs
+        contents.check_integer(progress.epoch, epochs, "progress.epoch")
+        most = math.ceil(samples / batch_size) if progress.epoch < epochs else 0
+        contents.check_integer(progress.step, most, "progress.step")
+        for i, row in enumerate(progress.curve):
+            contents.check_like(row, dict.fromkeys(COLUMNS, 0.0), f"progress.curve[{i}]")
+        best = max((row["val_accuracy"] for row in progress.curve), default=-1.0)
+        listed = [row["epoch"] for row in progress.curve]
+        contents.check_same(listed, list(range(1, progress.epoch + 1)), "epoch in progress.curve")
+        contents.check_same(progress.best, best, "progress.best")
+        contents.check_same(progress.sums[2], float(min(progress.step * batch_size, samples)), "progress.sums[2]")
+        return progress
 
     @contextmanager
     def _watch_sigterm(self) -> Iterator[None]:
@@ -394,7 +440,22 @@ class Trainer:
 
 
 def load_network(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state_dict, or raise ValueError that says in what the two networks differ; then nothing is changed."""
+    """Load a state_dict, or raise what :func:`check_network` raises; then nothing is changed."""
+    check_network(net, state)
+    net.load_state_dict(state)
+
+
+def check_network(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Raise unless a state_dict is one of this network; the error says in what the two differ.
+
+    Raises:
+        TypeError: ``net`` is no module, or ``state`` no dictionary of tensors.
+        ValueError: it is of another network, or holds parameters that are not finite.
+    """
+    check_module("net", net)
+    check_type("state", state, dict, "a state_dict")
+    for name, value in state.items():
+        check_type(f"{name} of state", value, Tensor, "a torch.Tensor")
     own = net.state_dict()
     problems = [f"{name} is missing" for name in own if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in own]
@@ -403,10 +464,21 @@ def load_network(net: nn.Module, state: dict[str, Tensor]) -> None:
         for name in own
         if name in state and state[name].shape != own[name].shape
     ]
+    problems += [
+        f"{name} is {state[name].dtype} there, {own[name].dtype} here"
+        for name in own
+        if name in state and _kind(state[name]) != _kind(own[name])
+    ]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(f"the checkpoint is of another network: {'; '.join(problems[:5])}{more}")
-    net.load_state_dict(state)
+    broken = [name for name, _ in net.named_parameters() if name in state and not state[name].isfinite().all()]
+    if broken:
+        raise ValueError(f"the checkpoint is broken: NaN or infinite values in {', '.join(broken[:5])}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return "complex" if tensor.is_complex() else "real" if tensor.is_floating_point() else "integer"
 
 
 def _plain(value: Any) -> Any:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from .._checks import check_choice, check_int_at_least, check_positive
+from .._checks import (
+    check_choice,
+    check_finite,
+    check_flag,
+    check_int_at_least,
+    check_ints_at_least,
+    check_not_negative,
+    check_positive,
+    check_type,
+    shown,
+)
+from .objective import LOSSES, READOUTS, check_label_smoothing
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "milestones", "steps", "constant")
@@ -36,6 +47,10 @@ class Settings:
         amp: ``'no'``, or the type for mixed precision, ``'bf16'`` or ``'fp16'``.
         val_fraction, stratify: of the validation split, unless the data set has its own validation part.
         seed: of initial values, order, augmentation and split.
+
+    Raises:
+        TypeError: a setting is of another type, or of one that a checkpoint cannot hold.
+        ValueError: a setting is outside its allowed values, or two exclude each other.
     """
 
     dataset: str
@@ -65,26 +80,51 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("dataset", "network", "neuron", "framework"):
+            check_type(name, getattr(self, name), str, "a string")
+        for name in ("dataset_options", "network_options", "neuron_options"):
+            check_type(name, getattr(self, name), dict, "a dictionary of options")
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("readout", self.readout, ("mean", "sum"))
-        check_choice("loss", self.loss, ("ce", "tet"))
+        check_choice("readout", self.readout, READOUTS)
+        check_choice("loss", self.loss, LOSSES)
         check_choice("amp", self.amp, ("no", "bf16", "fp16"))
         for name in ("epochs", "batch_size", "accumulate"):
             check_int_at_least(name, getattr(self, name), 1)
         for name in ("lr", "neuron_lr", "lr_factor"):
             check_positive(name, getattr(self, name))
         check_int_at_least("seed", self.seed, 0)
-        for milestone in self.milestones:
-            check_int_at_least("milestones", milestone, 1)
-        if not 0.0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay must be a finite number, 0 or more, got {self.weight_decay}")
-        if not 0.0 <= self.label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must be between 0 and 1, got {self.label_smoothing}")
+        check_type("milestones", self.milestones, (tuple, list), "a series of integers")
+        check_ints_at_least("milestones", self.milestones, 1)
+        check_not_negative("weight_decay", self.weight_decay)
+        check_flag("mixup", self.mixup)
+        check_choice("stratify", self.stratify, ("class", "speaker"))
+        check_label_smoothing(self.label_smoothing)
+        check_finite("val_fraction", self.val_fraction)
+        if not 0.0 < self.val_fraction < 1.0:
+            raise ValueError(f"val_fraction must be between 0 and 1, got {self.val_fraction}")
+        for item in fields(self):
+            _check_plain(item.name, getattr(self, item.name))
         if self.schedule in ("milestones", "steps") and not self.milestones:
             raise ValueError(f"schedule={self.schedule!r} needs milestones")
         if self.loss == "tet" and self.readout != "mean":
             raise ValueError("loss='tet' trains every step's output: it needs readout='mean'")
+
+
+def _check_plain(name: str, value: object) -> None:
+    """Raise TypeError unless a checkpoint can hold ``value`` and give it back."""
+    if type(value) in (tuple, list):
+        for item in value:
+            _check_plain(name, item)
+    elif type(value) is dict:
+        for key, item in value.items():
+            check_type(f"the names of {name}", key, str, "strings")
+            _check_plain(name, item)
+    elif value is not None and type(value) not in (bool, int, float, str):
+        raise TypeError(
+            f"{name} must hold nothing but Python's own numbers, strings, lists, tuples and dictionaries, for a "
+            f"checkpoint keeps nothing else, got {shown(value)}"
+        )
 
 
 def _pmsn(dataset: str, network: str, **changes: Any) -> Settings:
@@ -170,4 +210,6 @@ dropout of sequential CIFAR and GSC, label smoothing and mixing of CIFAR by colu
 
 def with_neuron(settings: Settings, neuron: str) -> Settings:
     """The same experiment with another neuron, which takes that neuron's default options."""
+    check_type("settings", settings, Settings, "Settings")
+    check_type("neuron", neuron, str, "a string")
     return settings if neuron == settings.neuron else replace(settings, neuron=neuron, neuron_options={})

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from .._checks import check_path
+
 FORMAT = 1
 """Version of the layout of a run's checkpoint."""
 
@@ -50,13 +52,15 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint, tensors on the CPU. Runs no code from the file.
 
     Raises:
         SnapshotError: not there, damaged, or not written by this package.
     """
-    if not path.exists():
+    check_path("path", path)
+    path = Path(path)
+    if not path.is_file():
         raise SnapshotError(f"no checkpoint at {path}")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)

@@ -124,6 +124,7 @@ def test_two_processes_train_as_one_does(tmp_path):
 def test_two_processes_validate_the_network_that_is_saved(tmp_path):
     """Each process has its own running averages of batch normalisation; the ones saved are those that were judged."""
     finish(command(*SMALL, "--epochs", "1", "--output-dir", tmp_path, launcher=TORCHRUN))
+    assert (tmp_path / ".lock").read_text() == ""  # its processes held the folder together
     saved = checkpoint(tmp_path, "best.pt")
     settings = Settings(**saved["settings"])
     source = open_source(settings)
