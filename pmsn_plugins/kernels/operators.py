@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .arguments import STORAGE, gradient_names, kinds, roles
 from .autograd import backward_functions, forward_functions, register, transforming
-from .backend import backend_of
+from .backend import FUSED, backend_of
 from .calls import (
     Call,
     DiscretizeResults,
@@ -169,8 +169,8 @@ class Operator:
         )
         schema = f"{name}({', '.join(arguments)}) -> ({', '.join(['Tensor'] * results)})"
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        for key in ("CPU", "CUDA"):
-            _library.impl(name, kernel, key)
+        for device_type in {backend.device_type for backend in FUSED}:
+            _library.impl(name, kernel, device_type.upper())  # the dispatch key
         torch.library.register_fake(f"{_library.ns}::{name}", fake_kernel, lib=_library)
         return getattr(getattr(torch.ops, _library.ns), name).default
 
