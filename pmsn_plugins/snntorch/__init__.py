@@ -14,8 +14,9 @@ except ImportError as error:
 from ..functional import triangle
 from . import surrogates  # noqa: F401  (says which of snnTorch's surrogate functions are known)
 from .hidden import reset
+from .membrane import Membrane
 from .pmsn import PMSN
 from .registration import register, unregister
 from .tclif import TCLIF
 
-__all__ = ["PMSN", "TCLIF", "register", "reset", "triangle", "unregister"]
+__all__ = ["PMSN", "TCLIF", "Membrane", "register", "reset", "triangle", "unregister"]

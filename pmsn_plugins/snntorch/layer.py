@@ -21,6 +21,8 @@ from .._checks import (
 from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
 from ..kernels import check_backend
+from .instances import enlist, enlisted
+from .membrane import Membrane
 
 
 class MultiCompartmentLayer(snn.SpikingNeuron):
@@ -52,6 +54,7 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
         graded_spikes_factor: float | Tensor,
         learn_graded_spikes_factor: bool,
         backend: str,
+        single_state: bool,
     ) -> None:
         check_positive("threshold", threshold)
         check_backend(backend)
@@ -64,6 +67,7 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
             ("inhibition", inhibition),
             ("learn_threshold", learn_threshold),
             ("output", output),
+            ("single_state", single_state),
             ("learn_graded_spikes_factor", learn_graded_spikes_factor),
         ):
             check_flag(name, flag)
@@ -102,11 +106,8 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
             graded_spikes_factor=_as_floating(factor),
             learn_graded_spikes_factor=learn_graded_spikes_factor,
         )
-        try:
-            create_parameters()
-        except Exception:
-            snn.SpikingNeuron.instances.pop()  # snnTorch would reset and detach a layer that has no state
-            raise
+        snn.SpikingNeuron.instances.pop()  # the layer itself: it would live for ever
+        create_parameters()
         # options, like SpikingJelly's v_threshold: the state_dict holds what is learned and fits both frameworks
         for name, value in list(self.named_buffers(recurse=False)):
             self.register_buffer(name, value, persistent=False)
@@ -116,8 +117,10 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
         if not learn_graded_spikes_factor and factor.ndim == 0 and factor == 1:
             self.register_buffer("graded_spikes_factor", None, persistent=False)  # spares a product over all spikes
         self.backend = backend
+        self.single_state = single_state
         for name in self._hidden:
             setattr(self, name, torch.zeros(0))
+        enlist(self)
 
     def _reset_cases(self, reset_mechanism: str) -> None:
         """Called by snnTorch whenever ``reset_mechanism`` is set."""
@@ -125,39 +128,64 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
             raise ValueError(f"reset_mechanism must be 'subtract', got {reset_mechanism!r}: {self._reset_advice}")
 
     def _grade(self, spk: Tensor, channel_axis: int) -> Tensor:
-        """Spikes times ``graded_spikes_factor``, which is None, one number, or one per channel."""
+        """Spikes times ``graded_spikes_factor``, which is None, one number, or one per channel on ``channel_axis``."""
         if self.graded_spikes_factor is None:
             return spk
         factor = self.graded_spikes_factor.to(spk.dtype)
         if factor.ndim:
-            factor = factor.view(-1, *(1,) * (spk.ndim - channel_axis - 1))
+            factor = factor.view(-1, *(1,) * (spk.ndim - channel_axis % spk.ndim - 1))
         return spk * factor
 
-    def reset_mem(self) -> tuple[Tensor, ...]:
+    def reset_mem(self) -> tuple[Tensor, ...] | Membrane:
         """Go back to the initial state and return it: empty tensors, which fit any batch."""
         for name in self._hidden:
             last = getattr(self, name)  # only asked what it is: it may be left from a transformation of torch.func
             setattr(self, name, torch.zeros(0, dtype=last.dtype, device=last.device))
-        return tuple(getattr(self, name) for name in self._hidden)
+        hidden = {name: getattr(self, name) for name in self._hidden}
+        return Membrane.of(self.mem, hidden) if self.single_state else tuple(hidden.values())
+
+    def init_leaky(self) -> Membrane:
+        """``snn.Leaky``'s name of :meth:`reset_mem`, for its loops."""
+        if not self.single_state:
+            raise TypeError(
+                f"init_leaky is for loops written for snn.Leaky, with one state: {type(self).__name__}(..., "
+                "single_state=True); else use reset_mem"
+            )
+        return self.reset_mem()
+
+    init_lapicque = init_leaky
+
+    def _compartments(self, state: Tensor) -> dict[str, Tensor]:
+        """What a loop with one state hands back: a :class:`Membrane` of this kind of layer, or its initial state."""
+        if not isinstance(state, Tensor):
+            raise TypeError(f"mem must be the state that the layer returned, got {type(state).__name__}")
+        compartments = getattr(state, "compartments", {})
+        if compartments.keys() == set(self._hidden):
+            return compartments
+        if compartments or (state.numel() and state.any()):
+            raise TypeError(
+                f"mem must be the state that this {type(self).__name__} returned (its detach() is one too), or zeros; "
+                "a tensor computed from it has lost the other compartments"
+            )
+        return {name: state.new_zeros(0) for name in self._hidden}
 
     def detach_mem(self) -> None:
-        """Cut the hidden state from the graph that computed it."""
+        """Cut the hidden state from the graph that computed it; in place like snnTorch, for loops hold it as well."""
         for name in self._hidden:
-            setattr(self, name, getattr(self, name).detach())
+            state = getattr(self, name)
+            setattr(self, name, state.detach() if state._is_view() else state.detach_())
 
     @classmethod
     def detach_hidden(cls) -> None:
         """Detach the hidden states of all layers of this class (truncated back-propagation through time)."""
-        for layer in cls.instances:
-            if isinstance(layer, cls):
-                layer.detach_mem()
+        for layer in enlisted(cls):
+            layer.detach_mem()
 
     @classmethod
     def reset_hidden(cls) -> None:
         """Reset the hidden states of all layers of this class."""
-        for layer in cls.instances:
-            if isinstance(layer, cls):
-                layer.reset_mem()
+        for layer in enlisted(cls):
+            layer.reset_mem()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> MultiCompartmentLayer:
         """Move the hidden state along with ``.to()``. It is no buffer, for DDP would broadcast it between processes."""
@@ -172,7 +200,18 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        snn.SpikingNeuron.instances.append(self)  # snnTorch's utils.reset finds layers there, copies included
+        enlist(self)
+
+    def __getattr__(self, name: str) -> Any:
+        """snnTorch's monitors ask here for states, which it keeps in buffers, and its NIR export for decay rates."""
+        if name in self._hidden and name in vars(self):
+            return vars(self)[name]
+        if name in ("alpha", "beta"):
+            raise AttributeError(
+                f"{type(self).__name__} has no decay rate {name}; to export it to NIR use "
+                "pmsn_plugins.nir.to_nir(layer, features)"
+            )
+        return super().__getattr__(name)
 
 
 def check_step(x: Tensor, channels: int | None) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import snntorch as snn
 from torch import Tensor
 
 from .. import kernels
 from .._checks import check_choice, check_flag, check_floating, check_named
+from ..channel_axis import Fold, check_channel_axis
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
 from ..functional.surrogate import SpikeFunction
+from ..membrane_loss import refusing_gradient
 from ..parameters import PMSNParametersMixin
 from .layer import MultiCompartmentLayer, check_step, fit_state
+from .membrane import Membrane
 
 STEP_MODES = ("m", "s")
 
 
-class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
+class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
     """Parallel multi-compartment spiking neuron: n - 1 hidden compartments and one that fires.
 
         h_j[t] = A_j h_j[t-1] + K_j x[t]             j = 1..n-1, complex modes of the hidden compartments
@@ -36,13 +40,19 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         for t in range(T):
             spk, state = pmsn.step(x[t], state)    # x[t], spk, state.v: [B, C, *]
 
+    A loop written for ``snn.Leaky`` runs unchanged with ``PMSN(128, step_mode='s', single_state=True)``: the ``mem``
+    that it returns, and takes back, carries the hidden compartments along (:class:`pmsn_plugins.snntorch.Membrane`).
+
     With ``init_hidden=True`` the layer keeps the state: every call continues the sequence, in chunks or steps of any
-    length, until ``reset_mem()``, ``PMSN.reset_hidden()`` or ``pmsn_plugins.snntorch.reset(net)``
-    (``snntorch.utils.reset`` after :func:`pmsn_plugins.snntorch.register`).
+    length, until ``reset_mem()``, ``PMSN.reset_hidden()``, ``pmsn_plugins.snntorch.reset(net)`` or
+    ``snntorch.utils.reset(net)``. With ``step_mode='s'`` as well, ``snntorch.backprop`` trains it. ``layer.mem`` is the
+    membrane after the last step, where the layer keeps its state or is watched by a forward hook (a monitor of
+    ``snntorch.functional.probe``).
 
     Spikes have the dtype of ``x``; the membrane and all states are float32 or wider. With ``reset_mode='modulo'`` no
-    gradient flows through ``mem``: train on spikes. The default ``spike_grad`` is strict like snnTorch's: the neuron
-    fires at ``u > threshold``.
+    gradient flows through ``mem``: train on spikes. For a loss on the membrane (``ce_max_membrane_loss``,
+    ``mse_membrane_loss``, regression) use ``reset_mode='none'`` in the last layer, or a linear readout. The default
+    ``spike_grad`` is strict like snnTorch's: the neuron fires at ``u > threshold``.
 
     Args:
         channels: C, axis 2 of a sequence and axis 1 of one step.
@@ -57,6 +67,10 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         backend: who computes it, see :func:`pmsn_plugins.backends`.
         step_mode: what a call takes: ``'m'``, sequences [T, B, C, *], or ``'s'``, one step [B, C, *] (then ``forward``
             is :meth:`step`), as snnTorch's time loops and ``snntorch.backprop`` need.
+        single_state: a step returns ``(spk, mem)`` with a ``mem`` that is the whole state, see above; needs
+            ``step_mode='s'``.
+        channel_axis: axis of the channels in one step [B, C, *], counted from either end: -1 for tokens [B, L, C] and
+            [T, B, L, C], 0 for [C, B, *]. It costs no copy of a contiguous input.
         init_hidden: the layer keeps its state between calls.
         output: return ``(spk, mem)`` rather than ``spk`` alone. Default: True like StateLeaky, but False with
             ``init_hidden`` like snnTorch's other neurons. (StateLeaky returns ``mem`` alone for False; a PMSN's
@@ -93,6 +107,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         context: str = "local",
         backend: str = "auto",
         step_mode: str = "m",
+        channel_axis: int = 1,
+        single_state: bool = False,
         surrogate_disable: bool = False,
         init_hidden: bool = False,
         inhibition: bool = False,
@@ -108,11 +124,14 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         check_choice("step_mode", step_mode, STEP_MODES)
         for name, flag in (("burst", burst), ("init_hidden", init_hidden), ("surrogate_disable", surrogate_disable)):
             check_flag(name, flag)
+        check_channel_axis(channel_axis)
         if context == "global" and (init_hidden or step_mode == "s"):
             raise ValueError(
                 "context='global' averages over the whole sequence and cannot run in chunks or steps: "
                 f"use init_hidden=False and step_mode='m', got init_hidden={init_hidden} and step_mode={step_mode!r}"
             )
+        if single_state and step_mode != "s":
+            raise ValueError("single_state=True is for loops over time steps: use step_mode='s'")
         if burst and (spike_grad is not None or surrogate_disable):
             raise ValueError("burst=True has its own gradient: leave out spike_grad and surrogate_disable")
         super().__init__(
@@ -130,18 +149,21 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
             graded_spikes_factor=graded_spikes_factor,
             learn_graded_spikes_factor=learn_graded_spikes_factor,
             backend=backend,
+            single_state=single_state,
         )
         self.reset_mode = reset_mode
         self.burst = burst
         self.context = context
         self.step_mode = step_mode
+        self.channel_axis = channel_axis
 
-    def reset_mem(self) -> PMSNState:
+    def reset_mem(self) -> PMSNState | Membrane:
         """Go back to the initial state and return it: empty tensors, which fit any batch."""
-        return PMSNState(*super().reset_mem())
+        state = super().reset_mem()
+        return state if self.single_state else PMSNState(*state)
 
     def forward(
-        self, x: Tensor, state: PMSNState | None = None
+        self, x: Tensor, state: PMSNState | Membrane | None = None
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, PMSNState]:
         """Run a sequence [T, B, C, *], or with ``step_mode='s'`` one step; see the class."""
         if self.step_mode == "s":
@@ -149,32 +171,35 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
         if state is not None:
             raise TypeError("a sequence takes no state: use step(x, state), or init_hidden=True to continue in chunks")
         check_floating("x", x)
+        fold = self._fold(x, 1)
         output = kernels.pmsn_sequence(
-            x,
+            fold.folded(x, 1),
             self.neuron_parameters(),
-            self._fitted(self._kept_state(), x.shape[1:], x) if self.init_hidden else None,
+            self._fitted(self._kept_state(), fold, x) if self.init_hidden else None,
             v_threshold=self.threshold,
             surrogate_function=self.spike_grad,
             reset_mode=self.reset_mode,
             burst=self.burst,
             context=self.context,
             return_v_seq=self.output,
-            return_state=self.init_hidden,
+            return_state=self.init_hidden or bool(self._forward_hooks),
             backend=self.backend,
         )
         if self.init_hidden:
-            self._keep(output.state)
-        spk = self._grade(output.spikes, channel_axis=2)
-        return (spk, output.v_seq) if self.output else spk
+            self._keep(fold.unfolded_state(output.state))
+        elif self._forward_hooks:
+            self.mem = fold.unfolded(output.state.v, 0)  # for a monitor
+        spk = self._grade(fold.unfolded(output.spikes, 1), self._axis_after(1))
+        return (spk, refusing_gradient(fold.unfolded(output.v_seq, 1), spk)) if self.output else spk
 
     def step(
-        self, x: Tensor, state: PMSNState | None = None
+        self, x: Tensor, state: PMSNState | Membrane | None = None
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, PMSNState]:
         """Run one time step ``x`` [B, C, *].
 
         Returns:
-            ``(spk, state)``; ``state.v`` is the membrane. With ``init_hidden=True`` the layer keeps the state and
-            returns ``spk``, or ``(spk, mem)`` with ``output=True``.
+            ``(spk, state)``; ``state.v`` is the membrane, and with ``single_state=True`` ``state`` itself is. With
+            ``init_hidden=True`` the layer keeps the state and returns ``spk``, or ``(spk, mem)`` with ``output=True``.
         """
         if self.context == "global":
             raise ValueError("context='global' averages over the whole sequence and has no single step; call the layer")
@@ -182,24 +207,34 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
             if state is not None:
                 raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
             state = self._kept_state()
+        elif self.single_state:
+            state = None if state is None else PMSNState(*self._compartments(state).values())
         elif state is not None:
             check_named("state", state, PMSNState)
-        check_step(x, self.channels)
+        if self.channel_axis == 1:
+            check_step(x, self.channels)
+        fold = self._fold(x, 0)
         spk, state = kernels.pmsn_step(
-            x,
+            fold.folded(x, 0),
             self.neuron_parameters(),
-            None if state is None else self._fitted(state, x.shape, x),
+            None if state is None else self._fitted(state, fold, x),
             v_threshold=self.threshold,
             surrogate_function=self.spike_grad,
             reset_mode=self.reset_mode,
             burst=self.burst,
             backend=self.backend,
         )
-        spk = self._grade(spk, channel_axis=1)
-        if not self.init_hidden:
-            return spk, state
-        self._keep(state)
-        return (spk, state.v) if self.output else spk
+        state = fold.unfolded_state(state)
+        spk = self._grade(fold.unfolded(spk, 0), self._axis_after(0))
+        mem = refusing_gradient(state.v, spk)
+        if self.init_hidden:
+            self._keep(state)
+            return (spk, mem) if self.output else spk
+        if self._forward_hooks:
+            self.mem = state.v  # for a monitor
+        if self.single_state:
+            return spk, Membrane.of(mem, dict(zip(self._hidden, state, strict=True)))
+        return spk, state._replace(v=mem)
 
     def _kept_state(self) -> PMSNState:
         return PMSNState(self.mem, self.h_real, self.h_imag)
@@ -207,10 +242,24 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer):
     def _keep(self, state: PMSNState) -> None:
         self.mem, self.h_real, self.h_imag = state
 
-    def _fitted(self, state: PMSNState, step_shape: tuple[int, ...], x: Tensor) -> PMSNState:
-        hidden_shape = (self.n_compartments - 1, *step_shape)
-        shapes = (step_shape, hidden_shape, hidden_shape)
-        return PMSNState(*(fit_state(*named, x) for named in zip(PMSNState._fields, state, shapes, strict=True)))
+    def _fold(self, x: Tensor, leading: int) -> Fold:
+        fold = Fold(tuple(x.shape[leading:]), self.channel_axis)
+        if self.channel_axis != 1:
+            check_floating("x", x)
+            fold.check(self.channels, tuple(x.shape))
+        return fold
+
+    def _axis_after(self, leading: int) -> int:
+        return self.channel_axis if self.channel_axis < 0 else self.channel_axis + leading
+
+    def _fitted(self, state: PMSNState, fold: Fold, x: Tensor) -> PMSNState:
+        """The state, in steps like ``x``, as the kernels take it."""
+        hidden_shape = (self.n_compartments - 1, *fold.step)
+        shapes = (fold.step, hidden_shape, hidden_shape)
+        state = PMSNState(*(fit_state(*named, x) for named in zip(PMSNState._fields, state, shapes, strict=True)))
+        if self.reset_mode == "modulo":
+            state = state._replace(v=state.v.detach())  # it passes no gradient, see refusing_gradient
+        return fold.folded_state(state)
 
     def extra_repr(self) -> str:
         """Shown when the layer is printed."""

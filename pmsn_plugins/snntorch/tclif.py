@@ -13,6 +13,7 @@ from ..functional import SOMA_FEEDBACK, TCLIFState
 from ..functional.surrogate import SpikeFunction
 from ..parameters import TCLIFParametersMixin
 from .layer import MultiCompartmentLayer, check_step, fit_state
+from .membrane import Membrane
 
 
 class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
@@ -37,6 +38,14 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
     a call takes no states and returns ``spk`` alone, or everything with ``output=True``. An empty state, or zeros of
     any shape, is the initial state. ``snntorch.backprop`` works with ``init_hidden=True`` unchanged.
 
+    With ``single_state=True`` it takes the place of ``snn.Leaky``: the soma returned as ``mem`` carries the dendrite
+    along (:class:`pmsn_plugins.snntorch.Membrane`)::
+
+        tclif = TCLIF(single_state=True)
+        mem = tclif.init_leaky()
+        for t in range(T):
+            spk, mem = tclif(x[t], mem)
+
     Spikes have the dtype of ``x``; both states are float32 or wider. The default ``spike_grad`` is strict like
     snnTorch's: the neuron fires at ``mem > threshold``.
 
@@ -52,6 +61,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         backend: who computes it, see :func:`pmsn_plugins.backends`.
         init_hidden: the layer keeps its state, see above.
         output: with ``init_hidden``, return ``(spk, dend, mem)`` rather than ``spk``.
+        single_state: take and return one state, ``(spk, mem)``, see above.
         learn_threshold: make ``threshold`` a parameter.
         graded_spikes_factor: multiplies the output spikes (not the resets): one number, or with ``channels`` one each.
         learn_graded_spikes_factor: make it a parameter.
@@ -81,6 +91,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         detach_reset: bool = False,
         channels: int | None = None,
         backend: str = "auto",
+        single_state: bool = False,
         surrogate_disable: bool = False,
         init_hidden: bool = False,
         inhibition: bool = False,
@@ -109,6 +120,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             graded_spikes_factor=graded_spikes_factor,
             learn_graded_spikes_factor=learn_graded_spikes_factor,
             backend=backend,
+            single_state=single_state,
         )
         self.gamma = gamma
         self.soma_feedback = soma_feedback
@@ -116,10 +128,14 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
 
     def forward(
         self, x: Tensor, dend: Tensor | None = None, mem: Tensor | None = None
-    ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
         """Run one time step ``x`` [B, *] (or a single number, as in snnTorch's first tutorials); see the class."""
         if self.init_hidden and (dend is not None or mem is not None):
             raise TypeError("dend and mem must not be passed while init_hidden=True: the layer keeps them")
+        if self.single_state and (dend is not None or mem is not None):
+            if None not in (dend, mem):
+                raise TypeError("with single_state=True there is one state, mem; got two")
+            dend, mem = self._compartments(mem if dend is None else dend).values()
         check_step(x, self.channels)
         dend = fit_state("dend", self.syn if dend is None else dend, x.shape, x)
         mem = fit_state("mem", self.mem if mem is None else mem, x.shape, x)
@@ -128,7 +144,11 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             spk, self.syn, self.mem = (out[0].clone() for out in self._step(x[None], dend[None], mem[None]))
         else:
             spk, self.syn, self.mem = self._step(x, dend, mem)
-        return spk if self.init_hidden and not self.output else (spk, self.syn, self.mem)
+        if self.init_hidden and not self.output:
+            return spk
+        if not self.single_state:
+            return spk, self.syn, self.mem
+        return spk, self.mem if self.init_hidden else Membrane.of(self.mem, {"syn": self.syn, "mem": self.mem})
 
     def _step(self, x: Tensor, dend: Tensor, mem: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spk, state = kernels.tclif_step(

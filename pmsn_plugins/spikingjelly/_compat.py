@@ -24,6 +24,7 @@ from .._checks import (
     compute_dtype,
 )
 from ..kernels import BACKENDS, check_backend
+from ..membrane_loss import refusing_gradient
 
 States = tuple[Tensor, ...]
 
@@ -128,11 +129,11 @@ class StatefulNode(neuron.BaseNode):
         spike, states = self._step(x, self._ready(x, self._states(), "s"))
         self._remember(states)
         if self.store_v_seq:
-            past = self.v_seq
-            if past is None or past.shape[1:] != self.v.shape:
-                self.v_seq = torch.stack([self.v])
+            past, v = self.v_seq, refusing_gradient(self.v, spike)
+            if past is None or past.shape[1:] != v.shape:
+                self.v_seq = torch.stack([v])
             else:
-                self.v_seq = torch.cat([past, self.v.unsqueeze(0)])
+                self.v_seq = torch.cat([past, v.unsqueeze(0)])
         return spike
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class StatefulNode(neuron.BaseNode):
         if states is not None:
             self._remember(states)
         if v_seq is not None:
-            self.v_seq = _own(v_seq)
+            self.v_seq = _own(refusing_gradient(v_seq, spikes))
         return spikes
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple, step_mode: str) -> tuple:

@@ -10,7 +10,8 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from .. import kernels
-from .._checks import check_choice, check_flag
+from .._checks import check_choice, check_flag, check_floating
+from ..channel_axis import Fold, check_channel_axis
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
 from ..parameters import PMSNParametersMixin
 from ._compat import StatefulNode, States, StepOperations
@@ -27,7 +28,9 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
         v[t]   = u[t] - v_threshold floor(u[t] / v_threshold)
 
     Input [N, C, *] in single-step, [T, N, C, *] in multi-step mode, float16 to float64; spikes have its shape and
-    dtype. Sequence, steps and any chunks of the sequence give the same spikes.
+    dtype. Sequence, steps and any chunks of the sequence give the same spikes. With ``reset_mode='modulo'`` no gradient
+    flows through ``v`` and ``v_seq``: for a loss on the membrane use ``reset_mode='none'`` in that layer, or a linear
+    readout of its spikes.
 
     Args:
         channels: number of channels C.
@@ -46,6 +49,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
         burst: several spikes per step, ``S = floor(u / v_threshold)``.
         keep_state: False starts every sequence from rest and keeps no memories: nothing to reset, and faster for a few
             steps, where the final state is larger than the sequence. It needs ``step_mode='m'``.
+        channel_axis: axis of the channels in one step, counted from either end: -1 for tokens [N, L, C] and
+            [T, N, L, C], 0 for [C, N, *] and [T, C, N, *]. It costs no copy of a contiguous input.
 
     Parameters ``log_dt`` [C], ``log_decay``, ``freq``, ``B_real``, ``B_imag``, ``R_real``, ``R_imag`` [C, k] and ``D``
     [C]: see :class:`pmsn_plugins.functional.PMSNParameters`. Memories: ``v`` [N, C, *] and ``h_real``, ``h_imag``
@@ -72,10 +77,12 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
         *,
         burst: bool = False,
         keep_state: bool = True,
+        channel_axis: int = 1,
     ) -> None:
         check_choice("reset_mode", reset_mode, RESET_MODES)
         check_choice("context", context, CONTEXTS)
         check_flag("burst", burst)
+        check_channel_axis(channel_axis)
         super().__init__(
             hidden_states=("h_real", "h_imag"),
             v_threshold=v_threshold,
@@ -90,12 +97,13 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
         self.reset_mode = reset_mode
         self.context = context
         self.burst = burst
+        self.channel_axis = channel_axis
 
     def extra_repr(self) -> str:
         return (
             f"{self.channels}, n_compartments={self.n_compartments}, preset={self.preset}, "
             f"reset_mode={self.reset_mode}, context={self.context}, burst={self.burst}, "
-            f"keep_state={self.keep_state}, {super().extra_repr()}"
+            f"keep_state={self.keep_state}, channel_axis={self.channel_axis}, {super().extra_repr()}"
         )
 
     @property
@@ -103,6 +111,13 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
         k = self.n_compartments - 1
         # A h and K x are complex: 6 k; D x: 1. Sum of the k currents and the membrane: k + 1. A reset: 1
         return StepOperations(mac=6 * k + 1, ac=k + 1, ac_per_spike=int(self.reset_mode != "none"))
+
+    def _check_input(self, x: Tensor, step_mode: str) -> None:
+        if self.channel_axis == 1:
+            return super()._check_input(x, step_mode)
+        check_floating("x" if step_mode == "s" else "x_seq", x)
+        step = x.shape if step_mode == "s" else x.shape[1:]
+        Fold(tuple(step), self.channel_axis).check(self.channels, tuple(x.shape))
 
     def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
         hidden = (self.n_compartments - 1, *step_shape)
@@ -114,20 +129,27 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
                 "context='global' averages the input over time and needs the whole sequence: use step_mode='m', "
                 "e.g. functional.set_step_mode(net, 'm')"
             )
-        return kernels.pmsn_step(x, self.neuron_parameters(), states and PMSNState(*states), **self._options())
+        fold = Fold(tuple(x.shape), self.channel_axis)
+        spikes, states = kernels.pmsn_step(
+            fold.folded(x, 0), self.neuron_parameters(), _folded(states, fold), **self._options()
+        )
+        return fold.unfolded(spikes, 0), _unfolded(states, fold)
 
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool
     ) -> tuple[Tensor, States | None, Tensor | None]:
-        return kernels.pmsn_sequence(
-            x_seq,
+        fold = Fold(tuple(x_seq.shape[1:]), self.channel_axis)
+        spikes, states, v_seq = kernels.pmsn_sequence(
+            fold.folded(x_seq, 1),
             self.neuron_parameters(),
-            states and PMSNState(*states),
+            _folded(states, fold),
             context=self.context,
             return_v_seq=return_v_seq,
             return_state=self.keep_state,
             **self._options(),
         )
+        v_seq = v_seq if v_seq is None else fold.unfolded(v_seq, 1)
+        return fold.unfolded(spikes, 1), _unfolded(states, fold), v_seq
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -137,3 +159,11 @@ class PMSNNode(PMSNParametersMixin, StatefulNode):
             "burst": self.burst,
             "backend": self.backend,
         }
+
+
+def _folded(states: States | None, fold: Fold) -> PMSNState | None:
+    return None if states is None else fold.folded_state(PMSNState(*states))
+
+
+def _unfolded(state: PMSNState | None, fold: Fold) -> PMSNState | None:
+    return None if state is None else fold.unfolded_state(state)

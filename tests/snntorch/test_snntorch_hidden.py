@@ -1,17 +1,23 @@
 """Hidden states: resetting, detaching, moving, copying and saving layers that keep them."""
 
 import copy
+import gc
+import importlib.util
 import io
 import pickle
+import sys
+import types
 
 import pytest
 import snntorch as snn
 import torch
 from snntorch import utils
+from snntorch.functional import probe
 from torch import nn
 
 from pmsn_plugins.functional import PMSNParameters
 from pmsn_plugins.snntorch import PMSN, TCLIF, reset
+from pmsn_plugins.snntorch.instances import enlisted
 
 T, B, C = 6, 3, 5
 X = torch.randn(B, C, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -132,15 +138,83 @@ def test_snntorch_reset_knows_tclif_without_registration():
 
 
 @kinds
-def test_layers_are_known_to_snntorch_once(kind):
-    before = len(snn.SpikingNeuron.instances)
+def test_layers_are_known_to_snntorch_once_and_only_while_they_live(kind):
+    before = list(snn.SpikingNeuron.instances)
     layer = make(kind)
-    assert len(snn.SpikingNeuron.instances) == before + 1
-    copied = copy.deepcopy(layer)
-    assert snn.SpikingNeuron.instances[before:] == [layer, copied]
+    copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
     for _ in range(3):
         run(layer)
-    assert len(snn.SpikingNeuron.instances) == before + 2
+    entries = snn.SpikingNeuron.instances[len(before) :]
+    assert [entry.layer() for entry in entries] == [layer, *copies]
+    assert all(isinstance(entry, type(layer)) for entry in entries)
+    assert list(enlisted(type(layer)))[-3:] == [layer, *copies]
+    del layer, copies
+    gc.collect()  # the graph of the last run may hold it
+    assert snn.SpikingNeuron.instances == before
+    entries[0].mem = torch.zeros(3)  # a class method that holds the entry of a dead layer
+    entries[0].mem.detach_()
+    make(kind)
+    gc.collect()
+    assert snn.SpikingNeuron.instances == before
+
+
+@kinds
+def test_an_emptied_list_is_no_trouble(kind, monkeypatch):
+    monkeypatch.setattr(snn.SpikingNeuron, "instances", [])
+    layer = make(kind)
+    monkeypatch.setattr(snn.SpikingNeuron, "instances", [])  # SpikingNeuron.init()
+    del layer
+    gc.collect()
+    assert snn.SpikingNeuron.instances == []
+
+
+@kinds
+def test_utils_reset_without_registration(kind):
+    """Without a reset: other spikes the second time, and a second backward through a freed graph."""
+    net = nn.Sequential(nn.Linear(C, C), make(kind), nn.Linear(C, C), make(kind, output=True))
+    results = []
+    for _ in range(3):
+        utils.reset(net)
+        spk = torch.stack([net(6 * X)[0] for _ in range(T)])
+        spk.sum().backward()
+        results.append(spk)
+    assert all(torch.equal(spk, results[0]) for spk in results[1:]) and results[0].any()
+    utils.reset(net)
+    assert is_initial(net[1]) and is_initial(net[3])
+    assert utils._final_layer_check(net) == (2 if kind == "PMSN" else 3)
+
+
+@kinds
+@pytest.mark.parametrize("init_hidden", [True, False])
+@pytest.mark.parametrize("sequence", [True, False])
+def test_monitors_find_the_membrane(kind, init_hidden, sequence):
+    if sequence and kind == "TCLIF":
+        pytest.skip("TCLIF has no sequence form")
+    layer = PMSN(C, step_mode="m" if sequence else "s", init_hidden=init_hidden)
+    if kind == "TCLIF":
+        layer = TCLIF(init_hidden=init_hidden)
+    monitor = probe.AttributeMonitor("mem", False, nn.Sequential(layer), instance=type(layer))
+    with torch.no_grad():
+        outputs = [layer(X.expand(T, B, C) if sequence else X) for _ in range(1)]
+    (mem,) = monitor["0"]
+    assert mem.shape == X.shape and mem.any()
+    if not init_hidden:
+        returned = outputs[0][-1]
+        assert torch.equal(mem, returned[-1] if sequence else getattr(returned, "v", returned))
+    monitor.remove_hooks()
+    with pytest.raises(AttributeError, match="no_such_state"):
+        layer.__getattr__("no_such_state")
+
+
+@kinds
+def test_export_to_nir_points_to_ours(kind, monkeypatch):
+    pytest.importorskip("nir")
+    if importlib.util.find_spec("nirtorch") is None:  # it would only walk the net
+        monkeypatch.setitem(sys.modules, "nirtorch", types.ModuleType("nirtorch"))
+    export_nir = importlib.import_module("snntorch.export_nir")
+    with pytest.raises(AttributeError, match=r"pmsn_plugins\.nir\.to_nir"):
+        export_nir._extract_snntorch_module(make(kind))
+    assert not hasattr(make(kind), "beta")
 
 
 @pytest.mark.parametrize(
