@@ -7,6 +7,15 @@ from . import functional
 from .kernels import backends
 from .parameters import param_groups
 from .registration import register, unregister
+from .swap import swap_neurons
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "backends", "functional", "param_groups", "register", "unregister"]
+__all__ = [
+    "__version__",
+    "backends",
+    "functional",
+    "param_groups",
+    "register",
+    "swap_neurons",
+    "unregister",
+]

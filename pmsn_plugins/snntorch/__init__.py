@@ -12,6 +12,7 @@ except ImportError as error:
     ) from error
 
 from ..functional import triangle
+from ..swap import swap_neurons
 from . import surrogates  # noqa: F401  (says which of snnTorch's surrogate functions are known)
 from .hidden import reset
 from .membrane import Membrane
@@ -19,4 +20,4 @@ from .pmsn import PMSN
 from .registration import register, unregister
 from .tclif import TCLIF
 
-__all__ = ["PMSN", "TCLIF", "Membrane", "register", "reset", "triangle", "unregister"]
+__all__ = ["PMSN", "TCLIF", "Membrane", "register", "reset", "swap_neurons", "triangle", "unregister"]

@@ -7,12 +7,12 @@ except ImportError as error:
         'pmsn_plugins.spikingjelly needs SpikingJelly: pip install "pmsn_plugins[spikingjelly]"'
     ) from error
 
+from ..swap import swap_neurons
 from . import surrogates  # noqa: F401  (says which of SpikingJelly's surrogate functions are known)
 from .multicompartment import MultiCompartmentNode
 from .pmsn import PMSNNode
 from .registration import register, unregister
 from .resnet import sew_resnet
-from .swap import swap_neurons
 from .tclif import TCLIFNode
 
 __all__ = [

@@ -10,7 +10,7 @@ from spikingjelly.activation_based.model import sew_resnet as models
 from torch import nn
 
 from .._checks import check_callable, check_choice, check_int_at_least
-from .swap import swap_neurons
+from ..swap import swap_neurons
 
 DEPTHS = (18, 34, 50, 101, 152)
 CONNECTIONS = ("ADD", "AND", "IAND")

@@ -132,9 +132,13 @@ def test_dry_run_finds_what_registration_order_hides():
 def test_a_neuron_the_dry_run_never_reached_is_named():
     net = Backwards(idle=True)
     before = snapshot(net)
-    with pytest.raises(ValueError, match=r"never reached spare\.1;"):
-        swap_neurons(net, PMSNNode, torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"never reached spare\.1"):
+        swap_neurons(net, PMSNNode, torch.zeros(2, 4), target="spare.1")
     assert snapshot(net) == before
+    with pytest.warns(UserWarning, match=r"never called, left as they are: spare\.1"):
+        report = swap_neurons(net, PMSNNode, torch.zeros(2, 4))
+    assert report == {"sn1": 6, "sn2": 3} and report.unused == ("spare.1",)
+    assert type(net.spare[1]) is neuron.IFNode
 
 
 def test_registered_widths():
@@ -208,9 +212,9 @@ def test_a_failure_leaves_the_net_as_it_was():
         return PMSNNode(channels) if channels == 8 else PMSNNode(5)
 
     for factory, sample, message in (
-        (wrong_later, None, "made a neuron for 5 channels, but 3 sees 4"),
-        (lambda C: node, None, "same neuron twice"),
-        (lambda C: torch.nn.ReLU(), None, "factory must return a SpikingJelly neuron, got ReLU for 1"),
+        (wrong_later, None, "made one for 5 channels, but 3 sees 4"),
+        (lambda C: node, None, "same module twice"),
+        (lambda C: "a neuron", None, "neuron must make a torch.nn.Module, got str for 1"),
         (PMSNNode, torch.zeros(2, 3), "step_mode='m' sees .* without a channel axis 2"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,86 @@
+"""What :func:`pmsn_plugins.swap_neurons` has to know of snnTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import snntorch as snn
+from torch import nn
+
+from ..swap.frameworks import Framework
+from ..swap.maker import Maker
+from ..swap.settings import common
+from .layer import MultiCompartmentLayer
+from .pmsn import PMSN
+from .tclif import TCLIF
+
+SETTINGS = ("threshold", "spike_grad", "surrogate_disable", "init_hidden", "output")
+
+
+def _classes(*names: str) -> tuple[type[nn.Module], ...]:
+    """Those that exist in this release."""
+    return tuple(getattr(snn, name) for name in names if hasattr(snn, name))
+
+
+_SEQUENCE = _classes("StateLeaky", "AssociativeLeaky", "LeakyParallel")
+
+
+def _is_sequence(module: nn.Module) -> bool | None:
+    if isinstance(module, MultiCompartmentLayer):
+        return getattr(module, "step_mode", "s") == "m"
+    if isinstance(module, _SEQUENCE):
+        return True
+    return False if isinstance(module, snn.SpikingNeuron) else None
+
+
+def _settings(old: nn.Module, maker: Maker, sequence: bool) -> dict[str, Any]:
+    weights = [name for name, child in old.named_children() if any(True for _ in child.parameters())]
+    if isinstance(old, FRAMEWORK.neurons) and weights:
+        raise ValueError(
+            f"{type(old).__name__} has weights of its own ({', '.join(weights)}), which a new neuron would not have; "
+            "exclude= it" + (", recurrent layers are not swapped" if type(old).__name__.startswith("R") else "")
+        )
+    settings = common(old, SETTINGS)
+    if settings.get("surrogate_disable"):
+        settings.pop("spike_grad", None)
+    settings["learn_threshold"] = isinstance(getattr(old, "threshold", None), nn.Parameter)
+    if issubclass(maker.cls, MultiCompartmentLayer):
+        _call_alike(old, maker.cls, settings, sequence)
+    return {name: value for name, value in settings.items() if not (name.startswith("learn") and not value)}
+
+
+def _call_alike(old: nn.Module, cls: type, settings: dict[str, Any], sequence: bool) -> None:
+    """Settings with which our layer is called like ``old`` and returns as many values; ValueError if there are none."""
+    name = type(old).__name__
+    if not isinstance(old, snn.SpikingNeuron):  # returns one tensor, like nn.ReLU
+        settings |= {"init_hidden": not sequence, "output": False}
+    kept, output = settings.get("init_hidden", False), settings.get("output", False)
+    if sequence and issubclass(cls, TCLIF):
+        raise ValueError(f"{name} takes whole sequences and TCLIF single steps: put in PMSN, which takes both")
+    if sequence and isinstance(old, _SEQUENCE) and not output:
+        raise ValueError(f"{name} with output=False returns its membrane alone, which no {cls.__name__} does")
+    if not sequence and (output or not kept):  # the states are among the values returned
+        if isinstance(old, snn.Synaptic) and issubclass(cls, PMSN):
+            raise ValueError(
+                f"{name} returns (spk, syn, mem) and PMSN (spk, mem): put in TCLIF, which returns three too"
+            )
+        if isinstance(old, _classes("Alpha", "DeltaLeaky")):
+            raise ValueError(f"{name} returns other states than PMSN and TCLIF; with init_hidden=True it would not")
+        if not isinstance(old, snn.Synaptic) and not (issubclass(cls, PMSN) and kept):
+            settings["single_state"] = True
+    if not sequence and not kept:
+        settings.pop("output", None)  # without a meaning
+    if issubclass(cls, PMSN):
+        settings["step_mode"] = "m" if sequence else "s"
+        if sequence:
+            settings.pop("init_hidden", None)
+
+
+FRAMEWORK = Framework(
+    neurons=(snn.SpikingNeuron, *_classes("LeakyParallel")),
+    ours=(MultiCompartmentLayer,),
+    is_sequence=_is_sequence,
+    settings=_settings,
+    attributes=(),
+    swapped=lambda net: None,
+)

@@ -1,0 +1,312 @@
+"""The steps of a swap: look, make, exchange, check; nothing is changed until all that can fail has been tried."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor, nn
+
+from .batch_first import BatchFirst
+from .channels import (
+    DEFAULT_AXIS,
+    CannotTellError,
+    ChannelAxis,
+    Channels,
+    registered_channels,
+    seen_channels,
+    wanted_axis,
+)
+from .dry_run import Calls, DryRun, Moving, OriginalCalledError
+from .frameworks import Framework, frameworks
+from .maker import Maker
+from .references import Holders, StillHeldError, check_replaceable, replace
+from .report import Replacement, SwapReport
+from .targets import Selection, select
+
+
+class Swap:
+    """One call of :func:`pmsn_plugins.swap_neurons`, whose arguments it takes."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        neuron: Callable[..., nn.Module],
+        sample_input: Tensor | tuple[Any, ...] | None,
+        target: Selection,
+        exclude: Selection,
+        channel_axis: ChannelAxis,
+        batch_first: bool,
+    ) -> None:
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in net.modules()):
+            raise ValueError("net must be swapped before it is wrapped in DistributedDataParallel")
+        if not isinstance(batch_first, bool):
+            raise TypeError(f"batch_first must be True or False, got {batch_first!r}")
+        self.net, self.batch_first = net, batch_first
+        self.sample = sample_input if isinstance(sample_input, tuple) or sample_input is None else (sample_input,)
+        self.maker = Maker(neuron)
+        self.channel_axis = self.maker.given.get("channel_axis") if channel_axis is None else channel_axis
+        self.frameworks = frameworks()
+        self.known = tuple(cls for framework in self.frameworks for cls in framework.neurons)
+        self.ours = tuple(cls for framework in self.frameworks for cls in framework.ours)
+        self.found = select(net, target, exclude, self.known, self.ours)
+        self.unused: list[str] = []
+
+    def run(self) -> SwapReport:
+        try:
+            check_replaceable(self.net, self.found)
+        except StillHeldError as error:
+            raise ValueError(f"a neuron is held where it cannot be replaced: {error}") from error
+        calls = None if self.sample is None else self.look()
+        channels = self.channels(calls)
+        settings = {old: self.settings(old) for old in self.found}
+        made: dict[nn.Module, nn.Module] = {}
+        for old in self.found:
+            made[old] = self.make(old, channels[old], settings[old], list(made.values()))
+        try:
+            undo = replace(self.net, made)
+        except StillHeldError as error:
+            raise ValueError(f"a neuron is held where it cannot be replaced: {error}") from error
+        try:
+            if self.sample is not None:
+                self.check(made)
+        except BaseException:
+            undo()
+            raise
+        for framework in self.frameworks:
+            framework.swapped(self.net)
+        self.warn_of_leftovers()
+        return SwapReport(
+            (
+                Replacement(
+                    names=tuple(names),
+                    old=type(old).__name__,
+                    new=type(made[old].neuron if self.batch_first else made[old]).__name__,
+                    channels=channels[old].count,
+                    channel_axis=channels[old].axis,
+                    settings=settings[old],
+                )
+                for old, names in self.found.items()
+            ),
+            self.unused,
+        )
+
+    # what the net does as it is
+
+    def dry_run(self, of_new: bool = False) -> DryRun:
+        originals = {self.say(old): old for old in self.found}
+        time_axis = (lambda name: None) if of_new else self.time_axis
+        return DryRun(self.net, [names[0] for names in self.found.values()], self.sample, time_axis, originals)
+
+    def look(self) -> Calls:
+        """What the net's neurons see as it is; those that it never calls are taken out of ``found``."""
+        dry_run = self.dry_run()
+        calls = _called_in_any_mode(dry_run, trace=True)
+        for old, names in list(self.found.items()):
+            if names[0] not in calls.called():
+                self.unused += names
+                del self.found[old]
+        if not self.found:
+            raise ValueError(f"the dry run never reached {', '.join(self.unused)}")
+        if self.unused:
+            warnings.warn(f"never called, left as they are: {', '.join(self.unused)}", stacklevel=4)
+        return calls
+
+    def time_axis(self, name: str) -> int | None:
+        if self.batch_first:
+            return 1
+        return 0 if self.is_sequence(self.net.get_submodule(name)) else None
+
+    def is_sequence(self, old: nn.Module) -> bool:
+        """Whether ``old`` takes whole sequences; a module of no framework is taken to do as the rest of the net."""
+        for framework in self.frameworks:
+            if (sequence := framework.is_sequence(old)) is not None:
+                return sequence
+        if self.batch_first:
+            return True
+        if "step_mode" in self.maker.given:
+            return self.maker.given["step_mode"] == "m"
+        rest = {framework.is_sequence(m) for framework in self.frameworks for m in self.net.modules()} - {None}
+        if len(rest) == 1:
+            return rest.pop()
+        return self.maker.default("step_mode") == "m"
+
+    # how many channels
+
+    def channels(self, calls: Calls | None) -> dict[nn.Module, Channels]:
+        if calls is None:
+            return self.channels_from_registration()
+        names = [names[0] for names in self.found.values()]
+        moving = {name: Moving() for name in names}
+        uncertain = any(len(sighting.axes) != 1 for name in names for sighting in calls.sightings[name])
+        if uncertain and self.maker.needs_channels:
+            moving = self.dry_run().moving_axes(calls)
+        channels, problems = {}, []
+        for old, (name, *_) in self.found.items():
+            try:
+                wanted = wanted_axis(self.channel_axis, name)
+                channels[old] = seen_channels(calls.sightings[name], moving[name], wanted)
+            except CannotTellError as error:
+                channels[old] = Channels(None)
+                problems.append(f"{self.say(old)} with {self.mode(name)} {error}")
+        if problems and self.maker.needs_channels:
+            raise ValueError("the channels cannot be told:\n  " + "\n  ".join(problems))
+        return channels
+
+    def channels_from_registration(self) -> dict[nn.Module, Channels]:
+        axes = {old: wanted_axis(self.channel_axis, names[0]) for old, names in self.found.items()}
+        if "auto" in axes.values():
+            raise ValueError("channel_axis='auto' needs a sample_input to find the axis in")
+        widths = registered_channels(self.net, self.found)
+        if self.maker.needs_channels:
+            if unknown := [self.say(old) for old in self.found if not widths[old]]:
+                raise ValueError(
+                    f"the channels of {', '.join(unknown)} cannot be told from the layer registered before; pass "
+                    "sample_input, an input of the net, for a dry run"
+                )
+            for old in self.found:
+                if len(widths[old]) > 1:
+                    raise ValueError(f"{self.say(old)} is one shared neuron, but sees {sorted(widths[old])} channels")
+        return {
+            old: Channels(
+                min(widths[old]) if len(widths[old]) == 1 else None, DEFAULT_AXIS if axes[old] is None else axes[old]
+            )
+            for old in self.found
+        }
+
+    # the new neurons
+
+    def settings(self, old: nn.Module) -> dict[str, Any]:
+        """What the new neuron takes over of the old one."""
+        framework = self.framework(old)
+        if framework is None:
+            return {}
+        if self.maker.cls is None:
+            return {name: getattr(old, name) for name in framework.attributes if hasattr(old, name)}
+        try:
+            settings = framework.settings(old, self.maker, self.is_sequence(old))
+        except ValueError as error:
+            raise ValueError(f"{self.say(old)}: {error}") from error
+        return {name: value for name, value in settings.items() if self.maker.takes(name)}
+
+    def framework(self, old: nn.Module) -> Framework | None:
+        """That of the new neuron, or of the old one where a function makes the new one."""
+        for framework in self.frameworks:
+            classes = framework.neurons + framework.ours
+            if issubclass(self.maker.cls, classes) if self.maker.cls is not None else isinstance(old, classes):
+                return framework
+        return None
+
+    def make(self, old: nn.Module, channels: Channels, settings: dict[str, Any], others: list[nn.Module]) -> nn.Module:
+        """The new neuron; ``settings`` is reduced to what it really took over."""
+        name, options = self.say(old), dict(settings)
+        if lacking := self.maker.lacking(settings):
+            raise TypeError(
+                f"{self.maker.cls.__name__} needs {', '.join(lacking)}: give it with functools.partial"
+                f"({self.maker.cls.__name__}, {lacking[0]}=...)"
+            )
+        if self.maker.takes("channel_axis") and channels.axis != DEFAULT_AXIS:
+            options["channel_axis"] = channels.axis
+        try:
+            new = self.maker.make(channels.count, old, options)
+        except Exception as error:
+            error.add_note(f"while the new neuron for {name} was made")
+            raise
+        if not isinstance(new, nn.Module):
+            raise ValueError(f"neuron must make a torch.nn.Module, got {type(new).__name__} for {name}")
+        if any(new is getattr(other, "neuron", other) for other in others) or new in self.net.modules():
+            raise ValueError(f"neuron returned the same module twice (for {name}); make a new one in every call")
+        if None not in (channels.count, (made_for := getattr(new, "channels", None))) and made_for != channels.count:
+            raise ValueError(f"neuron made one for {made_for} channels, but {name} sees {channels.count}")
+        if self.maker.cls is None:
+            for attribute, value in list(settings.items()):
+                if hasattr(new, attribute):
+                    setattr(new, attribute, value)
+                else:
+                    del settings[attribute]
+        axis = getattr(new, "channel_axis", DEFAULT_AXIS)
+        if self.maker.needs_channels and not channels.are_on(axis):
+            if not hasattr(new, "channel_axis") or axis != DEFAULT_AXIS:
+                raise ValueError(
+                    f"{name} has its channels on axis {channels.axis} of a step, but the {type(new).__name__} made for "
+                    f"it acts on axis {axis}"
+                )
+            new.channel_axis = channels.axis
+        if self.batch_first:
+            new = BatchFirst(new)
+        like = self.tensor_near(old)
+        if like is not None:
+            new.to(device=like.device, dtype=like.dtype)
+        return new.train(old.training)
+
+    def tensor_near(self, old: nn.Module) -> Tensor | None:
+        """A parameter of the layer registered before ``old``, else its own, else of the next layer."""
+        nearest: Tensor | None = None
+        reached = False
+        inside = set(old.modules())
+        for module in self.net.modules():
+            if module is old:
+                nearest = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), nearest)
+                reached = True
+            elif module not in inside:
+                own = next((p for p in module.parameters(recurse=False) if p.is_floating_point()), None)
+                nearest = nearest if own is None or (reached and nearest is not None) else own
+            if reached and nearest is not None:
+                break
+        return nearest
+
+    # what the swapped net does
+
+    def check(self, made: dict[nn.Module, nn.Module]) -> None:
+        """Raise unless a copy of the swapped net calls every new neuron and no old one."""
+        try:
+            calls = _called_in_any_mode(self.dry_run(of_new=True))
+        except OriginalCalledError:
+            raise
+        except Exception as error:
+            raise ValueError(f"the swapped net does not take sample_input: {type(error).__name__}: {error}") from error
+        missed = [self.say(old) for old, (name, *_) in self.found.items() if name not in calls.called()]
+        if missed:
+            raise ValueError(f"the swapped net no longer calls {', '.join(missed)}")
+
+    def warn_of_leftovers(self) -> None:
+        """Neurons that the net holds without having registered them, and parameters of the old ones."""
+        holders = Holders(self.net)
+        registered = set(self.net.modules())
+        for module in list(holders.found.values()):
+            if isinstance(module, self.known or ()) and not isinstance(module, self.ours) and module not in registered:
+                where = holders.say(holders.references[id(module)][0])
+                warnings.warn(f"{where} is no registered module of the net and was left as it is", stacklevel=4)
+        for old, names in self.found.items():
+            for name, parameter in old.named_parameters():
+                for reference in holders.references.get(id(parameter), ()):
+                    where = holders.say(reference)
+                    if "._parameters[" not in where:
+                        warnings.warn(f"{where} is {name} of the old {names[0]}, which is gone", stacklevel=4)
+            if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks:
+                warnings.warn(f"hooks on {self.say(old)} are gone with it: register them again", stacklevel=4)
+
+    def say(self, old: nn.Module) -> str:
+        return " = ".join(self.found[old])
+
+    def mode(self, name: str) -> str:
+        if self.batch_first:
+            return "batch_first=True"
+        return f"step_mode={'s' if self.time_axis(name) is None else 'm'!r}"
+
+
+def _called_in_any_mode(dry_run: DryRun, trace: bool = False) -> Calls:
+    """The calls in evaluation, and those of neurons that are called in training only."""
+    calls = dry_run.run(trace=trace)
+    missed = set(dry_run.names) - calls.called()
+    if missed:
+        training = Calls(dry_run.names)
+        with suppress(Exception):  # a BatchNorm does not train on one sample
+            dry_run.run(trace=trace, training=True, calls=training)
+        for name in missed:
+            calls.sightings[name], calls.shapes[name] = training.sightings[name], training.shapes[name]
+    return calls
