@@ -62,8 +62,8 @@ class Swap:
         except StillHeldError as error:
             raise ValueError(f"a neuron is held where it cannot be replaced: {error}") from error
         calls = None if self.sample is None else self.look()
-        channels = self.channels(calls)
         settings = {old: self.settings(old) for old in self.found}
+        channels = self.channels(calls)
         made: dict[nn.Module, nn.Module] = {}
         for old in self.found:
             made[old] = self.make(old, channels[old], settings[old], list(made.values()))
