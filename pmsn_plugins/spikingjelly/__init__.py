@@ -1,10 +1,20 @@
 """PMSN and TC-LIF as SpikingJelly neurons, for SpikingJelly 2.0.0 and 0.0.0.0.14."""
 
 try:
-    import spikingjelly  # noqa: F401
+    import spikingjelly
 except ImportError as error:
     raise ImportError(
         'pmsn_plugins.spikingjelly needs SpikingJelly: pip install "pmsn_plugins[spikingjelly]"'
+    ) from error
+try:
+    import spikingjelly.activation_based  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "spikingjelly.activation_based":
+        raise
+    raise ImportError(
+        "pmsn_plugins.spikingjelly needs SpikingJelly 0.0.0.0.14 or newer, this release has no "
+        'spikingjelly.activation_based: pip install -U "pmsn_plugins[spikingjelly]". Code written for '
+        "spikingjelly.clock_driven runs there after pmsn_plugins.spikingjelly.clock_driven.install()"
     ) from error
 
 from ..swap import swap_neurons
@@ -12,15 +22,15 @@ from . import surrogates  # noqa: F401  (says which of SpikingJelly's surrogate 
 from .multicompartment import MultiCompartmentNode
 from .pmsn import PMSNNode
 from .registration import register, unregister
-from .resnet import sew_resnet
+from .resnet import sew_resnet  # noqa: F401
 from .tclif import TCLIFNode
 
+# not sew_resnet: `import *` would hide spikingjelly.activation_based.model.sew_resnet
 __all__ = [
     "MultiCompartmentNode",
     "PMSNNode",
     "TCLIFNode",
     "register",
-    "sew_resnet",
     "swap_neurons",
     "unregister",
 ]

@@ -15,9 +15,10 @@ from ..channel_axis import Fold, check_channel_axis
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
 from ..parameters import PMSNParametersMixin
 from ._compat import StatefulNode, States, StepOperations
+from .needs_channels import NeedsChannels
 
 
-class PMSNNode(PMSNParametersMixin, StatefulNode):
+class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
     """Parallel multi-compartment spiking neuron, one per channel (Chen et al., arXiv 2408.14917, Eq. 6-18).
 
     With k = ``n_compartments`` - 1 hidden compartments::

@@ -77,7 +77,7 @@ def _matching(argument: str, part, modules: list[tuple[str, nn.Module]]) -> set[
 
 
 def _nothing(modules: list[tuple[str, nn.Module]], target: Selection, exclude: Selection, known: tuple) -> str:
-    old = sorted({type(m).__name__ for _, m in modules if "spikingjelly.clock_driven" in type(m).__module__})
+    old = sorted({type(m).__name__ for _, m in modules if type(m).__module__.startswith("spikingjelly.clock_driven")})
     if old:
         return (
             f"{', '.join(old)} are of spikingjelly.clock_driven; call pmsn_plugins.spikingjelly.clock_driven.install() "

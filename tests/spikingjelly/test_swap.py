@@ -260,3 +260,20 @@ def test_swapped_net_compiles():
         prepare(net)
         prepare(eager)
         torch.testing.assert_close(compiled(x), eager(x))
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"detach_reset": True}])
+def test_builders_that_cannot_pass_channels_say_so(kwargs):
+    with pytest.raises(
+        TypeError, match=r"PMSNNode needs the number of channels.* pmsn_plugins\.swap_neurons\(net, PMSN"
+    ):
+        sew_models.sew_resnet18(cnf="ADD", spiking_neuron=PMSNNode, **kwargs)
+    assert sew_models.sew_resnet18(cnf="ADD", spiking_neuron=TCLIFNode, num_classes=2).sn1.gamma == 0.5
+
+
+def test_import_star_hides_no_module_of_spikingjelly():
+    names = {"sew_resnet": sew_models, "neuron": neuron, "layer": layer, "functional": functional}
+    before = dict(names)
+    exec("from pmsn_plugins.spikingjelly import *", names)
+    assert {name: names[name] for name in before} == before
+    assert names["swap_neurons"] is swap_neurons and callable(sew_resnet)
