@@ -34,7 +34,7 @@ def reset_states(net: nn.Module) -> None:
         from . import snntorch
 
         snntorch.reset(net)
-    if "spikingjelly" in sys.modules:
+    if "spikingjelly.activation_based" in sys.modules:
         from spikingjelly.activation_based import base
 
         # functional.reset_net calls everything named reset, which in snnTorch 0.9.4's Leaky is a tensor

@@ -23,12 +23,14 @@ _replaced: list[tuple[ModuleType, str, object]] = []
 
 
 def register() -> None:
-    """Teach snnTorch about our layers; call it before importing ``snntorch.backprop.TBPTT`` by name.
+    """Put our layers into snnTorch's namespace; call it before importing ``snntorch.backprop.TBPTT`` by name.
+
+    ``snntorch.utils.reset``, ``snntorch.backprop`` and the monitors of ``snntorch.functional.probe`` know our layers
+    anyway, as far as they know Leaky and Synaptic. Registered, they know them better than their own:
 
     - ``snntorch.PMSN`` and ``snntorch.TCLIF`` exist.
     - ``snntorch.utils.reset(net)`` resets our layers inside ``net``, at any depth.
-    - ``snntorch.backprop`` (BPTT, TBPTT, RTRL) takes nets with ``PMSN(..., step_mode='s', init_hidden=True)``, also as
-      the last layer (``output=True``), and detaches *all* spiking layers between updates: of several kinds of neurons
+    - ``snntorch.backprop.TBPTT`` and ``RTRL`` detach *all* spiking layers between updates: of several kinds of neurons
       in one net, snnTorch itself detaches one.
 
     Doing it twice changes nothing; :func:`unregister` undoes it.
@@ -42,7 +44,6 @@ def register() -> None:
         (snn, "PMSN", PMSN),
         (snn, "TCLIF", TCLIF),
         (utils, "_layer_check", _resetting(utils._layer_check)),
-        (utils, "_final_layer_check", _counting_outputs(utils._final_layer_check)),
         (backprop, "TBPTT", _detaching(backprop.TBPTT)),
     ):
         _replaced.append((module, name, getattr(module, name, _ABSENT)))
@@ -68,16 +69,6 @@ def _resetting(layer_check: Callable) -> Callable:
         for layer in net.modules():
             if isinstance(layer, MultiCompartmentLayer):
                 layer.reset_mem()
-
-    return wrapper
-
-
-def _counting_outputs(final_layer_check: Callable) -> Callable:
-    """``backprop`` asks here how many values the net returns."""
-
-    @functools.wraps(final_layer_check)
-    def wrapper(net: nn.Module) -> int:
-        return 2 if isinstance(list(net.children())[-1], PMSN) else final_layer_check(net)
 
     return wrapper
 

@@ -136,8 +136,9 @@ ALGORITHMS = pytest.mark.parametrize(("algorithm", "window"), [("BPTT", T), ("TB
 
 
 @ALGORITHMS
-def test_backprop_knows_tclif_without_registration(algorithm, window):
-    assert_trains_like_a_loop("TCLIF", "same", algorithm, window)
+@pytest.mark.parametrize(("kind", "readout"), [("PMSN", "same"), ("PMSN", "Leaky"), ("TCLIF", "same")])
+def test_backprop_knows_our_layers_without_registration(kind, readout, algorithm, window):
+    assert_trains_like_a_loop(kind, readout, algorithm, window)
 
 
 @ALGORITHMS
