@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import pmsn_plugins
-from pmsn_plugins.spikingjelly import PMSNNode, swap_neurons
+from pmsn_plugins import swap_neurons
+from pmsn_plugins.spikingjelly import PMSNNode
 
 T = 4
 
@@ -43,9 +45,7 @@ def if_resnet() -> nn.Module:
 def pmsn_resnet() -> nn.Module:
     """The same network with PMSN neurons, initialised for static images."""
     net = if_resnet()
-    channels = swap_neurons(net, lambda channels: PMSNNode(channels, preset="static"))
-    print(f"\nswapped {len(channels)} neurons, IF -> PMSN (name: channels):")
-    print("  " + "\n  ".join(f"{name}: {count}" for name, count in channels.items()))
+    print(swap_neurons(net, partial(PMSNNode, preset="static")))
     return net
 
 

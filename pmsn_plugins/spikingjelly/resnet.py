@@ -51,5 +51,5 @@ def sew_resnet(
     build = getattr(models, f"sew_resnet{depth}")
     net = build(cnf=cnf, spiking_neuron=neuron.IFNode, num_classes=num_classes, **kwargs)
     functional.set_step_mode(net, step_mode)  # before the swap: a PSN has no single-step mode to begin in
-    swap_neurons(net, neuron_factory)
+    swap_neurons(net, lambda channels: neuron_factory(channels))  # nothing of the stand-ins is to be taken over
     return net

@@ -34,6 +34,10 @@ class Sighting:
     flat_axes: set[int] = field(default_factory=set)
     """Axes whose entries are places of such channels, [C * H * W]."""
 
+    def is_certain(self) -> bool:
+        """Whether one axis holds the channels, and no other is as large."""
+        return len(self.axes) == 1 and self.step.count(self.step[min(self.axes)]) == 1
+
 
 @dataclass
 class Moving:

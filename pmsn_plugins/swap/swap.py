@@ -142,8 +142,8 @@ class Swap:
             return self.channels_from_registration()
         names = [names[0] for names in self.found.values()]
         moving = {name: Moving() for name in names}
-        uncertain = any(len(sighting.axes) != 1 for name in names for sighting in calls.sightings[name])
-        if uncertain and self.maker.needs_channels:
+        certain = all(sighting.is_certain() for name in names for sighting in calls.sightings[name])
+        if self.maker.needs_channels and not certain:
             moving = self.dry_run().moving_axes(calls)
         channels, problems = {}, []
         for old, (name, *_) in self.found.items():

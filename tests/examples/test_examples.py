@@ -86,7 +86,7 @@ def test_swap_sew_resnet_prints_what_it_swapped_and_trains(tmp_path):
     pytest.importorskip("spikingjelly")
     finished = run("swap_sew_resnet.py", "--steps", "2", "--batch-size", "2", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    swapped = dict(re.findall(r"^  (\S+): (\d+)$", finished.stdout, re.MULTILINE))
+    swapped = dict(re.findall(r"^(\S+) +IFNode +PMSNNode +(\d+) ", finished.stdout, re.MULTILINE))
     assert len(swapped) == 20
     assert (swapped["sn1"], swapped["layer2.0.downsample_sn"], swapped["layer4.1.sn2"]) == ("64", "128", "512")
     rows = table(finished.stdout)

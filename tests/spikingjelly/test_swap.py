@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("spikingjelly")
 
-from spikingjelly.activation_based import base, encoding, functional, layer, neuron
+from spikingjelly.activation_based import base, encoding, functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet as sew_models
 from spikingjelly.activation_based.model import spiking_resnet, spiking_vgg
 
@@ -84,6 +84,11 @@ def test_builder_pairs_norms_and_neurons(depth, step_mode):
     assert swap_neurons(net, static_pmsn, x, target=PMSNNode) == built
     assert net(x).shape == ((2, 5) if step_mode == "s" else (2, 1, 5))
     assert net.layer1[0].cnf == "ADD"
+
+
+def test_builder_takes_nothing_over_from_its_stand_ins():
+    net = sew_resnet(18, PMSNNode, num_classes=5)
+    assert isinstance(net.sn1.surrogate_function, surrogate.PiecewiseQuadratic)
 
 
 def test_builder_errors():

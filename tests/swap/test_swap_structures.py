@@ -148,6 +148,31 @@ def test_tokens(size):
     check_swap(Tokens, TCLIFNode, x, others=others)
 
 
+class Scrambled(nn.Module):
+    """Slips of public code: tokens reshaped, not transposed, to [T, N, C, L]; and [T N, C, L] given as a sequence."""
+
+    def __init__(self, C=16):
+        super().__init__()
+        self.k_linear, self.k_bn, self.k_lif = nn.Linear(3, C), nn.BatchNorm1d(C), lif()
+        self.proj_conv, self.proj_bn, self.proj_lif = nn.Conv1d(C, C, 1), nn.BatchNorm1d(C), lif()
+
+    def forward(self, x):
+        T_, N_, L, _ = x.shape
+        x = self.k_bn(self.k_linear(x.flatten(0, 1)).transpose(-1, -2)).transpose(-1, -2)
+        x = self.k_lif(3 * x.reshape(T_, N_, -1, L).contiguous())
+        return self.proj_lif(3 * self.proj_bn(self.proj_conv(x.flatten(0, 1)))).reshape(T_, N_, -1, L)
+
+
+@pytest.mark.parametrize("L", [4, 16])
+def test_slips_of_public_code(L):
+    x = torch.randn(T, N, L, 3)
+    with pytest.raises(ValueError, match=rf"proj_lif .* sees {L} on axis 1 of its steps \(16, {L}\).*channel_axis=0"):
+        swap_neurons(Scrambled(), PMSN, x)
+    _, report = check_swap(Scrambled, PMSN, x, others=(torch.randn(T, N + 1, L + 2, 3),), channel_axis="auto")
+    assert report == {"k_lif": 16, "proj_lif": 16}
+    assert [r.channel_axis for r in report.replacements] == [1, 0]
+
+
 def test_a_wrong_axis_for_all_is_refused():
     net, x = Tokens(), torch.randn(N, 3, 8, 8)
     before = snapshot(net)
