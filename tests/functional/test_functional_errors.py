@@ -13,11 +13,8 @@ from pmsn_plugins.functional import (
     pmsn_impulse_response,
     pmsn_initial_parameters,
     pmsn_initial_state,
-    pmsn_sequence,
-    pmsn_step,
     tclif_initial_state,
     tclif_sequence,
-    tclif_step,
 )
 
 T, N, C, k = 3, 2, 4, 4
@@ -234,16 +231,17 @@ COUPLINGS = [
 ]
 
 
+@ROOMS
 @pytest.mark.parametrize(("value", "error", "message"), COUPLINGS)
-def test_couplings_of_tclif(value, error, message):
+def test_couplings_of_tclif(room, value, error, message):
     for name in ("b1", "b2", "gamma"):
         changed = {"b1": -0.5, "b2": 0.5, name: value}
-        for call in (lambda c=changed: tclif_sequence(X, **c), lambda c=changed: tclif_step(X[0], **c)):
+        for call in (lambda c=changed: room.tclif_sequence(X, **c), lambda c=changed: room.tclif_step(X[0], **c)):
             with pytest.raises(error, match=f"{name} {message}"):
                 call()
     for leak in ((value, 1.0), [1.0, value]):
         with pytest.raises(error, match=f"leak {message}"):
-            tclif_sequence(X, -0.5, 0.5, leak=leak)
+            room.tclif_sequence(X, -0.5, 0.5, leak=leak)
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -252,11 +250,12 @@ def test_couplings_do_not_enlarge_a_step_of_one_number(size):
         tclif_sequence(torch.ones(T, 1), torch.full((1, size), -0.5), 0.5)
 
 
+@ROOMS
 @pytest.mark.parametrize("leak", [None, 1.0, "11", (1.0,), (1.0, 1.0, 1.0), torch.ones(2), {1.0: 1, 0.9: 2}])
-def test_leak_is_two_numbers(leak):
-    for call in (lambda: tclif_sequence(X, -0.5, 0.5, leak=leak), lambda: tclif_step(X[0], -0.5, 0.5, leak=leak)):
+def test_leak_is_two_numbers(room, leak):
+    for call in (room.tclif_sequence, room.tclif_step):
         with pytest.raises(TypeError, match=r"leak must be two numbers \(a1, a2\), got"):
-            call()
+            call(X, -0.5, 0.5, leak=leak)
 
 
 @pytest.mark.parametrize(("value", "error", "message"), COUPLINGS)
@@ -278,13 +277,15 @@ def test_coefficients_of_the_chain_that_are_no_series(name):
         run_chain(**{name: torch.ones(length, 3)})
 
 
+@ROOMS
 @pytest.mark.parametrize("value", ["no", "", 0, 1, 1.0, NAN, None, [], [True], torch.tensor(True), np.ones(1, bool)])
-def test_flags(value):
+def test_flags(room, value):
+    wanted = ("return_v_seq",) if room is functional else ("return_v_seq", "return_state")
     calls = [
-        (lambda f: pmsn_sequence(X, COEFFICIENTS, **f), ("burst", "return_v_seq")),
-        (lambda f: pmsn_step(X[0], COEFFICIENTS, **f), ("burst",)),
-        (lambda f: tclif_sequence(X, -0.5, 0.5, **f), ("detach_reset", "return_v_seq")),
-        (lambda f: tclif_step(X[0], -0.5, 0.5, **f), ("detach_reset",)),
+        (lambda f: room.pmsn_sequence(X, COEFFICIENTS, **f), ("burst", *wanted)),
+        (lambda f: room.pmsn_step(X[0], COEFFICIENTS, **f), ("burst",)),
+        (lambda f: room.tclif_sequence(X, -0.5, 0.5, **f), ("detach_reset", *wanted)),
+        (lambda f: room.tclif_step(X[0], -0.5, 0.5, **f), ("detach_reset",)),
         (lambda f: run_chain(**f), ("detach_reset", "return_v_seq")),
     ]
     for call, flags in calls:
@@ -294,12 +295,10 @@ def test_flags(value):
             call({flag: np.True_})
 
 
+@ROOMS
 @pytest.mark.parametrize("value", ["triangle", 1.0, 0, (), {}, X])
-def test_surrogate_functions_that_cannot_be_called(value):
-    for run, x in (
-        *((run, X) for run in sequences(functional)),
-        *((run, X[0]) for run in steps(functional)),
-    ):
+def test_surrogate_functions_that_cannot_be_called(room, value):
+    for run, x in (*((run, X) for run in sequences(room)), *((run, X[0]) for run in steps(room))):
         with pytest.raises(TypeError, match=r"surrogate_function must be a function of \(.* - v_threshold\) or None"):
             run(x, surrogate_function=value)
 
@@ -307,11 +306,16 @@ def test_surrogate_functions_that_cannot_be_called(value):
 @pytest.mark.parametrize("value", [None, 5, [], "x", True])
 def test_choices(value):
     error = ValueError if isinstance(value, str) else TypeError
-    for name in ("method", "reset_mode", "context"):
-        with pytest.raises(error, match=f"{name} must be one of '.*, got"):
-            pmsn_sequence(X, COEFFICIENTS, **{name: value})
-    with pytest.raises(error, match="soma_feedback must be one of 'post_reset', 'pre_reset', got"):
-        tclif_sequence(X, -0.5, 0.5, soma_feedback=value)
+    for room in (functional, kernels):
+        backend = () if room is functional else ("backend",)
+        for name in ("method", "reset_mode", "context", *backend):
+            with pytest.raises(error, match=f"{name} must be one of '.*, got"):
+                room.pmsn_sequence(X, COEFFICIENTS, **{name: value})
+        for name in ("soma_feedback", *backend):
+            with pytest.raises(error, match=f"{name} must be one of '.*, got"):
+                room.tclif_sequence(X, -0.5, 0.5, **{name: value})
+    with pytest.raises(error, match=r"backend must be one of '.*, got"):
+        kernels.discretize(PARAMETERS, value)
     for call in (lambda: hidden_modes(5, value), lambda: pmsn_initial_parameters(C, 5, value)):
         with pytest.raises(error, match="preset must be one of 'sequential', 'shd', 'static', got"):
             call()
