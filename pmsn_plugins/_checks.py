@@ -33,12 +33,21 @@ def check_type(name: str, value: object, kind: type | tuple[type, ...], what: st
 
 
 def check_items(name: str, values: object, kind: type | tuple[type, ...], what: str) -> None:
-    """Raise TypeError unless ``values`` is an iterable or the values of a mapping, all of them of ``kind``."""
-    if isinstance(values, str | bytes | Tensor) or not isinstance(values, Iterable):
+    """Raise TypeError unless ``values`` is a series that can be gone through again, all of it of ``kind``."""
+    wrong = isinstance(values, str | bytes | Tensor | Mapping | Iterator) or not isinstance(values, Iterable)
+    if wrong or (isinstance(values, np.ndarray) and values.ndim == 0):
         raise TypeError(f"{name} must be {what}, got {shown(values)}")
-    for value in values.values() if isinstance(values, Mapping) else values:
+    for value in values:
         if not isinstance(value, kind):
             raise TypeError(f"{name} must be {what}, got {shown(value)} among them")
+
+
+def check_mapping(name: str, values: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Raise TypeError unless ``values`` is a mapping, all its values of ``kind``."""
+    check_type(name, values, Mapping, what)
+    for key, value in values.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be {what}, got {shown(value)} for {key!r}")
 
 
 def pairs(name: str, batches: Iterable[Any]) -> Iterator[tuple[Any, Tensor]]:
@@ -143,8 +152,8 @@ def check_int_at_least(name: str, value: int, least: int) -> None:
 
 
 def check_ints_at_least(name: str, values: Any, least: int) -> None:
-    """Raise unless ``values`` is a series of integers of at least ``least``."""
-    if isinstance(values, str | bytes | Tensor) or not isinstance(values, Iterable):
+    """Raise unless ``values`` is a series of integers of at least ``least`` that can be gone through again."""
+    if isinstance(values, str | bytes | Tensor | Iterator) or not isinstance(values, Iterable):
         raise TypeError(f"{name} must be a series of integers, got {shown(values)}")
     for value in values:
         check_int_at_least(name, value, least)

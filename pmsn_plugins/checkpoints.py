@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ._checks import check_mapping, check_module, check_type, shown
 from .parameters import PMSNParametersMixin, TCLIFParametersMixin
 
 _PMSN_NAMES = {
@@ -43,8 +44,10 @@ def convert_neuron(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One neuron's parameters under this package's names, from a script's names (without prefix).
 
     Raises:
+        TypeError: ``state`` is no mapping of tensors.
         ValueError: a name is unknown or missing.
     """
+    check_mapping("state", state, Tensor, "a mapping of tensors")
     if "decay_factor" in state:
         if len(state) > 1 or state["decay_factor"].numel() != 2:
             raise ValueError(f"decay_factor must be two numbers and stand alone, got {_shapes(state)}")
@@ -68,9 +71,12 @@ def load_authors_checkpoint(net: nn.Module, checkpoint: str | Path | Mapping[str
 
     Raises:
         FileNotFoundError: there is no such file.
+        TypeError: ``net`` is no module, or ``checkpoint`` neither a path nor a mapping.
         ValueError: the file is no checkpoint, has names that no script writes, does not fit ``net``, or holds values
             that are not finite. Then nothing is changed.
     """
+    check_module("net", net)
+    check_type("checkpoint", checkpoint, (str, Path, Mapping), "a path, or what the file there contains")
     if isinstance(checkpoint, (str, Path)):
         checkpoint = _read(Path(checkpoint))
     given = _modules_of(_state_dict(checkpoint))
@@ -117,6 +123,8 @@ def _pairs(prefix: str, state: Mapping[str, Tensor], own: dict[str, Tensor]) -> 
         # a 1x1 convolution is a linear map, and a number per channel may be a column; anything else must agree
         if _squeezed(value) != _squeezed(own[name]):
             raise ValueError(f"{prefix}.{name} has shape {tuple(value.shape)}, this network's {tuple(own[name].shape)}")
+        if value.is_complex() or value.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{prefix}.{name} must be {own[name].dtype}, got {shown(value)}")
         if not value.isfinite().all():
             raise ValueError(f"{prefix}.{name} holds NaN or infinite values: the checkpoint is broken")
         pairs.append((own[name], value.reshape(own[name].shape)))
@@ -141,7 +149,9 @@ def _state_dict(checkpoint: object) -> dict[str, Tensor]:
     """The state_dict inside whatever a script saved, without the prefix of DataParallel."""
     while isinstance(checkpoint, Mapping) and (inner := [key for key in _WRAPPERS if key in checkpoint]):
         checkpoint = checkpoint[inner[0]]
-    if not isinstance(checkpoint, Mapping) or not all(isinstance(value, Tensor) for value in checkpoint.values()):
+    if not isinstance(checkpoint, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in checkpoint.items()
+    ):
         raise ValueError(f"no state_dict found (looked for {', '.join(_WRAPPERS)}); is this a checkpoint of a script?")
     return {key.removeprefix("module."): value for key, value in checkpoint.items()}
 

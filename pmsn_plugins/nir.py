@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._checks import check_int_at_least
 from .functional import describe
 from .parameters import PMSNParametersMixin, TCLIFParametersMixin
 
@@ -57,8 +58,8 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
         NIRExportError: PMSN with ``reset_mode='modulo'`` (the default) or ``'none'``, bursts, global context, or
             graded spikes: NIR has no rectifier for max(I, 0), no rounding for floor(u / v_threshold), and no average
             over the sequence.
-        TypeError: not one of our layers.
-        ValueError: ``features`` is not the number of channels.
+        TypeError: not one of our layers, or ``features`` is not an integer.
+        ValueError: ``features`` is below 1 or not the number of channels.
         ImportError: nir is not installed.
     """
     try:
@@ -69,6 +70,7 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
         raise TypeError(
             f"layer must be a PMSN or TC-LIF layer, got {type(layer).__name__}; convert a net layer by layer"
         )
+    check_int_at_least("features", features, 1)
     if layer.channels is not None and features != layer.channels:
         raise ValueError(f"features must be the layer's {layer.channels} channels, got {features}")
     if getattr(layer, "graded_spikes_factor", None) is not None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from .._checks import check_choice, check_ints_at_least, check_items, check_positive, check_type
 from .style import MARKERS, legend_below, new_figure, series_style
 
 FIELDS = ("name", "T", "shape", "forward_s", "forward_backward_s")
@@ -32,19 +33,19 @@ def acceleration(
         shapes of one length the largest counts.
 
     Raises:
+        TypeError: ``records`` are no mappings, or one of their fields is of another type.
         ValueError: a field is missing, a time is not above 0, or no record of the baseline.
     """
+    records = list(records) if isinstance(records, Iterator) else records
+    check_items("records", records, Mapping, "a series of mappings")
+    for record in records:
+        _check_record(record)
+    check_choice("field", field, ("forward_backward_s", "forward_s"))
     times: dict[tuple[int, ...], dict[str, float]] = {}
     for record in records:
-        missing = [name for name in FIELDS if name not in record]
-        if missing:
-            raise ValueError(f"a record lacks {', '.join(missing)}: {dict(record)}")
-        if not record[field] > 0:
-            raise ValueError(
-                f"{field} must be above 0 s, got {record[field]} for {record['name']!r}, shape {record['shape']}"
-            )
         times.setdefault(tuple(record["shape"]), {})[record["name"]] = record[field]
     names = list(dict.fromkeys(name for row in times.values() for name in row))
+    check_type("baseline", baseline, str, "a string")
     if baseline not in names:
         raise ValueError(f"baseline must be one of {', '.join(map(repr, names)) or '(no records)'}, got {baseline!r}")
     result: dict[str, dict[int, float]] = {name: {} for name in names if name != baseline}
@@ -53,6 +54,17 @@ def acceleration(
         for name in row.keys() & result.keys() if baseline in row else ():
             result[name][shape[0]] = row[baseline] / row[name]
     return {name: over_T for name, over_T in result.items() if over_T}
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    missing = [name for name in FIELDS if name not in record]
+    if missing:
+        raise ValueError(f"a record lacks {', '.join(missing)}: {dict(record)}")
+    check_type("name of a record", record["name"], str, "a string")
+    check_type(f"shape of {record['name']!r}", record["shape"], (tuple, list), "a series of integers")
+    check_ints_at_least(f"shape of {record['name']!r}", record["shape"], 1)
+    for field in ("forward_s", "forward_backward_s"):
+        check_positive(f"{field} of {record['name']!r}, shape {record['shape']},", record[field])
 
 
 def plot_acceleration(

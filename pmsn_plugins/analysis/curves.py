@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from .._checks import check_items, check_mapping, check_type, shown
 from .style import legend_below, new_figure, series_style
 
 
@@ -25,14 +26,19 @@ def learning_curve(runs: Sequence[Sequence[float]] | np.ndarray) -> LearningCurv
         runs: one value per seed and epoch, [seeds, epochs].
 
     Raises:
+        TypeError: ``runs`` are not series of numbers.
         ValueError: no run, runs of different length, or a value that is not finite.
     """
+    check_items("runs", runs, (Sequence, np.ndarray), "a series of curves, each a series of numbers")
     lengths = {len(run) for run in runs}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
             f"runs must be one or more curves of the same length, at least one epoch; got lengths {sorted(lengths)}"
         )
-    values = np.asarray(runs, dtype=float)
+    values = np.asarray(runs)
+    if values.dtype.kind not in "fiu" or values.ndim != 2:
+        raise TypeError(f"runs must be a series of curves, each a series of numbers, got {shown(runs)}")
+    values = values.astype(float)
     if not np.isfinite(values).all():
         seed, epoch = np.argwhere(~np.isfinite(values))[0]
         raise ValueError(f"runs must be finite, got {values[seed, epoch]} in run {seed}, epoch {epoch}")
@@ -40,7 +46,13 @@ def learning_curve(runs: Sequence[Sequence[float]] | np.ndarray) -> LearningCurv
 
 
 def plot_learning_curves(curves: Mapping[str, LearningCurve], ylabel: str = "test accuracy (%)") -> Figure:
-    """One line per experiment, a band of one standard deviation around it."""
+    """One line per experiment, a band of one standard deviation around it.
+
+    Raises:
+        TypeError: ``curves`` is no mapping of LearningCurves, or ``ylabel`` no string.
+    """
+    check_mapping("curves", curves, LearningCurve, "a mapping of names to LearningCurves")
+    check_type("ylabel", ylabel, str, "a string")
     figure, axes = new_figure(3.6)
     ax = axes[0, 0]
     for i, (name, (mean, deviation)) in enumerate(curves.items()):

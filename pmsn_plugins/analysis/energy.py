@@ -10,7 +10,6 @@ into the weights for inference), pooling, additions of shortcuts, comparisons wi
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +18,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .._checks import check_int_at_least
+from .._checks import (
+    check_finite,
+    check_flag,
+    check_int_at_least,
+    check_items,
+    check_mapping,
+    check_named,
+    check_not_negative,
+    check_positive,
+    check_type,
+    pairs,
+)
 from ..parameters import PMSNParametersMixin, TCLIFParametersMixin
 from .nets import OurLayer, evaluating, named_spiking_layers, no_samples, only_output, warn_if_untrained
 from .style import COLORS, MARKERS, new_figure
@@ -55,12 +65,14 @@ def pmsn_cost(n_compartments: int, reset: bool = True) -> NeuronCost:
     per spike.
     """
     check_int_at_least("n_compartments", n_compartments, 2)
+    check_flag("reset", reset)
     k = n_compartments - 1
     return NeuronCost(mac=6 * k + 1, ac=k + 1, ac_per_spike=int(reset))
 
 
 def psn_cost(T: int) -> NeuronCost:
     """PSN, ``H = W X`` with W [T, T]: T MAC per step, no reset. Derived."""
+    check_int_at_least("T", T, 1)
     return sliding_psn_cost(T)
 
 
@@ -88,13 +100,15 @@ def step_energy(
         rate_in, rate_out: spikes per neuron and time step, of the layer before and of this one.
 
     Raises:
-        ValueError: a size below 1, or a rate below 0.
+        TypeError: an argument is of another type.
+        ValueError: a size below 1, or a rate or cost below 0 or not finite.
     """
     check_int_at_least("fan_in", fan_in, 1)
     check_int_at_least("neurons", neurons, 1)
-    for name, rate in (("rate_in", rate_in), ("rate_out", rate_out)):
-        if not 0.0 <= rate < math.inf:
-            raise ValueError(f"{name} must be a number of spikes per neuron and step, 0 or more, got {rate}")
+    check_not_negative("rate_in", rate_in)
+    check_not_negative("rate_out", rate_out)
+    _check_cost("cost", cost)
+    check_flag("recurrent", recurrent)
     feedback = neurons * neurons if recurrent else 0
     ac = fan_in * neurons * rate_in + (feedback + neurons * cost.ac_per_spike) * rate_out + neurons * cost.ac
     return ac * E_AC + neurons * cost.mac * E_MAC
@@ -107,7 +121,14 @@ def lstm_step_energy(fan_in: int, neurons: int, *, recurrent: bool = True) -> fl
     """
     check_int_at_least("fan_in", fan_in, 1)
     check_int_at_least("neurons", neurons, 1)
+    check_flag("recurrent", recurrent)
     return (4 * neurons * (fan_in + (neurons if recurrent else 0)) + 17 * neurons) * E_MAC
+
+
+def _check_cost(name: str, cost: NeuronCost) -> None:
+    check_named(name, cost, NeuronCost)
+    for field, value in zip(cost._fields, cost, strict=True):
+        check_not_negative(f"{name}.{field}", value)
 
 
 class LayerEnergy(NamedTuple):
@@ -174,12 +195,18 @@ def measure_energy(
         costs: of neuron classes this module does not know.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: no sample, no neuron layer, a compiled net, a layer whose operations are not known, or no spike.
 
     Warns:
         UserWarning: a layer does not fire, or the neuron parameters are those of an untrained net.
     """
     neurons = named_spiking_layers(net)
+    costs = {} if costs is None else costs
+    check_mapping("costs", costs, NeuronCost, "a mapping of neuron classes to NeuronCosts, or None")
+    for kind, cost in costs.items():
+        check_type("a key of costs", kind, type, "a class of neurons")
+        _check_cost(f"costs of {kind.__name__}", cost)
     warn_if_untrained({name: layer for name, layer in neurons.items() if isinstance(layer, OurLayer)})
     owned = {id(part) for layer in neurons.values() for part in layer.modules() if not isinstance(part, _WEIGHTS)}
     counts: dict[str, list[float]] = {}
@@ -187,7 +214,7 @@ def measure_energy(
     handles = []
     try:
         for name, layer in neurons.items():
-            cost = _neuron_cost(name, layer, costs or {})
+            cost = _neuron_cost(name, layer, costs)
             handles.append(layer.register_forward_hook(_neuron_hook(name, cost, counts, spikes)))
         for name, layer in net.named_modules():
             if isinstance(layer, _WEIGHTS):
@@ -203,7 +230,7 @@ def measure_energy(
                     "convolution, batch normalisation or neuron layer"
                 )
         samples = 0
-        for x, target in batches:
+        for x, target in pairs("batches", batches):
             with evaluating(net):
                 net(x)
             samples += len(target)
@@ -331,8 +358,14 @@ def plot_accuracy_energy(points: Sequence[EnergyPoint]) -> Figure:
     """Accuracy against energy per inference (PMSN paper, Fig. 6): up and to the left is better.
 
     Raises:
-        ValueError: no point, or an energy that is not above 0.
+        TypeError: ``points`` are no EnergyPoints, or one of them holds no numbers.
+        ValueError: no point, an accuracy that is not finite, or an energy that is not above 0.
     """
+    check_items("points", points, EnergyPoint, "a series of EnergyPoints")
+    for point in points:
+        check_type("label", point.label, str, "a string")
+        check_finite(f"accuracy of {point.label!r}", point.accuracy)
+        check_positive(f"energy_nj of {point.label!r}", point.energy_nj)
     if not points:
         raise ValueError("points is empty: there must be at least one EnergyPoint")
     figure, axes = new_figure(3.8)
@@ -340,8 +373,6 @@ def plot_accuracy_energy(points: Sequence[EnergyPoint]) -> Figure:
     labels = list(dict.fromkeys(point.label for point in points))
     for i, label in enumerate(labels):
         mine = [point for point in points if point.label == label]
-        if any(not point.energy_nj > 0 for point in mine):
-            raise ValueError(f"energy_nj of {label!r} must be above 0, got {[point.energy_nj for point in mine]}")
         ax.plot(
             [point.energy_nj for point in mine],
             [point.accuracy for point in mine],

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._checks import check_callable, check_floating, check_int_at_least, check_mapping, check_type, shown
 from .nets import evaluating, named_spiking_layers, only_output
 from .style import legend_below, new_figure, series_style
 
@@ -21,11 +22,15 @@ def last_step_loss(output: Tensor | tuple[Tensor, ...], target: Tensor) -> Tenso
     Only such a loss shows how the gradient travels: with a mean over time every step has a short way of its own.
     """
     output = only_output(output)
+    check_floating("output", output)
+    check_type("target", target, Tensor, "a torch.Tensor of class numbers [N]")
     if output.ndim != 3:
         raise ValueError(
             f"last_step_loss needs the output of every time step, [T, N, classes], got shape {tuple(output.shape)}; "
             "pass a loss that fits the net"
         )
+    if target.dtype != torch.int64 or target.shape != output.shape[1:2]:
+        raise ValueError(f"target must be class numbers [N] (torch.int64), got {shown(target)}")
     return F.cross_entropy(output[-1], target)
 
 
@@ -48,12 +53,14 @@ def gradient_over_time(
         By layer name, [T].
 
     Raises:
+        TypeError: ``net`` is no module, or ``loss`` no function that returns a tensor.
         ValueError: no neuron layer, a compiled net, a loss that is not a finite scalar, or no gradient anywhere.
 
     Warns:
         UserWarning: a layer does not fire at all.
     """
     layers = named_spiking_layers(net)
+    check_callable("loss", loss, "a function of (net(x), target)")
     currents: dict[str, list[Tensor]] = {name: [] for name in layers}
     fired = dict.fromkeys(layers, False)
 
@@ -82,6 +89,7 @@ def gradient_over_time(
     finally:
         for handle in handles:
             handle.remove()
+    check_type("what loss returns", value, Tensor, "a torch.Tensor")
     if value.ndim != 0 or not bool(value.isfinite()):
         raise ValueError(f"loss must give one finite number, got {value.detach()}")
     flat = [current for calls in currents.values() for current in calls]
@@ -118,7 +126,16 @@ def plot_gradient_over_time(nets: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     Args:
         nets: label of the net (or neuron) -> what :func:`gradient_over_time` gave for it. Layers are matched by
             position.
+
+    Raises:
+        TypeError: ``nets`` is no mapping of what :func:`gradient_over_time` returns.
+        ValueError: it is empty.
     """
+    check_mapping("nets", nets, Mapping, "a mapping of names to what gradient_over_time() returns")
+    for label, norms in nets.items():
+        check_mapping(f"nets[{label!r}]", norms, Tensor, "what gradient_over_time() returns")
+    if not any(nets.values()):
+        raise ValueError("nets is empty: there is nothing to draw")
     depth = max(len(norms) for norms in nets.values())
     figure, axes = new_figure(3.6, columns=depth, sharey=True)
     for i, (label, norms) in enumerate(nets.items()):
@@ -142,7 +159,14 @@ def compare_gradients(T: int = 100, width: int = 64, batch: int = 32, seed: int 
 
     Returns:
         Neuron -> layer -> norms [T], for :func:`plot_gradient_over_time`.
+
+    Raises:
+        TypeError: an argument is not an integer.
+        ValueError: a size below 1, or a seed below 0.
     """
+    for name, size in (("T", T), ("width", width), ("batch", batch)):
+        check_int_at_least(name, size, 1)
+    check_int_at_least("seed", seed, 0)
     from ..models.sequence import feedforward
     from ..spikingjelly import MultiCompartmentNode, PMSNNode, TCLIFNode
 

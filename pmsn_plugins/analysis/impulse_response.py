@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .._checks import check_int_at_least
+from .._checks import check_int_at_least, check_named
 from ..parameters import PMSNParametersMixin
 from .nets import OurLayer, our_layers
 from .style import legend_below, new_figure, series_style
@@ -46,6 +46,7 @@ def impulse_response(net: nn.Module, T: int = 200) -> dict[str, ImpulseResponse]
         By layer name; C = 1 for a TC-LIF with one pair of couplings. All float64, on the CPU.
 
     Raises:
+        TypeError: ``net`` is no module, or T no integer.
         ValueError: T < 1, the net has none of our layers, or is compiled.
     """
     check_int_at_least("T", T, 1)
@@ -75,10 +76,13 @@ def plot_impulse_response(response: ImpulseResponse, channel: int = 0) -> Figure
     D, a single high value at t = 0, would flatten everything else: it stands in the legend instead.
 
     Raises:
+        TypeError: ``response`` is no ImpulseResponse, or ``channel`` no integer.
         ValueError: no such channel.
     """
+    check_named("response", response, ImpulseResponse)
+    check_int_at_least("channel", channel, 0)
     channels, n, T = response.compartments.shape
-    if not 0 <= channel < channels:
+    if channel >= channels:
         raise ValueError(f"channel must be in 0..{channels - 1}, got {channel}")
     compartments, output = response.compartments[channel], response.output[channel]
     figure, axes = new_figure(3.8)

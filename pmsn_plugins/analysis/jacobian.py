@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from .._checks import check_choice, check_int_at_least
+from .._checks import check_choice, check_int_at_least, check_named, shown
 from .style import COLOR_MAP, COLORS, new_figure
 
 FORMS = ("derived", "printed")
@@ -42,16 +42,30 @@ def tclif_jacobian(b1: float | np.ndarray, b2: float | np.ndarray, form: str = "
         [*, 2, 2], * being the shape of the couplings.
 
     Raises:
-        ValueError: unknown form.
+        TypeError: a coupling is neither a number nor an array of them.
+        ValueError: unknown form, couplings that are not finite, or shapes that do not agree.
     """
     check_choice("form", form, FORMS)
-    b1, b2 = np.broadcast_arrays(np.asarray(b1, dtype=float), np.asarray(b2, dtype=float))
+    b1, b2 = _couplings("b1", b1), _couplings("b2", b2)
+    try:
+        b1, b2 = np.broadcast_arrays(b1, b2)
+    except ValueError:
+        raise ValueError(f"b1 and b2 must be of one shape, got {b1.shape} and {b2.shape}") from None
     product = b1 * b2
     if form == "derived":
         entries = (np.ones_like(product), b1, b2, 1 + product)
     else:
         entries = (1 + product, b1, product * b2 + 2 * b2, 1 + product)
     return np.stack(entries, -1).reshape(*product.shape, 2, 2)
+
+
+def _couplings(name: str, value: float | np.ndarray) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be a real number or an array of them, got {shown(value)}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {shown(value)}")
+    return array.astype(float)
 
 
 def tclif_infinity_norm(b1: float | np.ndarray, b2: float | np.ndarray, form: str = "derived") -> np.ndarray:
@@ -87,7 +101,12 @@ def norm_plane(points: int = 201) -> NormPlane:
 
 
 def plot_norm_plane(plane: NormPlane) -> Figure:
-    """Both norms, the unit contour of the printed one, and the quadrants where the derived eigenvalues have size 1."""
+    """Both norms, the unit contour of the printed one, and the quadrants where the derived eigenvalues have size 1.
+
+    Raises:
+        TypeError: ``plane`` is no NormPlane.
+    """
+    check_named("plane", plane, NormPlane)
     figure, axes = new_figure(4.0, columns=2, sharey=True)
     levels = np.linspace(0.0, 5.0, 21)
     for ax, title, values in zip(axes[0], ("printed (Eq. 15)", "derived"), plane[1:], strict=True):

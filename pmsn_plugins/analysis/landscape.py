@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .._checks import check_int_at_least, check_positive
+from .._checks import check_callable, check_int_at_least, check_named, check_positive, check_type, pairs, shown
 from .nets import check_net, evaluating, no_samples, repeatable
 from .style import COLOR_MAP, COLORS
 
@@ -29,7 +29,14 @@ def filter_normalised_direction(net: nn.Module, generator: torch.Generator | Non
 
     A filter is one row ``parameter[i]`` of a parameter with two or more axes: the weights of one output, or one
     channel's modes of a PMSN. Parameters with fewer axes (biases, normalisation, log_dt, D, c1, c2) stay put.
+
+    Raises:
+        TypeError: ``net`` is no module, or ``generator`` no torch.Generator.
+        ValueError: the net is compiled.
     """
+    check_net(net)
+    if generator is not None:
+        check_type("generator", generator, torch.Generator, "a torch.Generator or None")
     direction = {}
     for name, parameter in net.named_parameters():
         if parameter.ndim < 2:
@@ -65,7 +72,8 @@ def loss_landscape(
         seed: of the directions.
 
     Raises:
-        TypeError: ``batches`` can be read only once.
+        TypeError: ``batches`` can be read only once, ``loss`` does not return one number, or an argument is of another
+            type.
         ValueError: ``batches`` is empty, the net is compiled or has no parameter with two axes, or points is even.
 
     Warns:
@@ -76,6 +84,8 @@ def loss_landscape(
     check_int_at_least("points", points, 3)
     if points % 2 == 0:
         raise ValueError(f"points must be odd, so that the net itself is one of them, got {points}")
+    check_callable("loss", loss, "a function of (net(x), target)")
+    check_int_at_least("seed", seed, 0)
     repeatable(batches)
     generator = torch.Generator().manual_seed(seed)
     first, second = (filter_normalised_direction(net, generator) for _ in range(2))
@@ -102,9 +112,12 @@ def loss_landscape(
 
 def _mean_loss(net: nn.Module, parameters: dict[str, Tensor], batches: Iterable, loss: Callable) -> float:
     total, samples = 0.0, 0
-    for x, target in batches:
+    for x, target in pairs("batches", batches):
         with evaluating(net):
-            total += loss(functional_call(net, parameters, (x,)), target).item() * len(target)
+            value = loss(functional_call(net, parameters, (x,)), target)
+        if not (isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()):
+            raise TypeError(f"loss must return the mean loss as a tensor of one number, got {shown(value)}")
+        total += value.item() * len(target)
         samples += len(target)
     if not samples:
         raise no_samples()
@@ -112,7 +125,13 @@ def _mean_loss(net: nn.Module, parameters: dict[str, Tensor], batches: Iterable,
 
 
 def plot_landscape(landscape: Landscape) -> Figure:
-    """The same landscape as a surface and as contour lines; the net itself is marked. Infinite losses are left out."""
+    """The same landscape as a surface and as contour lines; the net itself is marked. Infinite losses are left out.
+
+    Raises:
+        TypeError: ``landscape`` is no Landscape.
+        ValueError: none of its losses is finite.
+    """
+    check_named("landscape", landscape, Landscape)
     offset, loss = landscape.offset, np.where(np.isfinite(landscape.loss), landscape.loss, np.nan)
     if np.isnan(loss).all():
         raise ValueError("no point of the landscape has a finite loss")

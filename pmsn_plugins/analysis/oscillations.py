@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
+from .._checks import check_mapping
 from ..parameters import PMSNParametersMixin
 from .nets import OurLayer, our_layers, warn_if_untrained
 from .style import new_figure, series_style
@@ -61,7 +62,11 @@ def plot_oscillations(layers: Mapping[str, Oscillations]) -> Figure:
     """Histograms of |frequency| and of the time constant on logarithmic axes, one line per layer.
 
     Shares are of all modes of a layer; modes that do not oscillate, or do not fade, are in no bin.
+
+    Raises:
+        TypeError: ``layers`` is not what :func:`oscillations` returns.
     """
+    check_mapping("layers", layers, Oscillations, "what oscillations() returns")
     figure, axes = new_figure(3.8, columns=2)
     quantities = (
         {name: layer.frequency.abs() for name, layer in layers.items()},

@@ -21,7 +21,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from .._checks import check_choice, check_int_at_least
+from .._checks import (
+    check_choice,
+    check_finite,
+    check_int_at_least,
+    check_ints_at_least,
+    check_items,
+    check_path,
+    shown,
+)
 from ..functional import RESET_MODES
 from .curves import learning_curve
 from .jacobian import tclif_infinity_norm
@@ -56,10 +64,11 @@ def compartment_sweep(
         folder: keeps what is finished; None keeps nothing.
 
     Raises:
-        ValueError: an empty series, or a number outside its range.
+        TypeError: an argument is of another type.
+        ValueError: an empty series, or a number outside its range; what a ``folder`` keeps is damaged.
+        FolderInUseError: another process is at work on one of the trainings in ``folder``.
     """
-    for n in n_compartments:
-        check_int_at_least("n_compartments", n, 2)
+    check_ints_at_least("n_compartments", n_compartments, 2)
     options = [(n, {"n_compartments": n}) for n in n_compartments]
     return _series("compartments", options, seeds, _pmsn_network, epochs, width, folder)
 
@@ -77,8 +86,9 @@ def reset_ablation(
     ``'modulo'`` clamps the current at 0 and resets modulo the threshold (the PMSN); ``'none'`` clamps and never resets;
     ``'serial'`` neither clamps nor runs in parallel: signed current, soft reset.
     """
+    check_items("reset_modes", reset_modes, object, "a series of reset modes")
     for mode in reset_modes:
-        check_choice("reset_mode", mode, RESET_MODES)
+        check_choice("reset_modes", mode, RESET_MODES)
     options = [(mode, {"reset_mode": mode}) for mode in reset_modes]
     return _series("reset", options, seeds, _pmsn_network, epochs, width, folder)
 
@@ -97,7 +107,9 @@ def quadrant_search(
     :class:`pmsn_plugins.spikingjelly.MultiCompartmentNode` whose leaks and gains stay 1 and (1, 0). The network is
     1 - width - width - 10; otherwise as :func:`compartment_sweep`.
     """
+    check_items("sizes", sizes, object, "a series of numbers")
     for size in sizes:
+        check_finite("sizes", size)
         if not 0.0 < size <= 1.0:
             raise ValueError(f"sizes must be above 0 and at most 1, got {size}")
     axis = sorted({sign * size for size in sizes for sign in (-1.0, 1.0)})
@@ -139,6 +151,9 @@ def _series(
 
     check_int_at_least("epochs", epochs, 1)
     check_int_at_least("width", width, 1)
+    check_ints_at_least("seeds", seeds, 0)
+    if folder is not None:
+        check_path("folder", folder)
     if not options or not seeds:
         raise ValueError(f"{name}: there must be at least one value and one seed, got {len(options)} and {len(seeds)}")
     runs = []
@@ -147,7 +162,9 @@ def _series(
         for value, option, seed in bar:
             label = "_".join(map(str, value)) if isinstance(value, tuple) else value
             bar.set_postfix_str(f"{label}, seed {seed}")
-            place = Path(folder or scratch) / f"{name}-{label}-seed{seed}-epochs{epochs}-width{width}"
+            place = (
+                Path(scratch if folder is None else folder) / f"{name}-{label}-seed{seed}-epochs{epochs}-width{width}"
+            )
             runs.append(Run(value, seed, _test_accuracy(place, build, option, seed, epochs, width)))
     return runs
 
@@ -156,14 +173,22 @@ def _test_accuracy(
     folder: Path, build: Callable[[int, dict], nn.Module], options: dict, seed: int, epochs: int, width: int
 ) -> float:
     """Train in ``folder`` (or finish what was begun there) and return the test accuracy, percent."""
+    from ..training import hold_folder
+
+    with hold_folder(folder):
+        return _held_accuracy(folder, build, options, seed, epochs, width)
+
+
+def _held_accuracy(
+    folder: Path, build: Callable[[int, dict], nn.Module], options: dict, seed: int, epochs: int, width: int
+) -> float:
     from ..training import PRESETS, Trainer, open_source, snapshot
     from ..training.distributed import Process
     from ..training.loop import LAST
 
     result = folder / "result.json"
     if result.exists():
-        return json.loads(result.read_text())["accuracy"]
-    folder.mkdir(parents=True, exist_ok=True)
+        return _kept_accuracy(result)
     settings = replace(
         PRESETS["digits"], epochs=epochs, seed=seed, network_options={"width": width}, neuron_options=options
     )
@@ -176,13 +201,24 @@ def _test_accuracy(
         trainer.fit()
         trainer.load_best()
         accuracy = 100.0 * trainer.test().accuracy
-    result.write_text(json.dumps({"accuracy": accuracy}))
+    snapshot.write_whole(result, lambda file: file.write(json.dumps({"accuracy": accuracy}).encode()))
+    return accuracy
+
+
+def _kept_accuracy(result: Path) -> float:
+    try:
+        accuracy = json.loads(result.read_bytes())["accuracy"]
+        check_finite("accuracy", accuracy)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{result} is damaged ({error}): remove it to train again") from error
     return accuracy
 
 
 def _by_value(runs: Iterable[Run]) -> dict[int | str | tuple[float, float], np.ndarray]:
+    check_items("runs", runs, Run, "a series of Runs")
     groups: dict[int | str | tuple[float, float], list[float]] = {}
     for value, _, accuracy in runs:
+        check_finite("accuracy in runs", accuracy)
         groups.setdefault(value, []).append(accuracy)
     if not groups:
         raise ValueError("runs is empty: there is nothing to draw")
@@ -190,8 +226,14 @@ def _by_value(runs: Iterable[Run]) -> dict[int | str | tuple[float, float], np.n
 
 
 def plot_compartment_sweep(runs: Sequence[Run]) -> Figure:
-    """Mean test accuracy over n, with one standard deviation where there are several seeds."""
+    """Mean test accuracy over n, with one standard deviation where there are several seeds.
+
+    Raises:
+        TypeError: ``runs`` are no Runs, or not those of :func:`compartment_sweep`.
+        ValueError: there are none.
+    """
     groups = _by_value(runs)
+    check_ints_at_least("value in runs", groups, 2)
     figure, axes = new_figure(3.4)
     ax = axes[0, 0]
     mean, deviation = zip(*(learning_curve(group[:, None]) for group in groups.values()), strict=True)
@@ -212,8 +254,15 @@ _RESET_LABELS = {
 
 
 def plot_reset_ablation(runs: Sequence[Run]) -> Figure:
-    """Mean test accuracy for each reset mode; crosses are the single seeds."""
+    """Mean test accuracy for each reset mode; crosses are the single seeds.
+
+    Raises:
+        TypeError: ``runs`` are no Runs.
+        ValueError: there are none, or they are not those of :func:`reset_ablation`.
+    """
     groups = _by_value(runs)
+    for mode in groups:
+        check_choice("value in runs", mode, RESET_MODES)
     figure, axes = new_figure(0.9 + 0.75 * len(groups))
     ax = axes[0, 0]
     for row, accuracies in enumerate(groups.values()):
@@ -230,8 +279,18 @@ def plot_reset_ablation(runs: Sequence[Run]) -> Figure:
 
 
 def plot_quadrant_search(runs: Sequence[Run]) -> Figure:
-    """Mean test accuracy over the (b1, b2) grid; the line is the unit contour of the paper's norm (Eq. 15)."""
+    """Mean test accuracy over the (b1, b2) grid; the line is the unit contour of the paper's norm (Eq. 15).
+
+    Raises:
+        TypeError: ``runs`` are no Runs, or not those of :func:`quadrant_search`.
+        ValueError: there are none.
+    """
     groups = _by_value(runs)
+    for value in groups:
+        if not (isinstance(value, tuple) and len(value) == 2):
+            raise TypeError(f"value in runs must be two couplings (b1, b2), got {shown(value)}")
+        for coupling in value:
+            check_finite("value in runs", coupling)
     b1, b2 = (sorted({value[i] for value in groups}) for i in (0, 1))
     accuracy = np.full((len(b2), len(b1)), np.nan)
     for (x, y), accuracies in groups.items():

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_callable, check_items, check_module, check_path, check_type
+from .._checks import check_callable, check_mapping, check_module, check_path
 from .neurons import NeuronFactory
 
 
@@ -85,8 +84,7 @@ def load_torchvision_resnet(net: nn.Module, state: dict[str, Tensor]) -> None:
         ValueError: the state_dict is not of the ResNet of this depth; nothing is copied.
     """
     check_module("net", net)
-    check_type("state", state, Mapping, "a state_dict")
-    check_items("state", state, Tensor, "a state_dict of tensors")
+    check_mapping("state", state, Tensor, "a state_dict of tensors")
     own = {name: value for name, value in net.state_dict().items() if _is_ann(net, name)}
     source = list(state.items())
     if len(source) != len(own):

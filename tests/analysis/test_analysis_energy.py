@@ -206,5 +206,5 @@ def test_figure():
     assert "nJ" in figure.axes[0].get_xlabel() and "%" in figure.axes[0].get_ylabel()
     with pytest.raises(ValueError, match="points is empty"):
         A.plot_accuracy_energy([])
-    with pytest.raises(ValueError, match=r"energy_nj of 'LIF' must be above 0, got \[0\.0\]"):
+    with pytest.raises(ValueError, match=r"energy_nj of 'LIF' must be a finite number above 0, got 0\.0"):
         A.plot_accuracy_energy([A.EnergyPoint("LIF", 50.0, 0.0)])
