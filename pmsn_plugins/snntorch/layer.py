@@ -21,15 +21,18 @@ from .._checks import (
 from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
 from ..kernels import check_backend
+from ..recomputation import KeepsState
 from .instances import enlist, enlisted
 from .membrane import Membrane
 
 
-class MultiCompartmentLayer(snn.SpikingNeuron):
+class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
     """Base of the two layers; not a neuron of its own."""
 
     threshold: float | Tensor
     """A number as the user gave it; a tensor if it is learned or was given as one."""
+
+    _without_kept_state = "Use init_hidden=False and pass the state explicitly"
 
     _hidden: tuple[str, ...]
     """Names of the tensors that make up the hidden state; an empty tensor stands for the initial state."""
@@ -136,6 +139,14 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
             factor = factor.view(-1, *(1,) * (spk.ndim - channel_axis % spk.ndim - 1))
         return spk * factor
 
+    def _begin(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...], bool]:
+        """The input, the kept state that a call starts from, and whether to keep the one that it ends with."""
+        x = self._checked_when_run(x)
+        kept = tuple(getattr(self, name) for name in self._hidden)
+        if self._repeated(continues=any(state.numel() for state in kept)):
+            return x, tuple(x.new_zeros(0) for _ in kept), False
+        return x, kept, True
+
     def reset_mem(self) -> tuple[Tensor, ...] | Membrane:
         """Go back to the initial state and return it: empty tensors, which fit any batch."""
         for name in self._hidden:
@@ -196,7 +207,8 @@ class MultiCompartmentLayer(snn.SpikingNeuron):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which get states of their own: torch cannot copy one that is part of a graph."""
-        return {**self.__dict__, **{name: getattr(self, name).detach().clone() for name in self._hidden}}
+        states = {name: getattr(self, name).detach().clone() for name in self._hidden}
+        return {**self.__dict__, **states, "_has_continued": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -86,6 +86,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             a state is no PMSNState, or passed where the layer keeps its own.
         ValueError: an option outside its allowed values, or options that exclude each other; wrong number of axes or
             channels; a state of another shape (the batch changed without a reset).
+        RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
     """
 
     mem: Tensor
@@ -171,23 +172,27 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         if state is not None:
             raise TypeError("a sequence takes no state: use step(x, state), or init_hidden=True to continue in chunks")
         check_floating("x", x)
+        kept, keep = None, False
+        if self.init_hidden:
+            x, kept, keep = self._begin(x)
         fold = self._fold(x, 1)
         output = kernels.pmsn_sequence(
             fold.folded(x, 1),
             self.neuron_parameters(),
-            self._fitted(self._kept_state(), fold, x) if self.init_hidden else None,
+            None if kept is None else self._fitted(PMSNState(*kept), fold, x),
             v_threshold=self.threshold,
             surrogate_function=self.spike_grad,
             reset_mode=self.reset_mode,
             burst=self.burst,
             context=self.context,
             return_v_seq=self.output,
+            # also in a repeated call, which must round as the first one did
             return_state=self.init_hidden or bool(self._forward_hooks),
             backend=self.backend,
         )
-        if self.init_hidden:
+        if keep:
             self._keep(fold.unfolded_state(output.state))
-        elif self._forward_hooks:
+        elif self._forward_hooks and not self.init_hidden:
             self.mem = fold.unfolded(output.state.v, 0)  # for a monitor
         spk = self._grade(fold.unfolded(output.spikes, 1), self._axis_after(1))
         return (spk, refusing_gradient(fold.unfolded(output.v_seq, 1), spk)) if self.output else spk
@@ -203,10 +208,13 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         """
         if self.context == "global":
             raise ValueError("context='global' averages over the whole sequence and has no single step; call the layer")
+        check_floating("x", x)
+        keep = False
         if self.init_hidden:
             if state is not None:
                 raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
-            state = self._kept_state()
+            x, kept, keep = self._begin(x)
+            state = PMSNState(*kept)
         elif self.single_state:
             state = None if state is None else PMSNState(*self._compartments(state).values())
         elif state is not None:
@@ -228,16 +236,14 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         spk = self._grade(fold.unfolded(spk, 0), self._axis_after(0))
         mem = refusing_gradient(state.v, spk)
         if self.init_hidden:
-            self._keep(state)
+            if keep:
+                self._keep(state)
             return (spk, mem) if self.output else spk
         if self._forward_hooks:
             self.mem = state.v  # for a monitor
         if self.single_state:
             return spk, Membrane.of(mem, dict(zip(self._hidden, state, strict=True)))
         return spk, state._replace(v=mem)
-
-    def _kept_state(self) -> PMSNState:
-        return PMSNState(self.mem, self.h_real, self.h_imag)
 
     def _keep(self, state: PMSNState) -> None:
         self.mem, self.h_real, self.h_imag = state

@@ -73,6 +73,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             a state is no tensor, or passed while ``init_hidden=True``.
         ValueError: an option outside its allowed values; wrong number of channels; a state of another shape (the batch
             changed without a reset).
+        RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
     """
 
     syn: Tensor
@@ -137,18 +138,23 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
                 raise TypeError("with single_state=True there is one state, mem; got two")
             dend, mem = self._compartments(mem if dend is None else dend).values()
         check_step(x, self.channels)
-        dend = fit_state("dend", self.syn if dend is None else dend, x.shape, x)
-        mem = fit_state("mem", self.mem if mem is None else mem, x.shape, x)
+        keep = not self.in_backward()
+        if dend is None or mem is None:
+            x, (kept_dend, kept_mem), keep = self._begin(x)
+            dend, mem = kept_dend if dend is None else dend, kept_mem if mem is None else mem
+        dend, mem = fit_state("dend", dend, x.shape, x), fit_state("mem", mem, x.shape, x)
         if x.ndim == 0:
             # clone: snnTorch detaches states in place, which a view refuses
-            spk, self.syn, self.mem = (out[0].clone() for out in self._step(x[None], dend[None], mem[None]))
+            spk, dend, mem = (out[0].clone() for out in self._step(x[None], dend[None], mem[None]))
         else:
-            spk, self.syn, self.mem = self._step(x, dend, mem)
+            spk, dend, mem = self._step(x, dend, mem)
+        if keep:
+            self.syn, self.mem = dend, mem
         if self.init_hidden and not self.output:
             return spk
         if not self.single_state:
-            return spk, self.syn, self.mem
-        return spk, self.mem if self.init_hidden else Membrane.of(self.mem, {"syn": self.syn, "mem": self.mem})
+            return spk, dend, mem
+        return spk, mem if self.init_hidden else Membrane.of(mem, {"syn": dend, "mem": mem})
 
     def _step(self, x: Tensor, dend: Tensor, mem: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         spk, state = kernels.tclif_step(

@@ -25,6 +25,7 @@ from .._checks import (
 )
 from ..kernels import BACKENDS, check_backend
 from ..membrane_loss import refusing_gradient
+from ..recomputation import KeepsState
 
 States = tuple[Tensor, ...]
 
@@ -37,13 +38,17 @@ class StepOperations(NamedTuple):
     ac_per_spike: int
 
 
-class StatefulNode(neuron.BaseNode):
+class StatefulNode(KeepsState, neuron.BaseNode):
     """A spiking neuron with several state variables, soft reset, and its own multi-step path.
 
     The memories are 0.0 after a reset and tensors, never views, after a forward. The first one is the membrane ``v``
     of the output compartment after reset, which ``store_v_seq`` records in ``v_seq`` [T, N, *] in both step modes.
     """
 
+    _without_kept_state = (
+        "Use keep_state=False and step_mode='m', which starts every sequence from rest, or SpikingJelly 2.0's "
+        "memopt.checkpoint_module, which hands the states over"
+    )
     channels: int | None = None
     """Channels the neuron is made for, or None if it takes any input."""
 
@@ -122,11 +127,20 @@ class StatefulNode(neuron.BaseNode):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which get states of their own: torch cannot copy one that is part of a graph."""
-        return {**_detached(self.__dict__), "_memories": _detached(self._memories)}
+        return {**_detached(self.__dict__), "_memories": _detached(self._memories), "_has_continued": False}
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Also notes when memories are set, as SpikingJelly's ``memopt`` does before it repeats a call."""
+        super().__setattr__(name, value)
+        if name in self.__dict__.get("state_names", ()) and not torch.compiler.is_compiling():
+            self.__dict__["_given_in"] = torch._C._current_graph_task_id()
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Spikes [N, *] of one step [N, *]; reads and writes the memories."""
-        spike, states = self._step(x, self._ready(x, self._states(), "s"))
+        x, states, keep = self._begin(x, "s")
+        spike, states = self._step(x, states)
+        if not keep:
+            return spike
         self._remember(states)
         if self.store_v_seq:
             past, v = self.v_seq, refusing_gradient(self.v, spike)
@@ -138,13 +152,26 @@ class StatefulNode(neuron.BaseNode):
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Spikes [T, N, *] of a sequence [T, N, *]; reads and writes the memories."""
-        states = self._ready(x_seq, self._states(), "m")
+        x_seq, states, keep = self._begin(x_seq, "m")
         spikes, states, v_seq = self._sequence(x_seq, states, self.store_v_seq)
+        if not keep:
+            return spikes
         if states is not None:
             self._remember(states)
         if v_seq is not None:
             self.v_seq = _own(refusing_gradient(v_seq, spikes))
         return spikes
+
+    def _begin(self, x: Tensor, step_mode: str) -> tuple[Tensor, States | None, bool]:
+        """The input, what the call starts from, and whether to keep what it ends with."""
+        states = self._states()
+        if not self.keep_state:
+            return x, self._ready(x, states, step_mode), True
+        x = self._checked_when_run(x)
+        if self._repeated(continues=not _at_rest(states)):
+            self._check_input(x, step_mode)
+            return x, None, False
+        return x, self._ready(x, states, step_mode), True
 
     def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple, step_mode: str) -> tuple:
         """Check ``states`` against the input (2.0's interface). All 0.0, the state after a reset, is left as it is."""
@@ -181,7 +208,7 @@ class StatefulNode(neuron.BaseNode):
                 "keep_state=False has no state to go on from in step_mode='s': use keep_state=True, or "
                 "functional.set_step_mode(net, 'm')"
             )
-        if all(isinstance(value, (float, int)) and value == 0.0 for value in states):
+        if _at_rest(states):
             return None
         if not self.keep_state:
             names = " or ".join((", ".join(self.state_names[:-1]), self.state_names[-1]))
@@ -221,6 +248,10 @@ class StatefulNode(neuron.BaseNode):
                 f"input of shape {tuple(x.shape)}; step_mode='s' reads axis 1 of [N, C, *], step_mode='m' axis 2 of "
                 f"[T, N, C, *], and this neuron has step_mode={step_mode!r}"
             )
+
+
+def _at_rest(states: tuple) -> bool:
+    return all(isinstance(value, (float, int)) and value == 0.0 for value in states)
 
 
 def _detached(values: dict[str, Any]) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class MultiCompartmentNode(NeuronParameters, StatefulNode):
         TypeError: n_compartments is not an integer, a coefficient not a number, a flag not a bool, or the input is not
             dense and real floating point.
         ValueError: an argument is outside its allowed values or has the wrong length; the input does not fit the state.
+        RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
     """
 
     neuron_lr_scale = {"leak": 1.0, "up": 1.0, "down": 1.0, "gain": 1.0}  # noqa: RUF012

@@ -61,6 +61,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         TypeError: channels or n_compartments is not an integer, a flag not a bool, or the input is not dense and real
             floating point.
         ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
+        RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
     """
 
     def __init__(

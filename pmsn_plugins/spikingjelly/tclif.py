@@ -50,6 +50,7 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
         TypeError: channels is not an integer, beta not two numbers, a flag not a bool, or the input is not dense and
             real floating point.
         ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
+        RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
     """
 
     def __init__(
