@@ -139,6 +139,7 @@ def test_snntorch_reset_knows_tclif_without_registration():
 
 @kinds
 def test_layers_are_known_to_snntorch_once_and_only_while_they_live(kind):
+    gc.collect()  # layers of other tests
     before = list(snn.SpikingNeuron.instances)
     layer = make(kind)
     copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
