@@ -112,7 +112,7 @@ def check_positive(name: str, value: float | Tensor) -> None:
         check_floating(name, value)
         if value.numel() != 1 or value.ndim > 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
-        if torch.compiler.is_compiling() or value.is_cuda or is_transformed(value):
+        if torch.compiler.is_compiling() or value.is_cuda or value.is_meta or is_transformed(value):
             return  # reading the value would break the graph or synchronise with the device, or is impossible
         value = value.detach().item()
     elif type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):

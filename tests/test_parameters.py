@@ -142,3 +142,21 @@ def test_beta_outside_the_second_quadrant(beta):
 def test_beta_that_is_no_pair_of_numbers(beta):
     with pytest.raises(TypeError, match=r"beta must be (two numbers \(b1, b2\)|a real number), got"):
         TCLIF(beta=beta)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("preset", ["sequential", "static"])
+def test_parameters_have_the_default_dtype(dtype, preset):
+    torch.manual_seed(3)
+    expected = [p.detach() for p in PMSN(5, preset=preset).parameters()]
+    try:
+        torch.set_default_dtype(dtype)
+        torch.manual_seed(3)
+        actual = [p.detach() for p in PMSN(5, preset=preset).parameters()]
+        assert all(p.dtype == dtype for p in TCLIF(channels=2).parameters())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(p.dtype == torch.float32 for p in expected)
+    assert all(p.dtype == dtype for p in actual)
+    for a, e in zip(actual, expected, strict=True):  # the same neurons, whatever the dtype
+        torch.testing.assert_close(a.float(), e, rtol=1e-2 if dtype == torch.bfloat16 else 1e-7, atol=0)

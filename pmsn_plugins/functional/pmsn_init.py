@@ -84,7 +84,7 @@ def pmsn_initial_parameters(
     preset: str = "sequential",
     *,
     generator: torch.Generator | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> PMSNParameters:
     """Draw initial parameters of a PMSN layer.
@@ -93,7 +93,9 @@ def pmsn_initial_parameters(
         channels: number of channels C.
         n_compartments: compartments per neuron including the output one, n >= 2; k = n - 1 are hidden.
         preset: ``'sequential'``, ``'shd'`` or ``'static'``, see :data:`PRESETS`.
-        generator: source of randomness for ``log_dt`` and ``D``; the rest is deterministic.
+        generator: source of randomness for ``log_dt`` and ``D``; the rest is deterministic. The same numbers are drawn
+            for every dtype.
+        dtype: default ``torch.get_default_dtype()``.
 
     Raises:
         TypeError: ``generator``, ``dtype`` or another argument is of another type.
@@ -102,14 +104,15 @@ def pmsn_initial_parameters(
     check_int_at_least("channels", channels, 1)
     if generator is not None:
         check_type("generator", generator, torch.Generator, "a torch.Generator or None")
+    dtype = torch.get_default_dtype() if dtype is None else dtype
     check_floating_dtype("dtype", dtype)
     if device is not None:
         check_device("device", device)
     lam, B, R = hidden_modes(n_compartments, preset)
     low, high = (math.log(bound) for bound in PRESETS[preset].dt_range)
-    log_dt = low + (high - low) * torch.rand(channels, generator=generator)
+    log_dt = low + (high - low) * torch.rand(channels, generator=generator, dtype=torch.float32)
     draw = torch.randn if PRESETS[preset].direct == "normal" else torch.rand
-    D = draw(channels, generator=generator)
+    D = draw(channels, generator=generator, dtype=torch.float32)
     modes = (torch.log(-lam.real), lam.imag, B.real, B.imag, R.real, R.imag)
     per_channel = (mode.expand(channels, -1) for mode in modes)
     return PMSNParameters(*(p.to(dtype=dtype, device=device, copy=True) for p in (log_dt, *per_channel, D)))
