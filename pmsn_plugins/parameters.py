@@ -114,7 +114,7 @@ class TCLIFParametersMixin(NeuronParameters):
     neuron_lr_scale: ClassVar[dict[str, float]] = {"c1": 1.0, "c2": 1.0}
 
     def _create_parameters(self, beta: Iterable[float], channels: int | None) -> None:
-        if isinstance(beta, str) or not isinstance(beta, Iterable):
+        if isinstance(beta, str | Tensor) or not isinstance(beta, Iterable):
             raise TypeError(f"beta must be two numbers (b1, b2), got {shown(beta)}")
         beta = tuple(beta)
         if len(beta) != 2:

@@ -63,6 +63,8 @@ def _check_record(record: Mapping[str, Any]) -> None:
     check_type("name of a record", record["name"], str, "a string")
     check_type(f"shape of {record['name']!r}", record["shape"], (tuple, list), "a series of integers")
     check_ints_at_least(f"shape of {record['name']!r}", record["shape"], 1)
+    if not record["shape"]:
+        raise ValueError(f"shape of {record['name']!r} must be [T, N, C, *], got {record['shape']}")
     for field in ("forward_s", "forward_backward_s"):
         check_positive(f"{field} of {record['name']!r}, shape {record['shape']},", record[field])
 

@@ -35,7 +35,10 @@ def learning_curve(runs: Sequence[Sequence[float]] | np.ndarray) -> LearningCurv
         raise ValueError(
             f"runs must be one or more curves of the same length, at least one epoch; got lengths {sorted(lengths)}"
         )
-    values = np.asarray(runs)
+    try:
+        values = np.asarray(runs)
+    except ValueError:  # series inside of the curves
+        values = np.asarray(None)
     if values.dtype.kind not in "fiu" or values.ndim != 2:
         raise TypeError(f"runs must be a series of curves, each a series of numbers, got {shown(runs)}")
     values = values.astype(float)
@@ -50,8 +53,11 @@ def plot_learning_curves(curves: Mapping[str, LearningCurve], ylabel: str = "tes
 
     Raises:
         TypeError: ``curves`` is no mapping of LearningCurves, or ``ylabel`` no string.
+        ValueError: there are none.
     """
     check_mapping("curves", curves, LearningCurve, "a mapping of names to LearningCurves")
+    if not curves:
+        raise ValueError("curves is empty: there is nothing to draw")
     check_type("ylabel", ylabel, str, "a string")
     figure, axes = new_figure(3.6)
     ax = axes[0, 0]

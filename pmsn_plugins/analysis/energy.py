@@ -359,12 +359,14 @@ def plot_accuracy_energy(points: Sequence[EnergyPoint]) -> Figure:
 
     Raises:
         TypeError: ``points`` are no EnergyPoints, or one of them holds no numbers.
-        ValueError: no point, an accuracy that is not finite, or an energy that is not above 0.
+        ValueError: no point, an accuracy that is no percentage, or an energy that is not above 0.
     """
     check_items("points", points, EnergyPoint, "a series of EnergyPoints")
     for point in points:
         check_type("label", point.label, str, "a string")
         check_finite(f"accuracy of {point.label!r}", point.accuracy)
+        if not 0.0 <= point.accuracy <= 100.0:
+            raise ValueError(f"accuracy of {point.label!r} must be a percentage, got {point.accuracy}")
         check_positive(f"energy_nj of {point.label!r}", point.energy_nj)
     if not points:
         raise ValueError("points is empty: there must be at least one EnergyPoint")

@@ -65,8 +65,11 @@ def plot_oscillations(layers: Mapping[str, Oscillations]) -> Figure:
 
     Raises:
         TypeError: ``layers`` is not what :func:`oscillations` returns.
+        ValueError: it is empty.
     """
     check_mapping("layers", layers, Oscillations, "what oscillations() returns")
+    if not layers:
+        raise ValueError("layers is empty: there is nothing to draw")
     figure, axes = new_figure(3.8, columns=2)
     quantities = (
         {name: layer.frequency.abs() for name, layer in layers.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,12 +79,16 @@ class DataSource:
                 check_callable(name, transform, "a function of a sample or None")
         if self.permutation is not None:
             check_type("permutation", self.permutation, Tensor, "a torch.Tensor or None")
+            check_integers("permutation", self.permutation)
 
 
 def check_dataset(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` has samples by number."""
-    if not (hasattr(value, "__len__") and hasattr(value, "__getitem__")) or isinstance(value, (str, bytes, dict)):
+    """Raise unless ``value`` has samples by number, at least one."""
+    numbered = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if not numbered or isinstance(value, str | bytes | Mapping | Tensor):
         raise TypeError(f"{name} must be a data set with a length and numbered samples, got {shown(value)}")
+    if len(value) == 0:
+        raise ValueError(f"{name} must have samples, got an empty {type(value).__name__}")
 
 
 def check_integers(name: str, values: Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
@@ -97,6 +101,7 @@ def check_integers(name: str, values: Sequence[int] | np.ndarray | Tensor) -> np
 
 def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
     """Raise unless every label is an integer in 0..num_classes-1: TypeError for other types, ValueError for numbers."""
+    check_type("name", name, str, "a string")
     check_int_at_least("num_classes", num_classes, 1)
     labels = check_integers(f"labels of {name}", labels)
     if labels.size == 0:

@@ -50,7 +50,10 @@ def spoken_source(
     check_flag("download", download)
     if download and name == "shd":
         Path(root).mkdir(parents=True, exist_ok=True)
-        _open_loader(name, Path(root), "train")
+        try:
+            _open_loader(name, Path(root), "train")
+        except (RuntimeError, OSError) as error:  # no network, or an earlier attempt that was stopped
+            _h5_path(name, Path(root), "train", f"SpikingJelly could not fetch it ({error}). ")
     part = partial(SpokenEvents, name, root, T=T, time_span=time_span, channels=channels)
     train = part("train")
     return DataSource(
@@ -147,11 +150,11 @@ class SpokenEvents(Dataset):
         return torch.from_numpy(counts.reshape(self.T, self.channels)), int(self.labels[i])
 
 
-def _h5_path(name: str, root: Path, split: str) -> Path:
-    """Where the installed SpikingJelly looks for one part."""
+def _h5_path(name: str, root: Path, split: str, reason: str = "") -> Path:
+    """Where the installed SpikingJelly looks for one part. FileNotFoundError, with a ``reason``, if it is not there."""
     path = root / ("events_h5" if _is_spikingjelly_2() else "extract") / f"{name}_{split}.h5"
     if not path.exists():
-        remedy = f"Unpack {_ARCHIVES}{name}_{split}.h5.zip there"
+        remedy = f"{reason}Unpack {_ARCHIVES}{name}_{split}.h5.zip there"
         raise missing_files(
             name.upper(), str(path), remedy + (", or pass download=True (--download)." if name == "shd" else ".")
         )

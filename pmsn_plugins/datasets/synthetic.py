@@ -22,6 +22,8 @@ class SyntheticSamples(Dataset):
 
     def __init__(self, sample_shape: tuple[int, ...], num_classes: int, samples: int, seed: int) -> None:
         check_ints_at_least("sample_shape", sample_shape, 1)
+        if not sample_shape:
+            raise ValueError("sample_shape must have at least one axis")
         check_int_at_least("num_classes", num_classes, 1)
         check_int_at_least("samples", samples, 1)
         check_int_at_least("seed", seed, 0)

@@ -15,6 +15,7 @@ from spikingjelly.activation_based import neuron
 from torch import Tensor
 
 from .._checks import (
+    check_callable,
     check_choice,
     check_finite,
     check_flag,
@@ -68,8 +69,8 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         keep_state: bool = True,
     ) -> None:
         check_positive("v_threshold", v_threshold)
+        check_callable("surrogate_function", surrogate_function, "a function of (v - v_threshold)")
         check_flag("detach_reset", detach_reset)
-        check_flag("store_v_seq", store_v_seq)
         check_flag("keep_state", keep_state)
         super().__init__(
             v_threshold=float(v_threshold),
@@ -84,6 +85,11 @@ class StatefulNode(KeepsState, neuron.BaseNode):
             self.register_memory(name, 0.0)
         self.backend = backend
         self.keep_state = keep_state
+
+    @neuron.BaseNode.store_v_seq.setter
+    def store_v_seq(self, value: bool) -> None:
+        check_flag("store_v_seq", value)
+        neuron.BaseNode.store_v_seq.fset(self, value)
 
     @abstractmethod
     def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:

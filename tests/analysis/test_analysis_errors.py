@@ -288,6 +288,23 @@ def test_learning_curves_of_what_are_no_numbers(runs):
         A.learning_curve(runs)
 
 
+def test_what_is_empty():
+    for name, plot in (
+        ("layers", A.plot_oscillations),
+        ("nets", A.plot_gradient_over_time),
+        ("curves", A.plot_learning_curves),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is empty: there is nothing to draw"):
+            plot({})
+    with pytest.raises(ValueError, match=r"shape of .* must be \[T, N, C, \*\], got \[\]"):
+        A.acceleration([{**RECORD, "shape": []}])
+    with pytest.raises(TypeError, match="runs must be a series of curves"):
+        A.learning_curve([[[1.0], 2.0]])
+    for accuracy in (-1.0, 100.5):
+        with pytest.raises(ValueError, match=f"accuracy of 'a' must be a percentage, got {accuracy}"):
+            A.plot_accuracy_energy([A.EnergyPoint("a", accuracy, 1.0)])
+
+
 def test_labels_and_shapes():
     with pytest.raises(TypeError, match="ylabel must be a string, got None"):
         A.plot_learning_curves({"a": A.learning_curve([[1.0]])}, None)

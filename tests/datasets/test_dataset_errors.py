@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from pmsn_plugins import datasets
-from pmsn_plugins.datasets import DataSource, View, validation_split
+from pmsn_plugins.datasets import DataSource, View, spoken, validation_split
 
 NAN = float("nan")
 SAMPLES = TensorDataset(torch.rand(20, 3, 4), torch.arange(20) % 2)
@@ -97,6 +97,7 @@ def test_arguments_of_another_type(source, argument, kind):
         ("speech commands, part", {"subset": "test"}, "subset must be one of 'training', 'validation', 'testing'"),
         ("spoken", {"time_span": NAN}, "time_span must be a finite number above 0, got nan"),
         ("synthetic", {"sample_shape": (3, 0)}, "sample_shape must be at least 1, got 0"),
+        ("synthetic", {"sample_shape": ()}, "sample_shape must have at least one axis"),
         ("synthetic", {"seed": -1}, "seed must be at least 0, got -1"),
         ("synthetic, part", {"samples": 0}, "samples must be at least 1, got 0"),
     ],
@@ -164,12 +165,20 @@ def test_batches_that_are_no_images():
         ("speakers", np.full(20, 0.5), "speakers of data must be a series of integers, got"),
         ("train_transform", "flip", "train_transform must be a function of a sample or None, got 'flip'"),
         ("eval_transform", 0, "eval_transform must be a function of a sample or None, got 0"),
+        ("validation", torch.ones(3), "validation must be a data set .*, got a Tensor"),
         ("permutation", [0, 1], r"permutation must be a torch.Tensor or None, got \[0, 1\]"),
+        ("permutation", torch.rand(3), "permutation must be a series of integers, got a"),
     ],
 )
 def test_fields_of_a_source_of_another_type(field, value, message):
     with pytest.raises(TypeError, match=message):
         replace(SOURCE, **{field: value})
+
+
+def test_sources_without_samples():
+    for field in ("train", "validation"):
+        with pytest.raises(ValueError, match=f"{field} must have samples, got an empty list"):
+            replace(SOURCE, **{field: []})
 
 
 def test_labels_that_are_too_few():
@@ -269,3 +278,14 @@ def test_contents_of_a_file_that_are_wrong(tmp_path, changes, message):
 def test_the_file_of_these_tests_is_right(tmp_path):
     write_events(tmp_path)
     assert datasets.spoken_source("shd", tmp_path).train.class_names[3] == "word 3"
+
+
+@pytest.mark.parametrize("error", [OSError("no network"), RuntimeError("unfinished")])
+def test_a_download_that_fails_says_why(tmp_path, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(spoken, "_open_loader", fail)
+    expected = rf"expected {tmp_path}/.*shd_train\.h5\. SpikingJelly could not fetch it \({error}\)\. Unpack https://"
+    with pytest.raises(FileNotFoundError, match=expected):
+        datasets.spoken_source("shd", tmp_path, download=True)

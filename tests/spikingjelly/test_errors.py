@@ -64,6 +64,24 @@ def test_flags(node, flag, value):
     node(**{flag: np.True_})
 
 
+@pytest.mark.parametrize("value", ["no", 0, 1, None, float("nan"), [], torch.tensor(True)])
+def test_flags_that_are_set_later(make, value):
+    node = make()
+    with pytest.raises(TypeError, match="store_v_seq must be True or False, got"):
+        node.store_v_seq = value
+    assert node.store_v_seq is False
+    node.store_v_seq = True
+    node(torch.ones(2, C))
+    assert node.v_seq.shape == (1, 2, C)
+
+
+@pytest.mark.parametrize("value", [None, "triangle", 1.0, [], torch.ones(2)])
+def test_surrogate_functions_that_cannot_be_called(make, value):
+    """Found when the neuron is made, not in the first forward."""
+    with pytest.raises(TypeError, match=r"surrogate_function must be a function of \(v - v_threshold\), got"):
+        make(surrogate_function=value)
+
+
 @pytest.mark.parametrize("value", [4.0, "4", True, None, [4], float("nan"), torch.tensor(4)])
 def test_sizes_that_are_no_integers(value):
     cases = [("channels", PMSNNode), ("n_compartments", partial(PMSNNode, C)), ("n_compartments", MultiCompartmentNode)]
