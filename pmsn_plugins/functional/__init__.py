@@ -27,6 +27,12 @@ from .surrogate import (
     triangle,
 )
 from .tclif import SOMA_FEEDBACK, TCLIFOutput, TCLIFState, tclif_initial_state, tclif_sequence, tclif_step
+from .tclif_recurrent import (
+    TCLIFRecurrentOutput,
+    TCLIFRecurrentState,
+    tclif_recurrent_sequence,
+    tclif_recurrent_step,
+)
 
 __all__ = [
     "CONTEXTS",
@@ -45,6 +51,8 @@ __all__ = [
     "SurrogateRow",
     "SurrogateSpec",
     "TCLIFOutput",
+    "TCLIFRecurrentOutput",
+    "TCLIFRecurrentState",
     "TCLIFState",
     "TableSurrogate",
     "describe",
@@ -59,6 +67,8 @@ __all__ = [
     "register_surrogates",
     "spike_function",
     "tclif_initial_state",
+    "tclif_recurrent_sequence",
+    "tclif_recurrent_step",
     "tclif_sequence",
     "tclif_step",
     "triangle",
