@@ -49,6 +49,23 @@ struct TclifArgs {
     void* partials;
 };
 
+// S is 1, and of how work is cut only `interval` is read: an item is some of the samples, whatever P and strip are.
+struct TclifRecurrentArgs {
+    Layout layout;
+    long long x_storage, pre_reset, detach, strict, surrogate;
+    double theta, surrogate_a, surrogate_b, surrogate_c, gamma, a1, a2;
+    const void *x, *weight, *bias, *b1, *b2;  // weight [C, C], the others [C]; backward does not read x
+    const void *v, *d, *s;                    // s: the last spikes
+    const void* theta_tensor;
+    const void* slopes;  // [1 + T, M], for SURROGATE_GIVEN: first that of the initial soma
+    void *out, *v_after, *d_after, *s_after, *v_seq;
+    // [T + (T - 1) / interval, N, pitch], pitch the next multiple of 16 from C: the dendrites of all steps, and the
+    // soma of every interval's last step, both before their reset
+    void* checkpoints;
+    const void *grad_out, *grad_v_after, *grad_d_after, *grad_s_after, *grad_v_seq;
+    void *grad_x, *grad_weight, *grad_bias, *grad_b1, *grad_b2, *grad_v, *grad_d, *grad_s;
+};
+
 // Parameters [C, k] (log_dt: [C]) to coefficients, and back.
 struct DiscretizeArgs {
     long long C, k, is_double;

@@ -15,23 +15,28 @@
 #include "cpu_pmsn.h"
 #include "cpu_pool.h"
 #include "cpu_tclif.h"
+#include "cpu_tclif_recurrent.h"
 
 namespace PMSN_NAMESPACE {
 
-// Memory of a call.
+// Memory of a call, aligned for any lane.
 struct Memory {
     void* const at;
-    explicit Memory(index_t bytes) : at(std::malloc(bytes)) {}
+    explicit Memory(index_t bytes) : at(std::aligned_alloc(64, ceil_div(bytes, 64) * 64)) {}
     Memory(const Memory&) = delete;
     ~Memory() { std::free(at); }
 };
 
 // Run `run(item, scratch)` for all items; false when memory ran out.
 template <class Run>
-static bool for_items(const Layout& layout, int threads, index_t scratch_bytes, const Run& run) {
+static bool for_items(index_t items, int threads, index_t scratch_bytes, const Run& run) {
     return run_in_parallel(
-        threads, item_count(layout), scratch_bytes,
+        threads, items, scratch_bytes,
         [](const void* self, int64_t item, void* scratch) { (*(const Run*)self)(item, scratch); }, &run);
+}
+template <class Run>
+static bool for_items(const Layout& layout, int threads, index_t scratch_bytes, const Run& run) {
+    return for_items(item_count(layout), threads, scratch_bytes, run);
 }
 
 template <class Kernel, class Args>
@@ -94,6 +99,15 @@ static int forward_as(const TclifArgs& args, int threads) {
     return run_forward<TclifCpu<R>>(args, threads);
 }
 template <class R>
+static int forward_as(const TclifRecurrentArgs& args, int threads) {
+    const TclifRecurrentCpu<R> kernel(args);
+    const Memory shared(kernel.shared_bytes());
+    if (!shared.at) return 1;
+    kernel.share_rows(shared.at);
+    return !for_items(kernel.items, threads, kernel.forward_scratch(),
+                      [&](index_t item, void* scratch) { kernel.forward(item, scratch, shared.at); });
+}
+template <class R>
 static int backward_as(const PmsnArgs& args, int threads) {
     return args.layout.segment < args.layout.T ? run_backward_in_segments<R>(args, threads)
                                                : run_backward<PmsnCpu<R>>(args, threads);
@@ -101,6 +115,20 @@ static int backward_as(const PmsnArgs& args, int threads) {
 template <class R>
 static int backward_as(const TclifArgs& args, int threads) {
     return run_backward<TclifCpu<R>>(args, threads);
+}
+
+template <class R>
+static int backward_as(const TclifRecurrentArgs& args, int threads) {
+    const TclifRecurrentCpu<R> kernel(args);
+    const Memory shared(kernel.shared_bytes()), partials(kernel.items * kernel.partial_bytes());
+    if (!shared.at || !partials.at) return 1;
+    kernel.share_panels(shared.at);
+    const auto one = [&](index_t item, void* scratch) {
+        kernel.backward(item, scratch, shared.at, (char*)partials.at + item * kernel.partial_bytes());
+    };
+    if (!for_items(kernel.items, threads, kernel.backward_scratch(), one)) return 1;
+    kernel.reduce_vectors(partials.at);
+    return !for_items(kernel.blocks, threads, 64, [&](index_t b, void*) { kernel.reduce_weight(b, partials.at); });
 }
 
 template <class Args>
@@ -131,6 +159,8 @@ const Kernels PMSN_JOIN(kernels_, PMSN_ISA) = {
     PMSN_NAMESPACE::backward<PmsnArgs>,
     PMSN_NAMESPACE::forward<TclifArgs>,
     PMSN_NAMESPACE::backward<TclifArgs>,
+    PMSN_NAMESPACE::forward<TclifRecurrentArgs>,
+    PMSN_NAMESPACE::backward<TclifRecurrentArgs>,
     PMSN_NAMESPACE::discretize,
     PMSN_NAMESPACE::discretize_backward,
     PMSN_NAMESPACE::surrogate,

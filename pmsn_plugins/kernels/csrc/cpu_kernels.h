@@ -8,6 +8,8 @@ struct Kernels {
     int (*pmsn_backward)(const PmsnArgs*, int threads);
     int (*tclif_forward)(const TclifArgs*, int threads);
     int (*tclif_backward)(const TclifArgs*, int threads);
+    int (*tclif_recurrent_forward)(const TclifRecurrentArgs*, int threads);
+    int (*tclif_recurrent_backward)(const TclifRecurrentArgs*, int threads);
     void (*discretize)(const DiscretizeArgs*);
     void (*discretize_backward)(const DiscretizeArgs*);
     void (*surrogate)(long long kind, const double* parameters, long long count, double* x);  // x becomes g(x)

@@ -52,6 +52,7 @@ EXPORT const char* pmsn_sources() { return PMSN_SOURCES; }
 EXPORT long long pmsn_argument_bytes(const char* name) {
     if (std::strcmp(name, "PmsnArgs") == 0) return sizeof(PmsnArgs);
     if (std::strcmp(name, "TclifArgs") == 0) return sizeof(TclifArgs);
+    if (std::strcmp(name, "TclifRecurrentArgs") == 0) return sizeof(TclifRecurrentArgs);
     return std::strcmp(name, "DiscretizeArgs") == 0 ? sizeof(DiscretizeArgs) : 0;
 }
 
@@ -100,6 +101,18 @@ EXPORT int tclif_backward(const TclifArgs* args, int threads) {
     use_huge_pages(args->grad_v, real_bytes(layout));
     use_huge_pages(args->grad_d, real_bytes(layout));
     return kernels->tclif_backward(args, threads);
+}
+EXPORT int tclif_recurrent_forward(const TclifRecurrentArgs* args, int threads) {
+    const Layout& layout = args->layout;
+    use_huge_pages(args->out, layout.T * layout.M * storage_bytes(args->x_storage));
+    use_huge_pages(args->v_seq, layout.T * real_bytes(layout));
+    use_huge_pages(args->checkpoints, layout.T * real_bytes(layout));  // nearly all of them
+    return kernels->tclif_recurrent_forward(args, threads);
+}
+EXPORT int tclif_recurrent_backward(const TclifRecurrentArgs* args, int threads) {
+    const Layout& layout = args->layout;
+    use_huge_pages(args->grad_x, layout.T * layout.M * storage_bytes(args->x_storage));
+    return kernels->tclif_recurrent_backward(args, threads);
 }
 EXPORT int discretize_forward(const DiscretizeArgs* args, int) {
     kernels->discretize(args);

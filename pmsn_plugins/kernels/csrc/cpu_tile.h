@@ -82,6 +82,25 @@ PMSN_FN void store_part(typename Memory::element* to, L lane, index_t valid) {
     for (index_t i = 0; i < valid; ++i) to[i] = buffer[i];
 }
 
+#if PMSN_LANE_BYTES == 64 && defined(__AVX512F__)
+template <>
+PMSN_FN float_lane load_part<float_lane, Plain<float_lane>>(const float* from, index_t valid) {
+    return _mm512_maskz_loadu_ps((1 << valid) - 1, from);
+}
+template <>
+PMSN_FN double_lane load_part<double_lane, Plain<double_lane>>(const double* from, index_t valid) {
+    return _mm512_maskz_loadu_pd((1 << valid) - 1, from);
+}
+template <>
+PMSN_FN void store_part<float_lane, Plain<float_lane>>(float* to, float_lane lane, index_t valid) {
+    _mm512_mask_storeu_ps(to, (1 << valid) - 1, lane);
+}
+template <>
+PMSN_FN void store_part<double_lane, Plain<double_lane>>(double* to, double_lane lane, index_t valid) {
+    _mm512_mask_storeu_pd(to, (1 << valid) - 1, lane);
+}
+#endif
+
 // Block b of `rows`: one lane of each plane, `depth` lanes from one row to the next. The rest of the last lane is
 // read as zero.
 template <class L, class Memory>

@@ -16,6 +16,14 @@ PMSN_FN L tclif_fire(L soma, const TclifCoefficients<L>& c) {
     return soma >= splat<L>(c.fire_at) ? splat<L>(1) : L{};
 }
 
+// The soma before its reset; `reset` is the spike of the step before. A function of its own, so that those who compute
+// it again get the same bits.
+template <bool PRE_RESET, class L>
+PMSN_FN L tclif_soma(const TclifCoefficients<L>& c, L v, L u_dendrite, L reset) {
+    const L soma = v * c.a2 + c.b2 * u_dendrite;
+    return PRE_RESET ? soma - reset * c.theta : soma;
+}
+
 // One step. v and d are the soma and the dendrite of the state (after the resets, or before them with PRE_RESET);
 // the charged potentials u_soma and u_dendrite are what the adjoint needs.
 template <bool PRE_RESET, class L>
@@ -23,11 +31,11 @@ PMSN_FN L tclif_step(const TclifCoefficients<L>& c, L x, L& v, L& d, L& u_soma, 
     if (PRE_RESET) {
         const L reset = tclif_fire(v, c);
         u_dendrite = d = d * c.a1 + c.b1 * v + x - reset * c.gamma;
-        u_soma = v = v * c.a2 + c.b2 * d - reset * c.theta;
+        u_soma = v = tclif_soma<PRE_RESET>(c, v, d, reset);
         return tclif_fire(v, c);
     }
     u_dendrite = d * c.a1 + c.b1 * v + x;
-    u_soma = v * c.a2 + c.b2 * u_dendrite;
+    u_soma = tclif_soma<PRE_RESET>(c, v, u_dendrite, L{});
     const L spike = tclif_fire(u_soma, c);
     d = u_dendrite - spike * c.gamma;
     v = u_soma - spike * c.theta;
