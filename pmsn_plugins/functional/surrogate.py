@@ -160,11 +160,15 @@ def _step(x: Tensor, strict: bool) -> Tensor:
     return (x > 0 if strict else x >= 0).to(x.dtype)
 
 
-def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
-    transformed = not torch.compiler.is_compiling() and (
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation is at work."""
+    return not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     )
-    return (_TransformableSpike if transformed else _Spike).apply(x, spec.name, spec.strict, *spec.parameters)
+
+
+def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
+    return (_TransformableSpike if transformed() else _Spike).apply(x, spec.name, spec.strict, *spec.parameters)
 
 
 class TableSurrogate:

@@ -29,9 +29,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_floating, check_positive, check_state, compute_dtype
-from .surrogate import SURROGATES, SpikeFunction, SurrogateSpec, describe, triangle
-from .tclif import SOMA_FEEDBACK
+from .._checks import check_floating, check_named, check_state
+from .surrogate import OWN, SURROGATES, SpikeFunction, SurrogateSpec, describe, spike_function, transformed, triangle
+from .tclif import check_tclif_inputs
 
 
 class TCLIFRecurrentState(NamedTuple):
@@ -47,7 +47,8 @@ class TCLIFRecurrentState(NamedTuple):
 
 
 class TCLIFRecurrentOutput(NamedTuple):
-    """Spikes ``[T, N, C]``, the final state, and (on request) the soma after each step ``[T, N, C]``."""
+    """Spikes ``[T, N, C]``, the final state, and the soma after each step ``[T, N, C]``; the last two on request, else
+    None."""
 
     spikes: Tensor
     state: TCLIFRecurrentState | None
@@ -120,16 +121,32 @@ def tclif_recurrent_sequence(
         return_v_seq: also return the soma of every step, as in the state.
         return_state: False leaves out the final state (None).
 
-    A surrogate function that is not in the table (:func:`.describe`), and a threshold, ``gamma`` or leak that is a
-    tensor, are differentiated by autograd through the loop: several times slower.
+    A surrogate function that is in no row of the table (:func:`.describe`), a threshold, ``gamma`` or leak that is a
+    tensor, and the transformations of ``torch.func`` are differentiated through the loop: several times slower.
 
     Raises:
-        TypeError: ``x_seq``, ``weight`` or ``bias`` is not real floating point.
+        TypeError: ``x_seq``, ``weight``, ``bias``, the state or another tensor is not dense and real floating point,
+            ``state`` is no TCLIFRecurrentState, or an option is of another type.
         ValueError: wrong number of axes, a shape that does not fit, or an option outside its allowed values.
     """
-    dtype = check_tclif_recurrent_inputs(x_seq, weight, bias, b1, b2, state, v_threshold, soma_feedback)
-    surrogate_function = triangle() if surrogate_function is None else surrogate_function
-    spec = describe(surrogate_function)
+    dtype = check_tclif_recurrent_inputs(
+        x_seq,
+        weight,
+        bias,
+        b1,
+        b2,
+        state,
+        v_threshold,
+        soma_feedback,
+        gamma=gamma,
+        leak=leak,
+        surrogate_function=surrogate_function,
+        detach_reset=detach_reset,
+        return_v_seq=return_v_seq,
+        return_state=return_state,
+    )
+    spec = describe(triangle() if surrogate_function is None else surrogate_function)
+    fire = spike_function(surrogate_function)
     numbers = _Numbers(gamma, v_threshold, *leak)
     pre_reset = soma_feedback == "pre_reset"
     with torch.autocast(x_seq.device.type, enabled=False):
@@ -139,16 +156,15 @@ def tclif_recurrent_sequence(
         x = x_seq.to(dtype) if bias is None else x_seq.to(dtype) + bias
         before = [part.to(dtype) for part in state]
         # the potentials before reset determine their own spike, so the pre-reset state needs no further tensor for it
-        reset = surrogate_function(before[0] - v_threshold).to(dtype) if pre_reset else None
-        if spec is None or any(isinstance(number, Tensor) for number in numbers):
-            spikes, soma, dendrite = _loop(
-                x, weight.to(dtype), b1, b2, *before, reset, numbers, surrogate_function, detach_reset
-            )
-        else:
+        reset = fire(before[0] - v_threshold) if pre_reset else None
+        by_hand = spec is not None and spec.name != OWN and not any(isinstance(n, Tensor) for n in numbers)
+        if by_hand and not transformed():
             b1, b2 = (torch.as_tensor(b, dtype=dtype, device=x.device) for b in (b1, b2))
             spikes, soma, dendrite = _Recurrent.apply(
                 x, weight.to(dtype), b1, b2, *before, reset, numbers, spec, detach_reset
             )
+        else:
+            spikes, soma, dendrite = _loop(x, weight.to(dtype), b1, b2, *before, reset, numbers, fire, detach_reset)
         v_seq, taken = soma, spikes.detach() if detach_reset else spikes
         if return_v_seq and not pre_reset:
             v_seq = soma - v_threshold * taken
@@ -180,7 +196,7 @@ def _loop(
     spike: Tensor,
     reset: Tensor | None,
     numbers: _Numbers,
-    surrogate_function: SpikeFunction,
+    fire: SpikeFunction,
     detach_reset: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Spikes, soma and dendrite of every step, the potentials before their reset; ``reset`` is the spike that the
@@ -197,7 +213,7 @@ def _loop(
         else:
             v_dendrite = a1 * v_dendrite + b1 * v + current
             v = a2 * v + b2 * v_dendrite
-        spike = reset = surrogate_function(v - v_threshold).to(x.dtype)
+        spike = reset = fire(v - v_threshold)
         outputs.append((spike, v, v_dendrite))
         if not pre_reset:
             taken = spike.detach() if detach_reset else spike
@@ -208,14 +224,12 @@ def _loop(
 class _Recurrent(torch.autograd.Function):
     """:func:`_loop` without a graph of every step, and its gradient by the equations above.
 
-    Soma and dendrite are outputs so that autograd knows them: second derivatives go through them as well. Nothing is
-    done in place, for ``vmap``.
+    Soma and dendrite are outputs so that autograd knows them: second derivatives go through them as well.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
+        ctx: Any,
         x_seq: Tensor,
         weight: Tensor,
         b1: Tensor,
@@ -228,29 +242,26 @@ class _Recurrent(torch.autograd.Function):
         spec: SurrogateSpec,
         detach_reset: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.numbers, ctx.spec, ctx.detach_reset, ctx.pre_reset = numbers, spec, detach_reset, reset is not None
+        saved = weight, b1, b2, v, spike
         gamma, v_threshold, a1, a2 = numbers
         fires = torch.gt if spec.strict else torch.ge
-        pre_reset = reset is not None
         outputs = []
         for x in x_seq.unbind(0):
-            v_dendrite = torch.add(torch.addmm(x, spike, weight.t()), v_dendrite, alpha=a1).addcmul(b1, v)
-            if pre_reset:
-                v_dendrite = v_dendrite.sub(reset, alpha=gamma)
-            v = (v if a2 == 1 else a2 * v).addcmul(b2, v_dendrite)
-            if pre_reset:
-                v = v.sub(reset, alpha=v_threshold)
+            v_dendrite = torch.add(torch.addmm(x, spike, weight.t()), v_dendrite, alpha=a1).addcmul_(b1, v)
+            if ctx.pre_reset:
+                v_dendrite.sub_(reset, alpha=gamma)
+            v = torch.addcmul(v if a2 == 1 else a2 * v, b2, v_dendrite)
+            if ctx.pre_reset:
+                v.sub_(reset, alpha=v_threshold)
             spike = reset = fires(v, v_threshold).to(x.dtype)
             outputs.append((spike, v, v_dendrite))
-            if not pre_reset:
+            if not ctx.pre_reset:
                 v, v_dendrite = v.sub(spike, alpha=v_threshold), v_dendrite.sub(spike, alpha=gamma)
-        return tuple(map(torch.stack, zip(*outputs, strict=True)))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        _, weight, b1, b2, v, _, spike, reset, ctx.numbers, ctx.spec, ctx.detach_reset = inputs
-        ctx.pre_reset = reset is not None
-        ctx.save_for_backward(weight, b1, b2, v, spike, *outputs)
+        stacked = tuple(map(torch.stack, zip(*outputs, strict=True)))
+        ctx.save_for_backward(*saved, *stacked)
         ctx.set_materialize_grads(False)
+        return stacked
 
     @staticmethod
     def backward(
@@ -312,30 +323,25 @@ def check_tclif_recurrent_inputs(
     state: TCLIFRecurrentState | None,
     v_threshold: float | Tensor,
     soma_feedback: str,
+    **options: Any,
 ) -> torch.dtype:
     """Raise what :func:`tclif_recurrent_sequence` raises; returns the dtype it computes in."""
     check_floating("x_seq", x_seq)
-    check_floating("weight", weight)
-    check_positive("v_threshold", v_threshold)
-    check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
     if x_seq.ndim != 3 or x_seq.shape[0] == 0:
         raise ValueError(f"x_seq must be [T, N, C] with at least one time step, got shape {tuple(x_seq.shape)}")
+    dtype = check_tclif_inputs(x_seq, b1, b2, None, v_threshold, soma_feedback, **options)
     C = x_seq.shape[2]
+    check_floating("weight", weight)
     if weight.shape != (C, C):
         raise ValueError(f"weight must be [C, C] with the {C} channels of x_seq, got shape {tuple(weight.shape)}")
+    dtype = torch.promote_types(dtype, weight.dtype)
     if bias is not None:
         check_floating("bias", bias)
         if bias.shape != (C,):
             raise ValueError(f"bias must be [C] with the {C} channels of x_seq, got shape {tuple(bias.shape)}")
-    couplings = {name: b for name, b in (("b1", b1), ("b2", b2)) if isinstance(b, Tensor)}
-    for name, b in couplings.items():
-        wanted = (C, x_seq.shape[1])
-        if b.ndim > 2 or any(size not in (1, want) for size, want in zip(b.shape[::-1], wanted, strict=False)):
-            raise ValueError(
-                f"{name} must broadcast over one step {tuple(x_seq.shape[1:])}, got shape {tuple(b.shape)}"
-            )
+        dtype = torch.promote_types(dtype, bias.dtype)
     if state is not None:
+        check_named("state", state, TCLIFRecurrentState)
         for name, value in zip(TCLIFRecurrentState._fields, state, strict=True):
             check_state(name, value, x_seq.shape[1:])
-    parameters = (weight,) if bias is None else (weight, bias)
-    return compute_dtype(x_seq, *parameters, *couplings.values())
+    return dtype

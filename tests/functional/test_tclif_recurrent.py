@@ -10,6 +10,7 @@ from pmsn_plugins.functional import (
     SURROGATES,
     TableSurrogate,
     TCLIFRecurrentState,
+    TCLIFState,
     tclif_recurrent_sequence,
     tclif_recurrent_step,
     tclif_sequence,
@@ -184,7 +185,7 @@ def test_without_feedback_it_is_the_feedforward_neuron(soma_feedback):
     x, weight, _, b1, b2, v, d, S = case(30, 3, 5)
     given_options = options(soma_feedback=soma_feedback, leak=(0.9, 0.8))
     actual = ours(x, 0 * weight, None, b1, b2, v, d, S, **given_options)
-    expected = tclif_sequence(x, b1, b2, (v, d), return_v_seq=True, **given_options)
+    expected = tclif_sequence(x, b1, b2, TCLIFState(v, d), return_v_seq=True, **given_options)
     assert torch.equal(actual.spikes, expected.spikes)
     assert_near((*actual.state[:2], actual.v_seq), (*expected.state, expected.v_seq))
     leaves = (x, b1, b2, v, d)
@@ -238,13 +239,16 @@ def test_second_derivative_equals_that_of_the_loop(soma_feedback, detach_reset):
     assert_near(results[1], results[0], 1e-11)
 
 
-def test_function_transforms():
-    """torch.func: gradients per sample, and an ensemble of layers, equal to one after the other."""
+@pytest.mark.parametrize("soma_feedback", SOMA_FEEDBACK)
+def test_function_transforms(soma_feedback):
+    """torch.func: gradients per sample, an ensemble of layers and forward mode, equal to one after the other."""
     x, weight, bias, b1, b2, *_ = case(15, 4, 5, requires_grad=False)
     weights, out = torch.stack([weight, -weight, weight.t()]), inputs(15, 1, 5, seed=7)
 
     def loss(x, weight, b1):
-        output = tclif_recurrent_sequence(x[:, None] if x.ndim == 2 else x, weight, bias, b1, b2)
+        output = tclif_recurrent_sequence(
+            x[:, None] if x.ndim == 2 else x, weight, bias, b1, b2, soma_feedback=soma_feedback
+        )
         return (output.spikes * out).sum() + output.state.v_dendrite.sum()
 
     per_sample = torch.func.vmap(torch.func.grad(loss, (1, 2)), (1, None, None))(x, weight, b1)
@@ -254,6 +258,8 @@ def test_function_transforms():
     for one, w in zip(ensemble, weights, strict=True):
         leaf = x.clone().requires_grad_()
         assert_near([one], torch.autograd.grad(loss(leaf, w, b1), leaf))
+    _, tangent = torch.func.jvp(lambda w: loss(x, w, b1), (weight,), (weights[2],))
+    assert_near([tangent], [(torch.func.grad(loss, 1)(x, weight, b1) * weights[2]).sum()])
     jacobian = torch.func.jacrev(lambda w: tclif_recurrent_sequence(x, w, bias, b1, b2).state.v.sum(1))(weight)
     assert jacobian.shape == (4, 5, 5) and jacobian.any()
 
@@ -292,6 +298,19 @@ def test_final_state_is_optional_and_holds_no_sequence():
             assert part.untyped_storage().nbytes() == part.nbytes
 
 
+@pytest.mark.parametrize("soma_feedback", SOMA_FEEDBACK)
+def test_compile_without_a_graph_break(soma_feedback):
+    arguments = case(5, 2, 3)[:5]
+
+    def loss(*arguments):
+        output = tclif_recurrent_sequence(*arguments, soma_feedback=soma_feedback, return_v_seq=True)
+        return (output.spikes * arguments[0]).sum() + output.v_seq.sum() + output.state.v_dendrite.sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(loss(*arguments), arguments)
+    assert_near(torch.autograd.grad(compiled(*arguments), arguments), expected)
+
+
 X, W = inputs(5, 2, 3), inputs(3, 3)
 
 
@@ -309,11 +328,15 @@ def run(x=X, weight=W, bias=None, b1=-0.5, b2=0.5, **given_options):
         (TypeError, "bias.*floating.*int64", lambda: run(bias=torch.ones(3).long())),
         (ValueError, r"weight.*3 channels.*\(2, 2\)", lambda: run(weight=inputs(2, 2))),
         (ValueError, r"bias.*3 channels.*\(2,\)", lambda: run(bias=inputs(2))),
-        (ValueError, r"b1 must broadcast over one step \(2, 3\), got shape \(2,\)", lambda: run(b1=inputs(2))),
-        (ValueError, r"b2 must broadcast over one step \(2, 3\), got .*\(1, 2, 3\)", lambda: run(b2=inputs(1, 2, 3))),
+        (ValueError, r"b1 must broadcast over one step.*got shape \(2,\)", lambda: run(b1=inputs(2))),
+        (ValueError, r"b2 must broadcast over one step.*got .*\(1, 2, 3\)", lambda: run(b2=inputs(1, 2, 3))),
         (ValueError, "v_threshold.*got -1", lambda: run(v_threshold=-1.0)),
         (ValueError, "'post_reset', 'pre_reset', got 'x'", lambda: run(soma_feedback="x")),
-        (ValueError, "spikes has shape.*reset the state", lambda: run(state=(X[0], X[0], inputs(9, 3)))),
+        (
+            ValueError,
+            "spikes has shape.*reset the state",
+            lambda: run(state=TCLIFRecurrentState(X[0], X[0], inputs(9, 3))),
+        ),
     ],
 )
 def test_bad_input(error, match, call):
