@@ -9,6 +9,7 @@ from .backend import BACKENDS, BackendStatus, backends, check_backend
 from .explanation import explain
 from .pmsn import discretize, pmsn_sequence, pmsn_step
 from .tclif import tclif_sequence, tclif_step
+from .tclif_recurrent import tclif_recurrent_sequence, tclif_recurrent_step
 
 __all__ = [
     "BACKENDS",
@@ -19,6 +20,8 @@ __all__ = [
     "explain",
     "pmsn_sequence",
     "pmsn_step",
+    "tclif_recurrent_sequence",
+    "tclif_recurrent_step",
     "tclif_sequence",
     "tclif_step",
 ]

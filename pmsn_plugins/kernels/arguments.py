@@ -20,6 +20,9 @@ from .calls import (
     Role,
     Sizes,
     TclifOptions,
+    TclifRecurrentOptions,
+    TclifRecurrentResults,
+    TclifRecurrentTensors,
     TclifResults,
     TclifTensors,
 )
@@ -74,6 +77,7 @@ def _structure(
 HEADS = {
     "pmsn": ("is_double", "k", "x_storage", "out_storage"),
     "tclif": ("is_double", "x_storage"),
+    "tclif_recurrent": ("is_double", "x_storage"),
     "discretize": ("C", "k", "is_double"),
 }
 """The numbers that a struct begins with, after the layout if it has one."""
@@ -86,6 +90,10 @@ STRUCTURES = {
     "tclif": _structure(
         *("TclifArgs", (*Layout._fields, *HEADS["tclif"]), TclifTensors, TclifOptions, TclifResults),
         temporary=("partials",),
+    ),
+    "tclif_recurrent": _structure(
+        *("TclifRecurrentArgs", (*Layout._fields, *HEADS["tclif_recurrent"])),
+        *(TclifRecurrentTensors, TclifRecurrentOptions, TclifRecurrentResults),
     ),
     "discretize": _structure("DiscretizeArgs", HEADS["discretize"], DiscretizeTensors, NoOptions, DiscretizeResults),
 }

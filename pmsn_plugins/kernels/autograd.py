@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from .batching import fold, one_of, unfold
+from .batching import fold, one_after_the_other, one_of, unfold
 
 if TYPE_CHECKING:
     from .operators import Operator
@@ -53,7 +53,7 @@ def forward_functions(op: Operator) -> Functions:
         ctx.options, ctx.wanted = options, wanted
         results = op.results._make(outputs)
         kept = (results.checkpoints,) if op.keeps else ()
-        ctx.save_for_backward(*kept, *tensors)  # in the order of the backward operator's arguments
+        ctx.save_for_backward(*kept, *op.to_keep(tensors))  # in the order of the backward operator's arguments
         ctx.set_materialize_grads(not op.keeps)
         ctx.mark_non_differentiable(*[getattr(results, name) for name in options.constant], *kept)
 
@@ -92,6 +92,8 @@ def forward_functions(op: Operator) -> Functions:
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *flat: Any) -> tuple[Any, Any]:
             tensors, options, wanted = op.split(flat, "forward")
+            if options.folded(info.batch_size) is None:
+                return one_after_the_other(Transformable.apply, flat, in_dims, info.batch_size)
             dims, _, _ = op.split(in_dims, "forward")
             geometry = op.geometry(one_of(tensors, dims), options)
             folded = fold(tensors, dims, op.tensor_roles, info.batch_size, geometry)
@@ -131,6 +133,8 @@ def backward_functions(op: Operator) -> Functions:
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *flat: Any) -> tuple[Any, Any]:
             gradients, tensors, options, wanted = op.split(flat, "backward")
+            if options.folded(info.batch_size) is None:
+                return one_after_the_other(Transformable.apply, flat, in_dims, info.batch_size)
             gradient_dims, dims, _, _ = op.split(in_dims, "backward")
             geometry = op.geometry(one_of(tensors, dims), options)
             folded = fold(

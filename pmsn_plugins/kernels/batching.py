@@ -1,10 +1,12 @@
-"""``torch.vmap`` of the fused operators: a batch of calls is one call with as many times the channels."""
+"""``torch.vmap`` of the fused operators: a batch of calls is one call with as many times the channels, where a neuron
+allows it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .calls import Geometry, Role
@@ -55,6 +57,18 @@ def unfold(
             tensor = tensor.reshape(batch, *(geometry.shape(role.shape) or ()))
         unfolded.append(tensor)
     return tuple(unfolded), tuple(None if t.shape == (0,) else 0 for t in unfolded)
+
+
+def one_after_the_other(
+    function: Callable[..., tuple[Tensor, ...]], flat: tuple[Any, ...], dims: tuple[int | None, ...], batch: int
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    """As many calls as the batch has: for a neuron whose channels depend on one another."""
+    calls = [
+        function(*(value if dim is None else value.select(dim, i) for value, dim in zip(flat, dims, strict=True)))
+        for i in range(batch)
+    ]
+    results = [parts[0] if parts[0].shape == (0,) else torch.stack(parts) for parts in zip(*calls, strict=True)]
+    return tuple(results), tuple(None if t.shape == (0,) else 0 for t in results)
 
 
 def _shape(role: Role, geometry: Geometry) -> tuple[Sequence[int], int]:

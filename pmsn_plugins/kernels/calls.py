@@ -41,24 +41,30 @@ class Role(NamedTuple):
     """What a tensor is.
 
     Attributes:
-        shape: in words. ``T``, ``C``, ``k``: time steps, channels, hidden compartments; ``T+1``: the steps and the
-            state before them; ``step``: the axes of one time step, whatever the input has; ``kept``: the checkpoints,
-            and ``state``: the numbers of each; ``number``: one number, of any shape.
+        shape: in words. ``T``, ``N``, ``C``, ``k``: time steps, samples, channels, hidden compartments; ``T+1``: the
+            steps and the state before them; ``step``: the axes of one time step, whatever the input has; ``kept``: the
+            checkpoints, and ``state``: the numbers of each; ``T+kept``: the steps and the checkpoints; ``C16``: the
+            channels, filled up to a multiple of 16; ``number``: one number, of any shape.
         dtype: ``'real'``: that of the arithmetic, float32 or float64; ``'memory'``: that of the input; ``'sent'``: that
             of what is sent out, which is ``'real'`` if it is the membrane.
         gradient: of an argument: ``'always'`` computed, ``'wanted'`` (a state's, if somebody asks) or ``'never'``. Of a
             result: ``'needed'`` by the backward operator, ``'optional'`` or ``'never'``.
         wanted: of a result: the flag of :class:`Wanted` that asks for it; without it the result is empty.
+        read_back: of an argument: whether the backward kernel reads it; if not, it is not kept until then, and only its
+            shape and dtype are handed on.
     """
 
     shape: str
     dtype: str = "real"
     gradient: str = "never"
     wanted: str | None = None
+    read_back: bool = True
 
 
 Input = Annotated[Tensor, Role("T step", "memory", "always")]
+InputOnce = Annotated[Tensor, Role("T step", "memory", "always", read_back=False)]
 Modes = Annotated[Tensor, Role("C k", gradient="always")]
+Feedback = Annotated[Tensor, Role("C C", gradient="always")]
 PerChannel = Annotated[Tensor, Role("C", gradient="always")]
 State = Annotated[Tensor | None, Role("step", gradient="wanted")]
 HiddenState = Annotated[Tensor | None, Role("k step", gradient="wanted")]
@@ -202,7 +208,7 @@ class PmsnOptions(NamedTuple):
         _check_slopes(self.surrogate, tensors.slopes)
 
     def folded(self, batch: int) -> PmsnOptions:
-        """With ``batch`` times as many channels."""
+        """With ``batch`` times as many channels; None: such a call would be another one."""
         return self
 
 
@@ -293,6 +299,81 @@ class TclifResults(NamedTuple):
     d_after: Final
     v_seq: Recorded
     checkpoints: Checkpoints
+
+
+class TclifRecurrentTensors(NamedTuple):
+    """A recurrent layer of TC-LIF: its input, weights and bias of the feedback, couplings, and its state, with the last
+    spikes."""
+
+    x: InputOnce
+    weight: Feedback
+    bias: PerChannel
+    b1: PerChannel
+    b2: PerChannel
+    v: State = None
+    d: State = None
+    s: State = None
+    theta_tensor: Number = None
+    slopes: Annotated[Tensor | None, Role("T+1 step")] = None
+
+    decisive = ("x", "weight")
+
+    @property
+    def real(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def arrangement(self, options: TclifRecurrentOptions) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @staticmethod
+    def sizes(x_shape: tuple[int, ...], arrangement: tuple[int, ...]) -> Sizes:
+        if len(x_shape) != 3 or arrangement != (x_shape[2], x_shape[2]):
+            raise ValueError(f"x must be [T, N, C] and weight [C, C], got {x_shape} and {arrangement}")
+        _, N, C = x_shape
+        return Sizes(N, C, 1, state=1)
+
+
+class TclifRecurrentOptions(NamedTuple):
+    """As in :class:`TclifOptions`, without its layout."""
+
+    pre_reset: bool
+    detach: bool
+    strict: bool
+    surrogate: Annotated[str, SURROGATES]
+    theta: float
+    surrogate_a: float
+    surrogate_b: float
+    surrogate_c: float
+    gamma: float
+    a1: float
+    a2: float
+
+    sends_membrane = False
+    constant = ()
+
+    def carried(self, direction: str) -> None:
+        """Every step needs the one before: time cannot be cut."""
+
+    def check(self) -> None:
+        """Any combination makes sense."""
+
+    def check_backward(self, tensors: TclifRecurrentTensors) -> None:
+        _check_slopes(self.surrogate, tensors.slopes)
+
+    def folded(self, batch: int) -> None:
+        """Weights between channels: several calls are not one with as many times the channels."""
+
+
+class TclifRecurrentResults(NamedTuple):
+    """What a recurrent layer sends, its final state, its soma after every step, and checkpoints: the dendrites of all
+    steps, and some of the somata, before reset."""
+
+    out: Annotated[Tensor, Role("T step", "memory", "optional")]
+    v_after: Final
+    d_after: Final
+    s_after: Final
+    v_seq: Recorded
+    checkpoints: Annotated[Tensor, Role("T+kept N C16", wanted="save")]
 
 
 class DiscretizeTensors(NamedTuple):
@@ -403,8 +484,11 @@ class Geometry(NamedTuple):
         numbers = {
             "T": (self.T,),
             "T+1": (self.T + 1,),
+            "T+kept": (self.T + self.kept,),
             "step": self.step,
+            "N": (self.sizes.N,),
             "C": (self.sizes.C,),
+            "C16": (-(-self.sizes.C // 16) * 16,),
             "k": (self.sizes.k,),
             "kept": (self.kept,),
             "state": (self.sizes.state,),
@@ -416,7 +500,8 @@ class Call(NamedTuple):
     """One call of a kernel, for a device: everything is checked and contiguous, and what is written is allocated.
 
     Attributes:
-        neuron, direction: ``'pmsn'``, ``'tclif'`` or ``'discretize'``; ``'forward'`` or ``'backward'``.
+        neuron, direction: ``'pmsn'``, ``'tclif'``, ``'tclif_recurrent'`` or ``'discretize'``; ``'forward'`` or
+            ``'backward'``.
         tensors, options: records of this module.
         results: a record; backward all is None but the checkpoints.
         gradients: backward: of the results that can have one, in their order; None is zero.

@@ -10,12 +10,19 @@ from .._checks import check_choice
 from .firing import firing
 from .pmsn import choose_pmsn
 from .tclif import choose_tclif
+from .tclif_recurrent import choose_tclif_recurrent
 
-_CHOOSERS = {"pmsn_sequence": choose_pmsn, "tclif_sequence": choose_tclif}
+_CHOOSERS = {
+    "pmsn_sequence": choose_pmsn,
+    "tclif_sequence": choose_tclif,
+    "tclif_recurrent_sequence": choose_tclif_recurrent,
+}
 
 
 def explain(function: Callable, *args: Any, **kwargs: Any) -> str:
-    """Which backend a call of ``pmsn_sequence`` or ``tclif_sequence`` would use, and why, without computing it.
+    """Which backend a call of a sequence function would use, and why, without computing it.
+
+    These are ``pmsn_sequence``, ``tclif_sequence`` and ``tclif_recurrent_sequence`` of this package.
 
     Example:
         ``explain(kernels.pmsn_sequence, x_seq, coefficients)``

@@ -33,6 +33,9 @@ from .calls import (
     PmsnResults,
     PmsnTensors,
     TclifOptions,
+    TclifRecurrentOptions,
+    TclifRecurrentResults,
+    TclifRecurrentTensors,
     TclifResults,
     TclifTensors,
     Wanted,
@@ -76,6 +79,7 @@ class Operator:
         with_gradient: which of the results have a gradient.
         parts: the records that the arguments of the operators are made of, and where they lie.
         states: where the states lie among the tensors.
+        unread: which of them the way back does not read.
         forward, backward: the operators themselves.
     """
 
@@ -90,6 +94,7 @@ class Operator:
         assert self.tensor_roles[: len(self.differentiated)] == tuple(self.differentiated)
         self.always_differentiated = sum(role.gradient == "always" for role in self.tensor_roles)
         self.keeps = "checkpoints" in results._fields
+        self.unread = [index for index, role in enumerate(self.tensor_roles) if not role.read_back]
         self.nothing = results(*(None for _ in self.result_roles))
         self.gradients = self._gradient_record()
         self.gradient_roles = [*compress(self.result_roles, self.with_gradient), *self.result_roles[-1:][: self.keeps]]
@@ -143,6 +148,13 @@ class Operator:
     def split(self, flat: tuple[Any, ...], direction: str) -> list[Any]:
         """An operator's arguments as the records that they come from."""
         return [tuple.__new__(record, flat[part]) for record, part in self.parts[direction]]
+
+    def to_keep(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        """The tensors as the way back needs them: where it reads none, one number stands for all of them."""
+        kept = list(tensors)
+        for index in self.unread:
+            kept[index] = tensors[index].new_empty(()).expand(tensors[index].shape)
+        return kept
 
     def geometry(self, tensors: Any, options: Any) -> Geometry:
         """What a call is laid out like."""
@@ -212,7 +224,11 @@ class Operator:
         tensor_gradients: Sequence[Tensor],
         geometry: Geometry,
     ) -> None:
-        tensors = self.tensors._make(_contiguous(tensors))
+        given, tensors = tensors, _contiguous(tensors)
+        if direction == "backward":
+            for index in self.unread:
+                tensors[index] = given[index]
+        tensors = self.tensors._make(tensors)
         has_state = any([state is not None for state in tensors[self.states]])
         call = Call(self.neuron, direction, tensors, options, results, gradients, tensor_gradients, geometry, has_state)
         backend_of(backend, tensors[0].device.type).run(call)
@@ -364,3 +380,4 @@ DISCRETIZE = Operator("discretize", DiscretizeTensors, NoOptions, DiscretizeResu
 PMSN = Operator("pmsn", PmsnTensors, PmsnOptions, PmsnResults)
 PMSN_LAYER = LayerOperator("pmsn_layer", LayerTensors, PmsnOptions, PmsnResults)
 TCLIF = Operator("tclif", TclifTensors, TclifOptions, TclifResults)
+TCLIF_RECURRENT = Operator("tclif_recurrent", TclifRecurrentTensors, TclifRecurrentOptions, TclifRecurrentResults)

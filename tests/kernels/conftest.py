@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from pmsn_plugins import kernels
-from pmsn_plugins.functional import PMSNCoefficients, PMSNState, TCLIFState, discretize, pmsn_initial_parameters
+from pmsn_plugins.functional import (
+    PMSNCoefficients,
+    PMSNState,
+    TCLIFRecurrentState,
+    TCLIFState,
+    discretize,
+    pmsn_initial_parameters,
+)
 from pmsn_plugins.kernels import cpu, gpu
 from pmsn_plugins.kernels.arguments import STRUCTURES
 
@@ -112,6 +119,20 @@ def tclif_case(shape, coupling_shape, dtype, with_state, device="cpu"):
     return draw(shape), -torch.sigmoid(draw(coupling_shape)), torch.sigmoid(draw(coupling_shape)), state
 
 
+def recurrent_case(shape, dtype, with_state, per_channel=False):
+    """(x_seq, weight, bias, b1, b2, state) of random numbers, with which a sixth to a third of the neurons fires."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    _, N, C = shape
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    couplings = (C,) if per_channel else ()
+    state = TCLIFRecurrentState(draw(N, C), draw(N, C), (draw(N, C) > 0).to(dtype)) if with_state else None
+    x, weight, bias = draw(*shape) + 0.2, draw(C, C) / C**0.5, draw(C) / 4
+    return x, weight, bias, -torch.sigmoid(draw(*couplings)), torch.sigmoid(draw(*couplings)), state
+
+
 class Result(NamedTuple):
     """Spikes, other outputs (state, v_seq), and the gradients of a random linear function of all of them."""
 
@@ -123,7 +144,7 @@ class Result(NamedTuple):
 def run(function, *arguments, final_state=True, **options):
     """Call a sequence function on fresh leaves and differentiate; without the final state if it is not wanted."""
     leaves = []
-    if function in (kernels.pmsn_sequence, kernels.tclif_sequence):
+    if function in (kernels.pmsn_sequence, kernels.tclif_sequence, kernels.tclif_recurrent_sequence):
         options["return_state"] = final_state
 
     def leaf(value):
@@ -164,6 +185,7 @@ class Tools(NamedTuple):
 
     pmsn_case = staticmethod(pmsn_case)
     tclif_case = staticmethod(tclif_case)
+    recurrent_case = staticmethod(recurrent_case)
     run = staticmethod(run)
     relative_error = staticmethod(relative_error)
     assert_equal = staticmethod(assert_equal)

@@ -21,16 +21,19 @@ from pmsn_plugins.kernels.calls import (
     PmsnOptions,
     PmsnTensors,
     TclifOptions,
+    TclifRecurrentOptions,
+    TclifRecurrentTensors,
     TclifTensors,
     Wanted,
     WantedGradients,
     Where,
 )
-from pmsn_plugins.kernels.operators import DISCRETIZE, PMSN, PMSN_LAYER, TCLIF
+from pmsn_plugins.kernels.operators import DISCRETIZE, PMSN, PMSN_LAYER, TCLIF, TCLIF_RECURRENT
 
 T, N, C, k, S = 40, 3, 5, 2, 4
 PMSN_OPTIONS = PmsnOptions("modulo", "spike", "triangle", 1.0, 1.0, 0.0, 0.0)
 TCLIF_OPTIONS = TclifOptions(C, S, False, False, False, "triangle", 1.0, 1.0, 0.0, 0.0, 0.5, 1.0, 1.0)
+RECURRENT_OPTIONS = TclifRecurrentOptions(False, False, False, "triangle", 1.0, 1.0, 0.0, 0.0, 0.5, 1.0, 1.0)
 WANTED, GRADIENTS = Wanted(True, True, True, "cpu"), WantedGradients(True, "cpu")
 
 
@@ -57,6 +60,11 @@ def forward_case(name):
             x, -draw(C) / 2, draw(C) / 2, draw(*step), draw(*step), torch.tensor(1.0), draw(T + 1, *step)
         )
         return TCLIF, tensors, TCLIF_OPTIONS, WANTED
+    if name == "tclif_recurrent":
+        states, slopes = (draw(N, C) for _ in range(3)), draw(T + 1, N, C)
+        parameters = (draw(C, C) - 0.5, draw(C), -draw(C) / 2, draw(C) / 2)
+        tensors = TclifRecurrentTensors(torch.randn(T, N, C), *parameters, *states, torch.tensor(1.0), slopes)
+        return TCLIF_RECURRENT, tensors, RECURRENT_OPTIONS, WANTED
     parameters = pmsn_initial_parameters(C, k + 1)
     if name == "pmsn_layer":
         return PMSN_LAYER, LayerTensors(x, *parameters, *states, slopes), PMSN_OPTIONS, WANTED
@@ -78,7 +86,8 @@ def flat_case(name, direction):
     return op.backward, {f: v for record in records for f, v in record._asdict().items()}
 
 
-OPERATORS = [(name, way) for name in ("pmsn", "pmsn_layer", "tclif", "discretize") for way in ("forward", "backward")]
+NEURONS = ("pmsn", "pmsn_layer", "tclif", "tclif_recurrent", "discretize")
+OPERATORS = [(name, way) for name in NEURONS for way in ("forward", "backward")]
 
 
 def strided(t):
@@ -118,7 +127,7 @@ OTHERS = {
 }
 
 
-DECISIVE = {"x", "log_dt", "log_decay", "E_real", "b1", "D"}
+DECISIVE = {"x", "log_dt", "log_decay", "E_real", "b1", "D", "weight"}
 
 
 def equal(actual, expected):
@@ -209,7 +218,7 @@ def test_options_are_checked(cpu_kernels):
     for channels, inner in [(7, 1), (0, 4), (5, 0), (-5, -4), (2**62, 4)]:
         with pytest.raises(ValueError, match=r"channels.*inner"):
             operator(*{**call, "channels": channels, "inner": inner}.values())
-    for name in ("pmsn", "tclif"):
+    for name in ("pmsn", "tclif", "tclif_recurrent"):
         operator, call = flat_case(name, "backward")
         with pytest.raises(RuntimeError, match="slopes must be a tensor with surrogate 'given'"):
             operator(*{**call, "surrogate": "given", "slopes": None}.values())

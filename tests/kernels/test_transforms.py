@@ -5,7 +5,7 @@ import torch
 from torch.func import grad, jacrev, jvp, vjp, vmap
 
 from pmsn_plugins import functional, kernels
-from pmsn_plugins.functional import PMSNCoefficients, PMSNParameters, PMSNState, TCLIFState
+from pmsn_plugins.functional import PMSNCoefficients, PMSNParameters, PMSNState, TCLIFRecurrentState, TCLIFState
 from pmsn_plugins.kernels.calls import TclifOptions, TclifTensors, Wanted
 from pmsn_plugins.kernels.operators import TCLIF
 
@@ -34,6 +34,16 @@ def tclif_loss(module, **options):
     return loss
 
 
+def recurrent_loss(module, **options):
+    def loss(x, parameters, state):
+        state = TCLIFRecurrentState(*state)
+        output = module.tclif_recurrent_sequence(x, *parameters, state, return_v_seq=True, **options)
+        weight = torch.linspace(0.1, 1, x.numel(), dtype=x.dtype).view(x.shape)
+        return (output.spikes * weight).sum() + output.v_seq.square().mean() + output.state.v_dendrite.square().sum()
+
+    return loss
+
+
 def pmsn_arguments(tools):
     x, _, state = tools.pmsn_case(SHAPE, 2, torch.float64, True)
     return x, tuple(functional.pmsn_initial_parameters(SHAPE[2], 3, dtype=torch.float64)), tuple(state)
@@ -44,10 +54,16 @@ def tclif_arguments(tools, couplings=()):
     return x, (b1, b2), tuple(state)
 
 
+def recurrent_arguments(tools):
+    x, *parameters, state = tools.recurrent_case(SHAPE, torch.float64, True)
+    return x, tuple(parameters), tuple(state)
+
+
 CASES = {
     "pmsn": (pmsn_loss, pmsn_arguments),
     "tclif": (tclif_loss, tclif_arguments),
     "tclif per channel": (tclif_loss, lambda tools: tclif_arguments(tools, (SHAPE[2],))),
+    "tclif recurrent": (recurrent_loss, recurrent_arguments),
     "tclif per neuron": (tclif_loss, lambda tools: tclif_arguments(tools, SHAPE[1:])),
 }
 

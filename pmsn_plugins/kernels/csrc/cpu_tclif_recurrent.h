@@ -185,6 +185,7 @@ struct TclifRecurrentCpu {
                 // only a state that was made by hand has other spikes than 0 and 1
                 if (args.pre_reset) t ? step<true, false>(at, shared) : step<true, true>(at, shared);
                 else t ? step<false, false>(at, shared) : step<false, true>(at, shared);
+                fill_up(at.dendrite, kept.pitch), fill_up(at.soma, kept.pitch);
                 fired[n].list(at.out, blocks);
             }
             if (t + 1 == T && args.s_after) copy(to, batch.samples, last);
@@ -194,6 +195,11 @@ struct TclifRecurrentCpu {
         send(v, args.v_after, batch);
         send(d, args.d_after, batch);
         send(last, args.s_after, batch);
+    }
+
+    // Zeros behind a row of the checkpoints, as far as the next one.
+    void fill_up(R* row, index_t pitch) const {
+        for (index_t b = blocks; row && b * width < pitch; ++b) store_lane(row, b, L{});
     }
 
     // A sample in one step; null where it is not wanted.
