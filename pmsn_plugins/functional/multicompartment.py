@@ -120,7 +120,7 @@ def multicompartment_sequence(
     reset = (*reset, v_threshold)
 
     spikes, v_seq = [], []
-    for x in x_all:
+    for x in x_all.add(x_all.detach(), alpha=0):  # infinity becomes NaN: it stays, and fires nothing
         for i in range(n):
             new = leak[i] * v[i] + gain[i] * x
             if i > 0:

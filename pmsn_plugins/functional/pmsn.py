@@ -14,10 +14,20 @@ threshold gives the same number and keeps float32 exact enough for long sequence
 Gradient (Eq. 19, 38-43): straight-through for the floor, so nothing flows through v; the surrogate for the spike.
 
 Shapes: sequences ``[T, N, C, *]``, steps ``[N, C, *]``. Half precision is accepted; states are float32 or wider.
+
+NaN and infinity. An input that is not finite stays with its neuron and its future: from that step on the neuron's
+membrane and hidden compartments are not finite, and it sends no spikes (what a spike function of your own makes of a
+NaN membrane is its affair). Earlier steps and other neurons are as if it were not there. Gradients by the input of this
+neuron, at any step, are NaN (finite at most where the surrogate gradient does not look at the membrane, such as
+``'straight_through'``), and so are those by the parameters of its channel; the others are as if it were not there. With
+``context='global'`` every step sees it. A current that overflows counts as an input that is not finite (a hidden
+compartment that overflows makes one, at this step or a later one; ``method='fft'`` overflows earlier, and for the whole
+sequence). A membrane that overflows, as it can without a reset, is infinite: it lies above the threshold.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -238,9 +248,9 @@ def pmsn_sequence(
         method = "recurrence"  # there is no FFT of nothing
     elif method == "auto":
         method = "recurrence" if len(x) == 1 else "chunked"
-    # a matrix product under autocast would silently drop to half precision
-    with torch.autocast(x.device.type, enabled=False):
-        current, h_real, h_imag = _HIDDEN[method](x, coefficients, state.h_real, state.h_imag)
+    with without_autocast(x):
+        h_real = state.h_real + state.v * 0.0 if reset_mode == "modulo" else state.h_real
+        current, h_real, h_imag = _HIDDEN[method](x, coefficients, h_real, state.h_imag)
         surrogate_function = spike_function(surrogate_function)
         if reset_mode == "serial":
             spikes, v_seq = _fire_serial(current, state.v, v_threshold, surrogate_function, burst)
@@ -250,6 +260,11 @@ def pmsn_sequence(
             spikes = fire(u, v_threshold, surrogate_function, burst)
     final = PMSNState(v_seq[-1].clone(), h_real, h_imag) if return_state else None
     return PMSNOutput(spikes.to(x_seq.dtype), final, v_seq if return_v_seq else None)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """Under autocast a matrix product would silently drop to half precision."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def check_pmsn_parameters(parameters: PMSNParameters) -> None:
@@ -361,7 +376,8 @@ def _hidden_recurrence(x, c, h_real, h_imag):
             h_imag + (E_real * h_imag + E_imag * h_real + K_imag * x_t),
         )
         current.append(h_real.sum(0) + D * x_t)
-    return torch.stack(current), h_real, h_imag
+    current = torch.stack(current)
+    return current * _sound(x, current, 0), h_real, h_imag
 
 
 def _impulse_response(c: PMSNCoefficients, powers_real: Tensor, powers_imag: Tensor) -> Tensor:
@@ -390,33 +406,55 @@ def _chunk_operator(c: PMSNCoefficients, powers_real: Tensor, powers_imag: Tenso
     return torch.cat([current, real, imag], 1)
 
 
+def _sound(x: Tensor, current: Tensor, time: int, before: float | Tensor = 1.0) -> Tensor:
+    """1 up to the first step whose input or current is not finite, NaN from there on: what is multiplied by it is NaN
+    for good, and so is its gradient. ``before`` is the same of the step before."""
+    with torch.no_grad():
+        sound = torch.add(x * 0.0, current, alpha=0)
+        sound.select(time, 0).add_(before)
+        return sound.cumsum(time)
+
+
+def _clean_(x: Tensor) -> None:
+    """Put zeros in place of NaN and infinity, which a matrix product would mix into other steps: in the copy at hand,
+    so that the gradient passes as if they were still there."""
+    with torch.no_grad():
+        x.nan_to_num_(0.0, 0.0, 0.0)
+
+
 def _hidden_chunked(x, c, h_real, h_imag):
     """One batched matrix product per 64 steps, the hidden state carried from each to the next."""
     T, step_shape, k = len(x), x.shape[1:], len(h_real)
-    columns = x.movedim(2, 0).flatten(2)
+    chunks = x.movedim(2, 0).flatten(2).split(_CHUNK, 1)
     h = torch.cat([h.movedim(2, 0).flatten(2) for h in (h_real, h_imag)], 1)
     precise = PMSNCoefficients(*(p.to(_precise(p)) for p in c))
     powers_real, powers_imag = _powers(precise, min(_CHUNK, T) + 1)
+    lengths = [min(_CHUNK, T - start) for start in range(0, T, _CHUNK)]  # numbers, also where sizes are traced
     operators = {
         length: _chunk_operator(precise, powers_real[..., : length + 1], powers_imag[..., : length + 1]).to(x.dtype)
-        for length in {min(_CHUNK, T), T % _CHUNK} - {0}
+        for length in set(lengths)
     }
-    current = []
-    for chunk in columns.split(_CHUNK, 1):
-        length = chunk.shape[1]
-        out = operators[length] @ torch.cat([chunk, h], 1)
-        current.append(out[:, :length])
-        h = h + out[:, length:]
+    current, sound = [], 1.0
+    for length, chunk in zip(lengths, chunks, strict=True):
+        columns = torch.cat([chunk, h], 1)
+        _clean_(columns[:, :length])
+        out = operators[length] @ columns
+        steps = _sound(chunk, out[:, :length], 1, sound)
+        sound = steps[:, -1]
+        current.append(out[:, :length] * steps)
+        h = (h + out[:, length:]) * sound[:, None]
 
     def back(columns: Tensor) -> Tensor:
         return columns.unflatten(2, (step_shape[0], *step_shape[2:])).movedim(0, 2)
 
-    return back(torch.cat(current, 1)), back(h[:, :k]), back(h[:, k:])
+    return back(torch.cat(current, 1)).contiguous(), back(h[:, :k]), back(h[:, k:])
 
 
 def _hidden_fft(x, c, h_real, h_imag):
     """One FFT convolution over the whole sequence (the authors' way, the baseline of the benchmark)."""
     T, tail = len(x), (1,) * (x.ndim - 3)
+    given, x = x, x.clone()
+    _clean_(x)
     response = _impulse_response(c, *_powers(c, T)).mT.reshape(T, 1, len(c.D), *tail)
     current = torch.fft.irfft(torch.fft.rfft(x, 2 * T, 0) * torch.fft.rfft(response, 2 * T, 0), 2 * T, 0)[:T]
     powers_real, powers_imag = _powers(c, T + 1)
@@ -426,7 +464,8 @@ def _hidden_fft(x, c, h_real, h_imag):
     h_real, h_imag = _complex_product(h_real, h_imag, *last)
     into = _complex_product(c.K_real[..., None], c.K_imag[..., None], powers_real[..., :-1], powers_imag[..., :-1])
     driven_real, driven_imag = (torch.einsum("ckt,tnc...->knc...", i.flip(-1), x) for i in into)
-    return current, h_real + driven_real, h_imag + driven_imag
+    sound = _sound(given, current, 0)
+    return current * sound, (h_real + driven_real) * sound[-1], (h_imag + driven_imag) * sound[-1]
 
 
 _HIDDEN = {"recurrence": _hidden_recurrence, "chunked": _hidden_chunked, "fft": _hidden_fft}
@@ -436,8 +475,8 @@ def fire(u: Tensor, v_threshold: float | Tensor, surrogate_function: SpikeFuncti
     """Spikes of the membrane before reset, with their surrogate or straight-through gradient."""
     if not burst:
         return surrogate_function(u - v_threshold)
-    scaled = (u / v_threshold).relu()
-    return scaled + (scaled.floor() - scaled).detach()
+    scaled = torch.where(u > 0.0, u, 0.0) / v_threshold  # NaN sends nothing
+    return scaled + (scaled.floor() - scaled).nan_to_num(0.0).detach()  # infinity stays what it is
 
 
 def _modulo_scan(drive: Tensor, v: Tensor, v_threshold: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -448,11 +487,14 @@ def _modulo_scan(drive: Tensor, v: Tensor, v_threshold: float | Tensor) -> tuple
     """
     with torch.no_grad():
         theta = v_threshold.detach() if isinstance(v_threshold, Tensor) else v_threshold
-        turns = torch.cat([v[None], drive]) / theta
-        ticks = ((turns - turns.floor()) * 2.0**62).to(torch.int64).cumsum(0)
-        # keep as many bits as the dtype holds: rounding up to a full threshold would fire without input
         bits = 24 if drive.dtype == torch.float32 else 53
-        v_seq = (ticks & ((1 << 62) - (1 << 62 - bits))).to(drive.dtype) * 2.0**-62 * theta
+        turns = torch.cat([v[None], drive]) / theta
+        turns = turns.clamp(-(2.0**bits), 2.0**bits)  # beyond there is no fraction, and a quotient may overflow
+        ticks = turns.sub_(turns.floor()).mul_(2.0**62).to(torch.int64).cumsum(0)
+        # keep as many bits as the dtype holds: rounding up to a full threshold would fire without input
+        ticks = ticks & ((1 << 62) - (1 << 62 - bits))
+        v_seq = ticks.to(drive.dtype).mul_(2.0**-62) * theta
+        v_seq[1:].add_(drive, alpha=0)  # NaN where the drive is, which is for good
     return drive + v_seq[:-1], v_seq[1:]
 
 

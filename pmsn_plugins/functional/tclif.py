@@ -11,6 +11,13 @@ The authors' code subtracts both resets right after the spike, so b1 multiplies 
 ``soma_feedback='post_reset'``, the default. ``'pre_reset'`` is Eq. 10 as printed: b1 multiplies the soma before it.
 
 Shapes: sequences ``[T, N, *]``, steps ``[N, *]``. Half precision is accepted; states are float32 or wider.
+
+NaN and infinity. An input that is not finite stays with its neuron and its future: from that step on soma and dendrite
+are NaN, and the neuron sends no spikes (what a spike function of your own makes of a NaN soma is its affair). Earlier
+steps and other neurons are as if it were not there. Gradients by the input of this neuron, at any step, are NaN (finite
+at most where the surrogate gradient does not look at the soma, such as ``'straight_through'``), and so are those by its
+couplings; the others are as if it were not there. A potential that overflows is infinite and obeys the rules of
+floating-point numbers from there on.
 """
 
 from __future__ import annotations
@@ -163,7 +170,8 @@ def tclif_sequence(
     spikes, v_seq = [], []
     # the potentials before reset determine their own spike, so the pre-reset state needs no third tensor
     spike = surrogate_function(v - v_threshold) if pre_reset else None
-    for x in x_seq.to(dtype):
+    x_all = x_seq.to(dtype)
+    for x in x_all.add(x_all.detach(), alpha=0):  # infinity becomes NaN
         if pre_reset:
             reset = spike.detach() if detach_reset else spike
             v_dendrite = a1 * v_dendrite + b1 * v + x - gamma * reset

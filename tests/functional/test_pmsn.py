@@ -1,5 +1,7 @@
 """The PMSN functions against the equations written out, in every form they can be evaluated."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -264,6 +266,85 @@ def test_burst_counts_thresholds():
     x = torch.tensor([2.75, 0.5, -3.0, 1.0]).reshape(4, 1, 1)
     assert pmsn_sequence(x, coefficients, burst=True).spikes.flatten().tolist() == [2, 1, 0, 1]
     assert pmsn_sequence(x, coefficients).spikes.flatten().tolist() == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("burst", [False, True])
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_value_that_is_not_finite_stays_with_its_neuron_and_its_future(method, reset_mode, burst, value):
+    p = PMSNParameters(*(q.requires_grad_() for q in parameters(3, 4)))
+    coefficients = [c.detach().requires_grad_() for c in discretize(p)]
+    state = pmsn_sequence(inputs(5, 2, 3), discretize(p)).state
+    for T, t in ((2, 0), (5, 4), (130, 70), (130, 10)):
+        good, bad = (inputs(T, 2, 3) for _ in range(2))
+        good[t, 1, 2], bad[t, 1, 2] = 0.0, value
+        for initial in (None, PMSNState(*(s.detach() for s in state))):
+            results = []
+            for x in (good, bad):
+                x = x.requires_grad_()
+                options = dict(reset_mode=reset_mode, burst=burst, method=method, return_v_seq=True)
+                output = pmsn_sequence(x, PMSNCoefficients(*coefficients), initial, **options)
+                results.append((output, gradients(output.spikes, (x, *coefficients))))
+            (expected, wanted), (actual, gradient) = results
+            since = torch.zeros(T, 2, 3, dtype=torch.bool)
+            since[t:, 1, 2] = True
+            for a, e in ((actual.spikes, expected.spikes), (actual.v_seq, expected.v_seq)):
+                assert torch.equal(a[~since], e[~since])
+            assert not actual.spikes[since].any() and not actual.v_seq[since].isfinite().any()
+            for a, e in zip(actual.state, expected.state, strict=True):
+                assert torch.equal(a[..., 0, :], e[..., 0, :]) and torch.equal(a[..., :2], e[..., :2])
+                assert not a[..., 1, 2].isfinite().any()
+            assert torch.equal(gradient[0][:, 0], wanted[0][:, 0]) and gradient[0][:, 1, 2].isnan().all()
+            assert torch.equal(gradient[0][..., :2], wanted[0][..., :2])
+            for a, e in zip(gradient[1:], wanted[1:], strict=True):
+                assert torch.equal(a[:2], e[:2]) and not a[2].isfinite().any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_current_that_overflows_is_not_finite(method):
+    zero = torch.zeros(1, 1)
+    coefficients = PMSNCoefficients(zero, zero, zero, zero, torch.full((1,), 10.0))
+    x = torch.tensor([0.15, 1e38, 0.1, 0.1]).reshape(4, 1, 1)
+    output = pmsn_sequence(x, coefficients, method=method, return_v_seq=True)
+    assert output.spikes.flatten().tolist() == [method != "fft", 0, 0, 0]
+    assert output.v_seq.isfinite().flatten().tolist() == [method != "fft", False, False, False]
+
+
+@pytest.mark.parametrize("burst", [False, True])
+def test_a_membrane_that_overflows_is_above_the_threshold(burst):
+    zero = torch.zeros(1, 1)
+    coefficients = PMSNCoefficients(zero, zero, zero, zero, torch.ones(1))
+    x = torch.tensor([3e38, 3e38, 0.0]).reshape(3, 1, 1)
+    spikes = pmsn_sequence(x, coefficients, reset_mode="none", burst=burst).spikes.flatten().tolist()
+    assert spikes == ([torch.tensor(3e38).item(), math.inf, math.inf] if burst else [1, 1, 1])
+
+
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+@pytest.mark.parametrize("method", METHODS)
+def test_meta_tensors_have_the_right_shapes(method, reset_mode):
+    p = PMSNParameters(*(q.to("meta") for q in parameters(3, 4)))
+    x = inputs(70, 2, 3, 5).to("meta")
+    output = pmsn_sequence(x, p, reset_mode=reset_mode, method=method, return_v_seq=True)
+    outputs = (output.spikes, output.v_seq, *output.state)
+    assert all(o.is_meta and o.dtype == torch.float64 for o in outputs)
+    assert [tuple(o.shape) for o in outputs] == [(70, 2, 3, 5)] * 2 + [(2, 3, 5)] + [(4, 2, 3, 5)] * 2
+
+
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+@pytest.mark.parametrize("T", [1, 64, 130])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_tracing(T, reset_mode):
+    coefficients = discretize(parameters(3, 4))
+    traced = torch.jit.trace(lambda x: pmsn_sequence(x, coefficients, reset_mode=reset_mode).spikes, inputs(T, 2, 3))
+    x = inputs(T, 2, 3, seed=9)
+    assert torch.equal(traced(x), pmsn_sequence(x, coefficients, reset_mode=reset_mode).spikes)
+
+
+def test_without_the_final_state():
+    coefficients = discretize(parameters(3, 4))
+    whole, without = (pmsn_sequence(inputs(9, 2, 3), coefficients, return_state=s) for s in (True, False))
+    assert without.state is None and torch.equal(without.spikes, whole.spikes)
 
 
 COEFFICIENTS = discretize(parameters(3, 4))

@@ -1,5 +1,7 @@
 """The TC-LIF functions against the equations written out."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -134,6 +136,36 @@ def test_half_precision_in_and_out(dtype):
     assert output.spikes.dtype == dtype
     assert output.state.v.dtype == torch.float32
     assert torch.equal(output.spikes.float(), tclif_sequence(x.float(), -0.5, 0.5).spikes)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("soma_feedback", SOMA_FEEDBACK)
+def test_a_value_that_is_not_finite_stays_with_its_neuron_and_its_future(soma_feedback, value):
+    for b1, b2 in ((-0.5, 0.5), (0.0, 0.0), (0.5, 0.5)):
+        results = []
+        for v in (0.0, value):
+            x = inputs(30, 2, 3)
+            x[10, 1, 2] = v
+            x.requires_grad_()
+            b = [torch.full((3,), c, dtype=torch.float64, requires_grad=True) for c in (b1, b2)]
+            output = tclif_sequence(x, *b, soma_feedback=soma_feedback, return_v_seq=True)
+            results.append((output, gradients(output.spikes, (x, *b))))
+        (expected, wanted), (actual, gradient) = results
+        since = torch.zeros(30, 2, 3, dtype=torch.bool)
+        since[10:, 1, 2] = True
+        for a, e in ((actual.spikes, expected.spikes), (actual.v_seq, expected.v_seq)):
+            assert torch.equal(a[~since], e[~since])
+        assert not actual.spikes[since].any() and actual.v_seq[since].isnan().all()
+        for a, e in zip(actual.state, expected.state, strict=True):
+            assert torch.equal(a[0], e[0]) and torch.equal(a[:, :2], e[:, :2]) and a[1, 2].isnan()
+        assert torch.equal(gradient[0][:, 0], wanted[0][:, 0]) and gradient[0][:, 1, 2].isnan().all()
+        for a, e in zip(gradient[1:], wanted[1:], strict=True):
+            assert torch.equal(a[:2], e[:2]) and a[2].isnan()
+
+
+def test_without_the_final_state():
+    whole, without = (tclif_sequence(inputs(9, 2, 3), -0.5, 0.5, return_state=s) for s in (True, False))
+    assert without.state is None and torch.equal(without.spikes, whole.spikes)
 
 
 X = inputs(5, 2, 3)

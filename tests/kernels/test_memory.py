@@ -162,11 +162,3 @@ def test_nothing_is_kept_without_gradients(tools, cpu_kernels):
     output = kernels.pmsn_sequence(x, coefficients, backend="cpu")
     assert not output.spikes.requires_grad
     assert torch.equal(output.spikes, kernels.pmsn_sequence(x.requires_grad_(), coefficients, backend="cpu").spikes)
-
-
-def test_nan_input_is_not_hidden(cpu_kernels, tools):
-    x, coefficients, _ = tools.pmsn_case((6, 2, 5), 2, torch.float32, False)
-    x[2, 0, 3] = float("nan")
-    state = kernels.pmsn_sequence(x, coefficients, backend="cpu").state
-    assert state.h_real[:, 0, 3].isnan().all()
-    assert not state.h_real[:, 1].isnan().any()

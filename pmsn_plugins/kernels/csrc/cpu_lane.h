@@ -50,8 +50,10 @@ constexpr index_t lane_width() {
 // One instruction where compilers see several.
 #if PMSN_LANE_BYTES == 64 && defined(__AVX512F__)
 #define PMSN_INTRINSIC(name) _mm512_##name
+#define PMSN_INTRINSIC_ROUND(type) _mm512_roundscale_##type
 #elif PMSN_LANE_BYTES == 32 && defined(__AVX__)
 #define PMSN_INTRINSIC(name) _mm256_##name
+#define PMSN_INTRINSIC_ROUND(type) _mm256_round_##type
 #endif
 #if defined(PMSN_INTRINSIC)
 template <>
@@ -62,6 +64,25 @@ template <>
 PMSN_FN double_lane positive_part(double_lane x) {
     return PMSN_INTRINSIC(max_pd)(PMSN_INTRINSIC(setzero_pd)(), x);
 }
+#if PMSN_LANE_BYTES == 64
+// zero and negative numbers to 0, infinity to NaN; others stay
+template <>
+PMSN_FN float_lane positive_part_or_nan(float_lane x) {
+    return _mm512_fixupimm_ps(x, x, _mm512_set1_epi32(0x18331822), 0);
+}
+template <>
+PMSN_FN double_lane positive_part_or_nan(double_lane x) {
+    return _mm512_fixupimm_pd(x, x, _mm512_set1_epi64(0x18331822), 0);
+}
+#endif
+template <>
+PMSN_FN float_lane smaller(float_lane a, float_lane b) {
+    return PMSN_INTRINSIC(min_ps)(a, b);  // b where it is NaN
+}
+template <>
+PMSN_FN double_lane smaller(double_lane a, double_lane b) {
+    return PMSN_INTRINSIC(min_pd)(a, b);
+}
 template <>
 PMSN_FN float_lane floor_nonnegative(float_lane x) {
     return PMSN_INTRINSIC(floor_ps)(x);
@@ -71,10 +92,19 @@ PMSN_FN double_lane floor_nonnegative(double_lane x) {
     return PMSN_INTRINSIC(floor_pd)(x);
 }
 template <>
+PMSN_FN float_lane nearest_nonnegative(float_lane x) {
+    return PMSN_INTRINSIC_ROUND(ps)(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+template <>
+PMSN_FN double_lane nearest_nonnegative(double_lane x) {
+    return PMSN_INTRINSIC_ROUND(pd)(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+template <>
 constexpr bool floor_is_fast<float_lane> = true;
 template <>
 constexpr bool floor_is_fast<double_lane> = true;
 #undef PMSN_INTRINSIC
+#undef PMSN_INTRINSIC_ROUND
 #endif
 
 // How T lies in memory: load and store one lane of R from any address.

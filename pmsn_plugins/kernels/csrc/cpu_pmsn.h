@@ -62,7 +62,7 @@ struct PmsnCpu {
         for (index_t b = 0; b * width < batch.valid; ++b)
             for (index_t s = 0; s < batch.rows; ++s) {
                 L& v = state.block(b)[s * planes];
-                v = modulo(v, Threshold<R>(theta));
+                v = modulo_of_any(v, Threshold<R>(theta));
             }
     }
     Planes checkpoint(const Batch& batch, index_t start) const {

@@ -69,8 +69,8 @@ struct FireModulo {
     PMSN_FN void end(L* state) { *state = v; }
 };
 
-// What backward needs of RESET_MODULO: x, and u where the current is positive. Elsewhere nothing flows back, and u is
-// said to be negative, which it never is.
+// What backward needs of RESET_MODULO: x, and u where the current is positive, or NaN. Elsewhere nothing flows back, and
+// u is said to be negative, which it never is.
 template <class L>
 struct RecomputeModulo {
     Columns<L> x, u;
@@ -84,7 +84,7 @@ struct RecomputeModulo {
         ahead_x.template ask<sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, before, unused, threshold);
         x.store(s, t, x_t);
-        u.store(s, t, current > L{} ? before : splat<L>(-1));
+        u.store(s, t, current <= L{} ? splat<L>(-1) : before);
     }
     PMSN_FN void end(L* state) { *state = v; }
 };
@@ -220,8 +220,8 @@ struct MembranePass {
         for (index_t s = 0; s < span.rows; ++s, state += 1 + 2 * span.k) {
             L v = state[0];
             for (index_t t = 0; t < span.steps; ++t, ++i) {
-                L u, out;
-                membrane_step<RESET, FIRE>(current[i], v, u, out, threshold);
+                L I = current[i], u, out;
+                membrane_step<RESET, FIRE>(I, v, u, out, threshold);
                 kept[i] = KEEP == KEEP_U ? u : out;
                 if (KEEP == KEEP_OUT_AND_V) v_seq[i] = v;
             }
@@ -254,7 +254,7 @@ static void with_slope(const PmsnArgs& args, const L* given, real_of<L> theta, c
     const real_of<L> one = 1;
     if (args.surrogate == SURROGATE_GIVEN) return use([=](L, index_t i) { return given[i]; });
     if (args.fire == FIRE_MEMBRANE) return use([=](L, index_t) { return splat<L>(one); });
-    if (args.fire == FIRE_BURST) return use([=](L u, index_t) { return u > L{} ? splat<L>(one / theta) : L{}; });
+    if (args.fire == FIRE_BURST) return use([=](L u, index_t) { return burst_slope(u, theta); });
     const auto parameters = surrogate_parameters<real_of<L>>(args);
     with_surrogate(args.surrogate, [&](auto kind) {
         use([=](L u, index_t) { return surrogate_derivative<decltype(kind)::value>(u - theta, parameters); });
@@ -286,7 +286,8 @@ static void membrane_adjoint_pass(const PmsnArgs& args, L* adjoint, Span span, c
             for (index_t t = span.steps - 1; t >= 0; --t) {
                 const index_t i = s * span.steps + t;
                 if (grad_v_seq) grad_v += grad_v_seq[i];
-                dI[i + s + 1] = membrane_adjoint_step<RESET>(current[i], slope(u[i], i), grad_out[i], grad_v, theta);
+                const L I = finite_or_nan(current[i]);
+                dI[i + s + 1] = membrane_adjoint_step<RESET>(I, slope(u[i], i), grad_out[i], grad_v, theta);
             }
             to[0] = grad_v;
         }

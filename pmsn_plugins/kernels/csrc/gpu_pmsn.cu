@@ -57,7 +57,7 @@ struct State {
         const index_t M = args.layout.M;
         const R* from = (const R*)args.checkpoints + (start / args.layout.interval - 1) * STATE * M + element;
         v = start ? from[0] : read(args.v, element);
-        if (!start && args.v && PMSN_RESET == RESET_MODULO) v = modulo(v, threshold);
+        if (!start && args.v && PMSN_RESET == RESET_MODULO) v = modulo_of_any(v, threshold);
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
             h_real[j] = start ? from[(1 + j) * M] : read(args.h_real, j * M + element);
@@ -76,7 +76,7 @@ struct State {
     }
     // one step from input x; returns the current
     PMSN_FN R step(const Neuron& n, R x, R& u, R& out) {
-        const R current = hidden_step<R, K>(n.modes, h_real, h_imag, x) + n.D * x;
+        R current = hidden_step<R, K>(n.modes, h_real, h_imag, x) + n.D * x;
         membrane_step<PMSN_RESET, PMSN_FIRE>(current, v, u, out, n.threshold);
         return current;
     }
@@ -126,7 +126,7 @@ struct Adjoint {
 PMSN_FN R slope_of(const PmsnArgs& args, R u, R theta, index_t at) {
     if (PMSN_SURROGATE == SURROGATE_GIVEN) return read(args.slopes, at);
     if (PMSN_FIRE == FIRE_MEMBRANE) return 1;
-    if (PMSN_FIRE == FIRE_BURST) return u > 0 ? 1 / theta : 0;
+    if (PMSN_FIRE == FIRE_BURST) return burst_slope(u, theta);
     return surrogate_derivative<PMSN_SURROGATE>(
         u - theta, SurrogateParameters<R>{(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c});
 }
@@ -167,7 +167,7 @@ PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, i
         R u, out;
         const R I = state.step(n, x, u, out), g = slope_of(args, u, n.threshold.theta, t * args.layout.M + element);
         if (PMSN_RESET == RESET_NONE) current[t - start] = I;
-        slope[t - start] = PMSN_RESET == RESET_MODULO && !(I > 0) ? R(0) : g;
+        slope[t - start] = PMSN_RESET == RESET_MODULO && I <= 0 ? R(0) : g;
     });
 }
 

@@ -52,6 +52,20 @@ template <class L>
 PMSN_FN L positive_part(L x) {
     return x < L{} ? L{} : x;
 }  // NaN stays NaN
+template <class L>
+PMSN_FN L smaller(L a, L b) {
+    return a < b ? a : b;
+}  // b where it is NaN
+
+// x, but NaN where it is infinite, and 0 where it is -0. One instruction where multiplication and subtraction are fused.
+template <class L>
+PMSN_FN L finite_or_nan(L x) {
+    return x - x * real_of<L>(0);
+}
+template <class L>
+PMSN_FN L positive_part_or_nan(L x) {
+    return positive_part(finite_or_nan(x));
+}
 
 template <class R>
 struct format;  // of a floating-point type
@@ -86,6 +100,12 @@ PMSN_FN L floor_nonnegative(L x) {
     near = near > x ? near - one : near;
     return x < splat<L>(magic) ? near : x;
 }
+// To the nearest integer, for 0 <= x <= 2^mantissa_bits.
+template <class L>
+PMSN_FN L nearest_nonnegative(L x) {
+    const real_of<L> magic = format<real_of<L>>::integers_from;
+    return (x + magic) - magic;
+}
 template <class L>
 constexpr bool floor_is_fast = false;  // one instruction
 
@@ -119,7 +139,8 @@ PMSN_FN R next_number(R x) {
     return from_bits<R>(to_bits<R>(x) + 1);
 }
 
-// The smaller of two numbers, where every negative one counts as larger than all others: one integer instruction.
+// The smaller of two numbers, where every negative one counts as larger than all others: one integer instruction. NaN
+// stays NaN only if both are.
 template <class L>
 PMSN_FN L least_nonnegative(L a, L b) {
     const bits_of<L> a_bits = to_bits<L>(a), b_bits = to_bits<L>(b);

@@ -151,32 +151,52 @@ PMSN_FN L fire(L u, real_of<L> theta) {
     const L one = splat<L>(1), threshold = splat<L>(theta);
     if (FIRE == FIRE_SPIKE) return u >= threshold ? one : L{};
     if (FIRE == FIRE_STRICT) return u > threshold ? one : L{};
-    if (FIRE == FIRE_BURST) return floor_nonnegative(positive_part(u / threshold));
+    if (FIRE == FIRE_BURST) {
+        const L number = u / threshold;
+        return number > L{} ? floor_nonnegative(number) : L{};
+    }
     return u;
+}
+
+// d out / d u of FIRE_BURST.
+template <class L>
+PMSN_FN L burst_slope(L u, real_of<L> theta) {
+    return u > L{} ? splat<L>(1 / theta) : u == u ? L{} : u;
 }
 
 template <class R>
 struct Threshold {
-    R theta, inverse, below;  // below: the largest number under theta
+    R theta, inverse, below, most;  // below: the largest number under theta; most: see modulo
     PMSN_FN explicit Threshold(R value)
         : theta(value),
           inverse(1 / value),
-          below(from_bits<R>(to_bits<R>(value) - 1)) {}
+          below(from_bits<R>(to_bits<R>(value) - 1)),
+          most(value * format<R>::integers_from) {}
 };
 
-// drive modulo theta, in [0, theta); exact where the compiler fuses the multiplication and subtraction.
+// drive modulo theta, in [0, theta), for a drive that is +0, positive or NaN (which stays NaN); exact where the compiler
+// fuses the multiplication and subtraction. A drive of so many thetas that their number has no fraction leaves nothing.
 template <class L>
 PMSN_FN L modulo(L drive, const Threshold<real_of<L>>& threshold) {
-    const L rest = drive - nearest(drive * threshold.inverse) * threshold.theta;  // within half a theta of zero
-    // the last one catches a rest rounded up to theta, and drives so large that their rest has no digits
-    return least_nonnegative(least_nonnegative(rest, rest + threshold.theta), splat<L>(threshold.below));
+    const L few = smaller(splat<L>(threshold.most), drive);
+    const L rest = few - nearest_nonnegative(few * threshold.inverse) * threshold.theta;  // within half a theta of zero
+    // a rest just below zero can be rounded up to theta
+    return smaller(splat<L>(threshold.below), least_nonnegative(rest, rest + threshold.theta));
+}
+// The same for any number; an infinite one becomes NaN.
+template <class L>
+PMSN_FN L modulo_of_any(L x, const Threshold<real_of<L>>& threshold) {
+    const L rest = modulo(absolute(finite_or_nan(x)), threshold);
+    const L complement = smaller(splat<L>(threshold.below), threshold.theta - rest);
+    return x < L{} && rest > L{} ? complement : rest;
 }
 
-// Charge by the current, fire, reset. v is updated; u is the membrane before reset, out what is sent.
+// Charge by the current, fire, reset. v is updated; u is the membrane before reset, out what is sent; the current becomes
+// what has been charged. One that is not finite becomes NaN, and so does v, for good: NaN fires nothing.
 template <int RESET, int FIRE, class L>
-PMSN_FN void membrane_step(L current, L& v, L& u, L& out, const Threshold<real_of<L>>& threshold) {
+PMSN_FN void membrane_step(L& current, L& v, L& u, L& out, const Threshold<real_of<L>>& threshold) {
     const real_of<L> theta = threshold.theta;
-    const L drive = RESET == RESET_SERIAL ? current : positive_part(current);
+    const L drive = current = RESET == RESET_SERIAL ? finite_or_nan(current) : positive_part_or_nan(current);
     u = v + drive;
     out = fire<FIRE>(u, theta);
     if (RESET == RESET_NONE) v = u;
@@ -202,7 +222,7 @@ PMSN_FN L membrane_adjoint_step(L current, L slope, L grad_out, L& grad_v, real_
         grad_u += grad_v;
         grad_v = grad_u;
     }
-    return current > L{} ? grad_u : L{};
+    return current <= L{} ? L{} : grad_u;  // where it is NaN the gradient is, too
 }
 
 }  // namespace PMSN_NAMESPACE

@@ -25,9 +25,11 @@ PMSN_FN L tclif_soma(const TclifCoefficients<L>& c, L v, L u_dendrite, L reset) 
 }
 
 // One step. v and d are the soma and the dendrite of the state (after the resets, or before them with PRE_RESET);
-// the charged potentials u_soma and u_dendrite are what the adjoint needs.
+// the charged potentials u_soma and u_dendrite are what the adjoint needs. An input that is not finite makes them NaN,
+// for good: NaN fires nothing.
 template <bool PRE_RESET, class L>
 PMSN_FN L tclif_step(const TclifCoefficients<L>& c, L x, L& v, L& d, L& u_soma, L& u_dendrite) {
+    x = finite_or_nan(x);
     if (PRE_RESET) {
         const L reset = tclif_fire(v, c);
         u_dendrite = d = d * c.a1 + c.b1 * v + x - reset * c.gamma;
