@@ -311,7 +311,8 @@ def check_pmsn_inputs(
     check_choice("reset_mode", reset_mode, RESET_MODES)
     check_choice("context", context, CONTEXTS)
     for name, value in flags.items():
-        check_flag(name, value)
+        if value is not True and value is not False:  # a call for each would be felt
+            check_flag(name, value)
     if surrogate_function is not None:
         check_callable("surrogate_function", surrogate_function, "a function of (u - v_threshold) or None")
     if isinstance(coefficients, PMSNParameters):

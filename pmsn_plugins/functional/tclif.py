@@ -22,6 +22,7 @@ floating-point numbers from there on.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -209,19 +210,18 @@ def check_tclif_inputs(
     check_positive("v_threshold", v_threshold)
     check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
     for name, value in flags.items():
-        check_flag(name, value)
+        if value is not True and value is not False:  # a call for each would be felt
+            check_flag(name, value)
     if surrogate_function is not None:
         check_callable("surrogate_function", surrogate_function, "a function of (U_S - v_threshold) or None")
     if x_seq.ndim < 2 or x_seq.shape[0] == 0:
         raise ValueError(f"x_seq must be [T, N, *] with at least one time step, got shape {tuple(x_seq.shape)}")
     step = x_seq.shape[1:]
-    check_coefficient("b1", b1, step)
-    check_coefficient("b2", b2, step)
-    check_coefficient("gamma", gamma, step)
-    if not (isinstance(leak, tuple | list) and len(leak) == 2):
+    if not (isinstance(leak, (tuple, list)) and len(leak) == 2):
         raise TypeError(f"leak must be two numbers (a1, a2), got {shown(leak)}")
-    for value in leak:
-        check_coefficient("leak", value, step)
+    for name, value in (("b1", b1), ("b2", b2), ("gamma", gamma), ("leak", leak[0]), ("leak", leak[1])):
+        if type(value) is not float or not -math.inf < value < math.inf:
+            check_coefficient(name, value, step)
     if state is not None:
         check_named("state", state, TCLIFState)
         for name, value in zip(TCLIFState._fields, state, strict=True):
