@@ -62,14 +62,15 @@ def seen_channels(sightings: list[Sighting], moving: Moving, wanted: int | str |
     Raises:
         CannotTellError: there is no such axis, it moves, or it disagrees with the width of the layers before.
     """
-    results = {_seen(sighting, moving, wanted) for sighting in sightings}
-    if len(results) > 1:
-        counts = sorted({result.count for result in results})
+    results = [_seen(sighting, moving, wanted) for sighting in sightings]
+    counts, axes = ({getattr(result, name) for result in results} for name in ("count", "axis"))
+    if len(counts) > 1 or len(axes) > 1:
+        what = f"sees {sorted(counts)} channels" if len(counts) > 1 else f"has its channels on axes {sorted(axes)}"
         raise CannotTellError(
-            f"is one shared neuron, but sees {counts} channels: give each place a neuron of its own, or put in one "
-            "that needs no channels (TC-LIF)"
+            f"is one shared neuron, but {what}: give each place a neuron of its own, or put in one that needs no "
+            "channels (TC-LIF)"
         )
-    return results.pop()
+    return results[0]
 
 
 def _seen(sighting: Sighting, moving: Moving, wanted: int | str | None) -> Channels:

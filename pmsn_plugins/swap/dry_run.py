@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
+from itertools import compress
 from typing import Any
 
 import torch
@@ -162,7 +163,11 @@ class DryRun:
             OriginalCalledError: the copy calls one of ``originals``.
         """
         calls = calls or Calls(self.names)
-        twin = copied(self.net)
+        with torch.inference_mode(False):  # its tensors cannot be differentiated; copies made outside can
+            self._run_copy(copied(self.net), calls, trace, training)
+        return calls
+
+    def _run_copy(self, twin: nn.Module, calls: Calls, trace: bool, training: bool) -> None:
         if not training:
             twin.eval()
         reset_states(twin)
@@ -172,7 +177,6 @@ class DryRun:
             _exchanged_forwards(neurons, watcher.around),
             _exchanged_forwards({module: name for name, module in self.originals.items()}, _forbidden),
             _untouched_random_numbers(self.net),
-            torch.inference_mode(False),
             torch.set_grad_enabled(trace),
         ):
             # methods that were taken off a neuron before, self.fire = self.sn.forward, are taken anew
@@ -183,7 +187,6 @@ class DryRun:
                 twin(*(item.detach().clone() if isinstance(item, Tensor) else item for item in self.sample))
             finally:
                 watcher.stop()
-        return calls
 
     def moving_axes(self, calls: Calls) -> dict[str, Moving]:
         """What moves in each neuron's steps when every axis of the sample is doubled in turn."""
@@ -239,6 +242,7 @@ class _Watcher:
     def __init__(self, net: nn.Module, calls: Calls, time_axis: Callable[[str], int | None], trace: bool) -> None:
         self.net, self.calls, self.time_axis, self.trace = net, calls, time_axis, trace
         self.sources: dict[str, Source] = {}
+        self.loose: dict[str, Tensor] = {}
         self.handles: list[Any] = []
 
     def around(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,10 +265,12 @@ class _Watcher:
         """Cut the graph behind every layer that has parameters, so that the next neuron's input begins there."""
         inside = {child for neuron in neurons for child in neuron.modules()}
         for name, module in self.net.named_modules():
+            own = {f"{name}.{n}".lstrip("."): p for n, p in module.named_parameters(recurse=False) if p.requires_grad}
             if module in inside or not any(True for _ in module.parameters(recurse=False)):
                 continue
             if width_of(module) is None and any(width_of(child) is not None for child in module.modules()):
-                continue  # it only adds something, say a positional embedding, to what its layers compute
+                self.loose |= own  # say a positional embedding, added to what its layers compute
+                continue
             self.handles.append(module.register_forward_hook(self._hook(name or type(module).__name__)))
 
     def _hook(self, name: str) -> Callable[..., Any]:
@@ -305,26 +311,38 @@ class _Watcher:
         return sighting
 
     def _trace(self, sighting: Sighting, x: Tensor, sequence: bool) -> None:
-        sources = list(self.sources.values())
-        gradients = torch.autograd.grad(x.sum(), [s.leaf for s in sources], retain_graph=True, allow_unused=True)
-        for source, gradient in zip(sources, gradients, strict=True):
-            if gradient is None:
-                continue  # another branch
-            sighting.widths[source.name] = source.width
-            if source.width is None:
-                continue
-            for axis, size in enumerate(sighting.step):
-                if size % source.width == 0 and _holds_channels(x, axis + sequence, source):
+        starts = [*(s.leaf for s in self.sources.values()), *self.loose.values()]
+        gradients = torch.autograd.grad(x.sum(), starts, retain_graph=True, allow_unused=True)
+        reached = [gradient is not None for gradient in gradients]  # the rest belongs to other branches
+        near = list(compress(self.sources.values(), reached))
+        sighting.widths |= dict.fromkeys(compress(self.loose, reached[len(self.sources) :]))
+        sighting.widths |= {source.name: source.width for source in near}
+        for source in near:
+            for axis, size in enumerate(sighting.step) if source.width else ():
+                if size % source.width == 0 and _holds_channels(x, axis + sequence, [source]):
                     (sighting.axes if size == source.width else sighting.flat_axes).add(axis)
+        if len(near) > 1 and not sighting.axes and all(source.width for source in near):
+            for axis, size in enumerate(sighting.step):
+                if size == sum(source.width for source in near) and _holds_channels(x, axis + sequence, near):
+                    sighting.axes.add(axis)
 
 
-def _holds_channels(x: Tensor, axis: int, source: Source) -> bool:
-    """Whether each entry of ``x`` along ``axis`` is computed from one channel of the source, in order."""
+def _holds_channels(x: Tensor, axis: int, sources: list[Source]) -> bool:
+    """Whether each entry of ``x`` along ``axis`` is computed from one channel: of one source, in order; or of several,
+    concatenated."""
     size, seen = x.shape[axis], False
     for index in sorted({0, size // 2, size - 1}):
-        (gradient,) = torch.autograd.grad(x.select(axis, index).sum(), source.leaf, retain_graph=True)
-        channels = gradient.movedim(source.axis, 0).flatten(1).ne(0).any(1).nonzero().flatten().tolist()
-        if channels and channels not in ([index * source.width // size], [index % source.width]):
+        gradients = torch.autograd.grad(
+            x.select(axis, index).sum(), [s.leaf for s in sources], retain_graph=True, allow_unused=True
+        )
+        channels = []
+        for source, gradient in zip(sources, gradients, strict=True):
+            if gradient is not None:
+                touched = gradient.movedim(source.axis, 0).flatten(1).ne(0).any(1)
+                channels += touched.nonzero().flatten().tolist()
+        width = sources[0].width
+        in_order = len(sources) > 1 or channels in ([index * width // size], [index % width])
+        if channels and (len(channels) > 1 or not in_order):
             return False
         seen = seen or bool(channels)
     return seen

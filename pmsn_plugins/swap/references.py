@@ -235,11 +235,15 @@ def _held(holder: Any) -> _Held:
         yield "()", holder(), None
     elif isinstance(holder, dict):
         for key, value in list(dict.items(holder)):
-            yield f"[{key!r}]" if isinstance(key, _ATOMS) else "[...]", value, _setter(dict.__setitem__, holder, key)
-            yield f", a key of type {type(key).__name__}", key, functools.partial(_set_key, holder)
+            if not isinstance(value, _ATOMS):
+                label = f"[{key!r}]" if isinstance(key, _ATOMS) else "[...]"
+                yield label, value, _setter(dict.__setitem__, holder, key)
+            if not isinstance(key, _ATOMS):
+                yield f", a key of type {type(key).__name__}", key, functools.partial(_set_key, holder)
     elif isinstance(holder, list | deque):
         for index, item in enumerate(list(holder)):
-            yield f"[{index}]", item, _setter(type(holder).__setitem__, holder, index)
+            if not isinstance(item, _ATOMS):  # the quick way past long lists of numbers
+                yield f"[{index}]", item, _setter(type(holder).__setitem__, holder, index)
     elif isinstance(holder, tuple | frozenset):
         for index, item in enumerate(holder):
             yield f"[{index}]", item, None
@@ -253,7 +257,8 @@ def _held(holder: Any) -> _Held:
         yield "._backward_hooks", holder._backward_hooks, None
     if isinstance(attributes := getattr(holder, "__dict__", None), dict):
         for name, value in list(attributes.items()):
-            yield f".{name}", value, _setter(dict.__setitem__, attributes, name)
+            if not isinstance(value, _ATOMS):
+                yield f".{name}", value, _setter(dict.__setitem__, attributes, name)
     for name in _slots(type(holder)):
         if hasattr(holder, name):
             yield f".{name}", getattr(holder, name), _setter(object.__setattr__, holder, name)

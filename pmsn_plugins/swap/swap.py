@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -64,16 +64,14 @@ class Swap:
         calls = None if self.sample is None else self.look()
         settings = {old: self.settings(old) for old in self.found}
         channels = self.channels(calls)
-        made: dict[nn.Module, nn.Module] = {}
-        for old in self.found:
-            made[old] = self.make(old, channels[old], settings[old], list(made.values()))
+        made = self.make_all(channels, settings)
         try:
             undo = replace(self.net, made)
         except StillHeldError as error:
             raise ValueError(f"a neuron is held where it cannot be replaced: {error}") from error
         try:
             if self.sample is not None:
-                self.check(made)
+                self.check()
         except BaseException:
             undo()
             raise
@@ -104,8 +102,7 @@ class Swap:
 
     def look(self) -> Calls:
         """What the net's neurons see as it is; those that it never calls are taken out of ``found``."""
-        dry_run = self.dry_run()
-        calls = _called_in_any_mode(dry_run, trace=True)
+        calls = _called_in_any_mode(self.dry_run(), trace=True)
         for old, names in list(self.found.items()):
             if names[0] not in calls.called():
                 self.unused += names
@@ -201,7 +198,24 @@ class Swap:
                 return framework
         return None
 
-    def make(self, old: nn.Module, channels: Channels, settings: dict[str, Any], others: list[nn.Module]) -> nn.Module:
+    def make_all(
+        self, channels: dict[nn.Module, Channels], settings: dict[nn.Module, dict[str, Any]]
+    ) -> dict[nn.Module, nn.Module]:
+        made, taken, near = {}, set(self.net.modules()), _tensors_near(self.net, self.found)
+        for old in self.found:
+            new = self.make(old, channels[old], settings[old])
+            if new in taken:
+                raise ValueError(
+                    f"neuron returned the same module twice (for {self.say(old)}); make a new one in every call"
+                )
+            taken.add(new)
+            made[old] = BatchFirst(new) if self.batch_first else new
+            if old in near:
+                made[old].to(device=near[old].device, dtype=near[old].dtype)
+            made[old].train(old.training)
+        return made
+
+    def make(self, old: nn.Module, channels: Channels, settings: dict[str, Any]) -> nn.Module:
         """The new neuron; ``settings`` is reduced to what it really took over."""
         name, options = self.say(old), dict(settings)
         if lacking := self.maker.lacking(settings):
@@ -218,8 +232,6 @@ class Swap:
             raise
         if not isinstance(new, nn.Module):
             raise ValueError(f"neuron must make a torch.nn.Module, got {type(new).__name__} for {name}")
-        if any(new is getattr(other, "neuron", other) for other in others) or new in self.net.modules():
-            raise ValueError(f"neuron returned the same module twice (for {name}); make a new one in every call")
         if None not in (channels.count, (made_for := getattr(new, "channels", None))) and made_for != channels.count:
             raise ValueError(f"neuron made one for {made_for} channels, but {name} sees {channels.count}")
         if self.maker.cls is None:
@@ -236,32 +248,11 @@ class Swap:
                     f"it acts on axis {axis}"
                 )
             new.channel_axis = channels.axis
-        if self.batch_first:
-            new = BatchFirst(new)
-        like = self.tensor_near(old)
-        if like is not None:
-            new.to(device=like.device, dtype=like.dtype)
-        return new.train(old.training)
-
-    def tensor_near(self, old: nn.Module) -> Tensor | None:
-        """A parameter of the layer registered before ``old``, else its own, else of the next layer."""
-        nearest: Tensor | None = None
-        reached = False
-        inside = set(old.modules())
-        for module in self.net.modules():
-            if module is old:
-                nearest = next((t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()), nearest)
-                reached = True
-            elif module not in inside:
-                own = next((p for p in module.parameters(recurse=False) if p.is_floating_point()), None)
-                nearest = nearest if own is None or (reached and nearest is not None) else own
-            if reached and nearest is not None:
-                break
-        return nearest
+        return new
 
     # what the swapped net does
 
-    def check(self, made: dict[nn.Module, nn.Module]) -> None:
+    def check(self) -> None:
         """Raise unless a copy of the swapped net calls every new neuron and no old one."""
         try:
             calls = _called_in_any_mode(self.dry_run(of_new=True))
@@ -278,7 +269,7 @@ class Swap:
         holders = Holders(self.net)
         registered = set(self.net.modules())
         for module in list(holders.found.values()):
-            if isinstance(module, self.known or ()) and not isinstance(module, self.ours) and module not in registered:
+            if isinstance(module, self.known) and not isinstance(module, self.ours) and module not in registered:
                 where = holders.say(holders.references[id(module)][0])
                 warnings.warn(f"{where} is no registered module of the net and was left as it is", stacklevel=4)
         for old, names in self.found.items():
@@ -310,3 +301,26 @@ def _called_in_any_mode(dry_run: DryRun, trace: bool = False) -> Calls:
         for name in missed:
             calls.sightings[name], calls.shapes[name] = training.sightings[name], training.shapes[name]
     return calls
+
+
+def _tensors_near(net: nn.Module, found: Iterable[nn.Module]) -> dict[nn.Module, Tensor]:
+    """For each neuron a floating-point parameter of the layer registered before it, else its own, else of the next."""
+    near: dict[nn.Module, Tensor] = {}
+    waiting: list[nn.Module] = []
+    inside = {child for neuron in found for child in neuron.modules() if child is not neuron}
+    last: Tensor | None = None
+    for module in net.modules():
+        if module in inside:
+            continue
+        tensors = (*module.parameters(recurse=False), *(module.buffers(recurse=False) if module in found else ()))
+        own = next((t for t in tensors if t.is_floating_point()), None)
+        if module not in found:
+            last = last if own is None else own
+        elif (tensor := own if last is None else last) is not None:
+            near[module] = tensor
+        else:
+            waiting.append(module)
+        if last is not None:
+            near |= dict.fromkeys(waiting, last)
+            waiting.clear()
+    return near

@@ -28,13 +28,13 @@ def select(
         ValueError: nothing is left; a name meets no module; the net itself is meant.
     """
     modules = [(name, module) for name, module in net.named_modules(remove_duplicate=False)]
-    neurons = {name for name, module in modules if isinstance(module, known or ())}
+    neurons = {name for name, module in modules if isinstance(module, known)}
     excluded: set[nn.Module] = set()
     for part in _parts("exclude", exclude):
         excluded |= _matching("exclude", part, modules)
     chosen: set[nn.Module] = set()
     if target is None:
-        chosen = {module for name, module in modules if name in neurons and not isinstance(module, ours or ())}
+        chosen = {module for name, module in modules if name in neurons and not isinstance(module, ours)}
     for part in _parts("target", target):
         among = modules
         if isinstance(part, str) and any(fnmatchcase(name, part) for name in neurons):

@@ -351,6 +351,24 @@ def test_one_shared_neuron_of_two_widths():
     net(fresh_input()).sum().backward()
 
 
+def test_one_shared_neuron_in_steps_of_several_shapes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc, self.sn = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), neuron.IFNode()
+
+        def forward(self, x):
+            y = self.sn(3 * self.conv(x))
+            functional.reset_net(self.sn)
+            return self.sn(3 * self.fc(y.mean((-1, -2)) if self.pooled else y.transpose(1, -1)))
+
+    Net.pooled = True
+    assert swap_neurons(Net(), PMSN, torch.randn(N, 3, 6, 5)) == {"sn": 4}
+    Net.pooled = False
+    with pytest.raises(ValueError, match=r"sn .* is one shared neuron, but has its channels on axes \[1, 3\]"):
+        swap_neurons(Net(), PMSN, torch.randn(N, 3, 7, 8), channel_axis="auto")
+
+
 class ParallelNeuron(nn.Module):
     """A neuron of another class, without the frameworks: all steps at once."""
 
@@ -447,6 +465,49 @@ def test_recurrent_containers_keep_their_feedback(new):
     net, report = check_swap(build, new, x, others=(torch.rand(T, N + 1, 3),))
     assert report == {"0.1.sub_module": 5} and type(net[0][1]) is layer.LinearRecurrentContainer
     assert net[0][1].sub_module.step_mode == "s"
+
+
+class WithoutLayers(nn.Module):
+    """Weights that are used by functions, and branches that are joined right before a neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (layer.Conv2d(2, C, 3, padding=1, step_mode="m") for C in (3, 5))
+        self.sn1, self.weight, self.sn2 = lif(), nn.Parameter(torch.randn(6, 8)), lif()
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))
+
+    def forward(self, x):
+        y = self.sn1(4 * self.scale * torch.cat([self.a(x), self.b(x)], 2))
+        return self.sn2(torch.einsum("dc,tnchw->tndhw", self.weight, y))
+
+
+def test_weights_without_layers_and_joined_branches():
+    x, others = torch.randn(T, N, 2, 4, 4), (torch.randn(T, N + 1, 2, 6, 5),)
+    _, report = check_swap(WithoutLayers, PMSN, x, others=others)
+    assert report == {"sn1": 8, "sn2": 6}
+
+
+def test_wrapped_nets():
+    x = torch.rand(T, N, 3)
+    for wrap in (nn.DataParallel, functools.partial(torch.compile, backend="eager")):
+        inner = nn.Sequential(layer.Linear(3, 4, step_mode="m"), lif())
+        net = wrap(inner)
+        net(x)
+        functional.reset_net(net)
+        assert list(swap_neurons(net, PMSN, x).values()) == [4] and type(inner[1]) is PMSNNode
+        assert net(x).shape == (T, N, 4)
+    lazy = nn.Sequential(nn.LazyLinear(4), lif(), nn.LazyLinear(2))
+    assert swap_neurons(lazy, PMSN, x) == {"1": 4}
+    lazy(x)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_the_axis_is_found_without_gradients(context):
+    with context():
+        net, x = Tokens(), torch.randn(N, 3, 16, 16)
+        with pytest.raises(ValueError, match="say channel_axis=-1"):
+            swap_neurons(net, PMSN, x)
+        assert len(swap_neurons(net, PMSN, x, channel_axis="auto")) == 6
 
 
 def test_serial_general_neuron_goes_in_too():
