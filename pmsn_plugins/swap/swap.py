@@ -26,6 +26,9 @@ from .references import Holders, StillHeldError, check_replaceable, replace
 from .report import Replacement, SwapReport
 from .targets import Selection, select
 
+LINES = 12
+"""Of one error."""
+
 
 class Swap:
     """One call of :func:`pmsn_plugins.swap_neurons`, whose arguments it takes."""
@@ -151,7 +154,8 @@ class Swap:
                 channels[old] = Channels(None)
                 problems.append(f"{self.say(old)} with {self.mode(name)} {error}")
         if problems and self.maker.needs_channels:
-            raise ValueError("the channels cannot be told:\n  " + "\n  ".join(problems))
+            more = [f"and of {len(problems) - LINES} more"] if len(problems) > LINES else []
+            raise ValueError("the channels cannot be told:\n  " + "\n  ".join(problems[:LINES] + more))
         return channels
 
     def channels_from_registration(self) -> dict[nn.Module, Channels]:

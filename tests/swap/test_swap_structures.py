@@ -148,6 +148,14 @@ def test_tokens(size):
     check_swap(Tokens, TCLIFNode, x, others=others)
 
 
+def test_a_long_error_is_cut():
+    net = nn.Sequential(*(m for _ in range(20) for m in (nn.Linear(3, 3), lif())))
+    with pytest.raises(ValueError) as error:
+        swap_neurons(net, PMSN, torch.rand(T, N, 5, 3))
+    lines = str(error.value).split("\n")
+    assert len(lines) == 14 and lines[1].startswith("  1 with") and lines[-1] == "  and of 8 more"
+
+
 class Scrambled(nn.Module):
     """Slips of public code: tokens reshaped, not transposed, to [T, N, C, L]; and [T N, C, L] given as a sequence."""
 
