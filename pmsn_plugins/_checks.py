@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 _FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INF = float("inf")
+_LEAST_NORMAL = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
 
 
 def shown(value: object) -> str:
@@ -108,17 +109,35 @@ def check_flag(name: str, value: object) -> None:
 
 def check_positive(name: str, value: float | Tensor) -> None:
     """Raise unless ``value`` is a positive finite real number (a scalar tensor counts as one)."""
+    _positive_number(name, value)
+
+
+def check_threshold(name: str, value: float | Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raise unless ``value`` is a positive number that every backend can compute with in ``dtype``.
+
+    Both it and its inverse must be normal numbers. The default dtype is the one that a new layer computes in.
+    """
+    number = _positive_number(name, value)
+    dtype = torch.promote_types(torch.float32, torch.get_default_dtype()) if dtype is None else dtype
+    least = _LEAST_NORMAL[dtype]
+    if number is not None and not least <= number <= 1.0 / least:
+        raise ValueError(f"{name} must be from {least:.3g} to {1.0 / least:.3g} in {dtype}, got {number!r}")
+
+
+def _positive_number(name: str, value: float | Tensor) -> float | None:
+    """The number, unless it is in a tensor that cannot be read here."""
     if isinstance(value, Tensor):
         check_floating(name, value)
         if value.numel() != 1 or value.ndim > 1:
             raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
-        if torch.compiler.is_compiling() or value.is_cuda or value.is_meta or is_transformed(value):
-            return  # reading the value would break the graph or synchronise with the device, or is impossible
+        if torch.compiler.is_compiling() or value.device.type != "cpu" or is_transformed(value):
+            return None  # reading the value would break the graph or synchronise with the device, or is impossible
         value = value.detach().item()
     elif type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name} must be a real number, got {shown(value)}")
     if not 0 < value < _INF:
         raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+    return value
 
 
 def check_finite(name: str, value: float) -> None:

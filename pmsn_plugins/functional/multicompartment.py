@@ -30,8 +30,8 @@ from .._checks import (
     check_coefficient,
     check_flag,
     check_floating,
-    check_positive,
     check_state,
+    check_threshold,
     compute_dtype,
     shown,
 )
@@ -86,7 +86,6 @@ def multicompartment_sequence(
             step, wrong number of axes, or state of another shape.
     """
     check_floating("x_seq", x_seq)
-    check_positive("v_threshold", v_threshold)
     check_flag("detach_reset", detach_reset)
     check_flag("return_v_seq", return_v_seq)
     if surrogate_function is not None:
@@ -112,6 +111,7 @@ def multicompartment_sequence(
             check_coefficient(name, value, x_seq.shape[1:])
         tensors += [value for value in group if isinstance(value, Tensor)]
     x_all = x_seq.to(compute_dtype(x_seq, *tensors))
+    check_threshold("v_threshold", v_threshold, x_all.dtype)
     if state is None:
         state = torch.zeros((n, *x_all.shape[1:]), dtype=x_all.dtype, device=x_all.device)
     check_state("v", state, (n, *x_all.shape[1:]))

@@ -42,8 +42,8 @@ from .._checks import (
     check_floating_dtype,
     check_int_at_least,
     check_named,
-    check_positive,
     check_state,
+    check_threshold,
     check_type,
     compute_dtype,
     is_floating,
@@ -199,7 +199,8 @@ def pmsn_sequence(
         x_seq: input current [T, N, C, *], floating point.
         coefficients: from :func:`discretize`, or the parameters themselves, which are then discretised here.
         state: state after the previous chunk, or None to start from zero.
-        v_threshold: firing threshold, above 0.
+        v_threshold: firing threshold, above 0; it and its inverse must be normal numbers of the dtype that is computed
+            in (1.18e-38 to 8.51e37 in float32).
         surrogate_function: maps ``u - v_threshold`` to spikes; default :func:`triangle`, the papers' one.
         reset_mode: ``'modulo'`` (Eq. 16); ``'none'`` never resets, ``v[t] = u[t]`` (ablation; its gradient flows
             through v); ``'serial'`` takes the signed current and subtracts the threshold once per spike, with
@@ -307,7 +308,6 @@ def check_pmsn_inputs(
 ) -> torch.dtype:
     """Raise what :func:`pmsn_sequence` raises; returns the dtype it computes in."""
     check_floating("x_seq", x_seq)
-    check_positive("v_threshold", v_threshold)
     check_choice("reset_mode", reset_mode, RESET_MODES)
     check_choice("context", context, CONTEXTS)
     for name, value in flags.items():
@@ -329,7 +329,9 @@ def check_pmsn_inputs(
         check_state("v", state.v, step)
         check_state("h_real", state.h_real, (k, *step))
         check_state("h_imag", state.h_imag, (k, *step))
-    return compute_dtype(x_seq, coefficients.D)
+    dtype = compute_dtype(x_seq, coefficients.D)
+    check_threshold("v_threshold", v_threshold, dtype)
+    return dtype
 
 
 def check_sequence_shape(x_seq: Tensor, channels: int) -> None:

@@ -36,8 +36,8 @@ from .._checks import (
     check_floating,
     check_floating_dtype,
     check_named,
-    check_positive,
     check_state,
+    check_threshold,
     check_type,
     compute_dtype,
     shown,
@@ -135,7 +135,8 @@ def tclif_sequence(
             (e.g. [C, 1, 1] for [N, C, H, W]). The paper needs b1 < 0 < b2; other signs are allowed for analysis.
         state: state after the previous chunk, or None to start from zero.
         gamma: reset of the dendrite; a number or a tensor like the couplings.
-        v_threshold: firing threshold and reset of the soma, above 0.
+        v_threshold: firing threshold and reset of the soma, above 0; it and its inverse must be normal numbers of the
+            dtype that is computed in (1.18e-38 to 8.51e37 in float32).
         surrogate_function: maps ``U_S - v_threshold`` to spikes; default :func:`triangle`, the paper's one.
         soma_feedback: ``'post_reset'`` or ``'pre_reset'``, see above.
         detach_reset: let no gradient flow through the two reset terms.
@@ -207,7 +208,6 @@ def check_tclif_inputs(
 ) -> torch.dtype:
     """Raise what :func:`tclif_sequence` raises; returns the dtype it computes in."""
     check_floating("x_seq", x_seq)
-    check_positive("v_threshold", v_threshold)
     check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
     for name, value in flags.items():
         if value is not True and value is not False:  # a call for each would be felt
@@ -226,4 +226,6 @@ def check_tclif_inputs(
         check_named("state", state, TCLIFState)
         for name, value in zip(TCLIFState._fields, state, strict=True):
             check_state(name, value, step)
-    return compute_dtype(x_seq, *(b for b in (b1, b2) if isinstance(b, Tensor)))
+    dtype = compute_dtype(x_seq, *(b for b in (b1, b2) if isinstance(b, Tensor)))
+    check_threshold("v_threshold", v_threshold, dtype)
+    return dtype

@@ -14,8 +14,8 @@ from .._checks import (
     check_flag,
     check_floating,
     check_not_escaped,
-    check_positive,
     check_state,
+    check_threshold,
     is_transformed,
 )
 from ..functional import triangle
@@ -59,7 +59,7 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
         backend: str,
         single_state: bool,
     ) -> None:
-        check_positive("threshold", threshold)
+        check_threshold("threshold", threshold)
         check_backend(backend)
         self._reset_cases(reset_mechanism)
         if spike_grad is not None and not callable(spike_grad):

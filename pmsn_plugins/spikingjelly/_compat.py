@@ -21,7 +21,7 @@ from .._checks import (
     check_flag,
     check_floating,
     check_not_escaped,
-    check_positive,
+    check_threshold,
     compute_dtype,
 )
 from ..kernels import BACKENDS, check_backend
@@ -68,7 +68,7 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         store_v_seq: bool,
         keep_state: bool = True,
     ) -> None:
-        check_positive("v_threshold", v_threshold)
+        check_threshold("v_threshold", v_threshold)
         check_callable("surrogate_function", surrogate_function, "a function of (v - v_threshold)")
         check_flag("detach_reset", detach_reset)
         check_flag("keep_state", keep_state)

@@ -1,5 +1,7 @@
 """Bad arguments of the functions: a TypeError or ValueError that names the argument, its value and what is allowed."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,11 @@ THRESHOLDS = [
     (None, TypeError, "v_threshold must be a real number, got None"),
     (True, TypeError, "v_threshold must be a real number, got True"),
     (-INF, ValueError, "v_threshold must be a finite number above 0, got -inf"),
+    (1e39, ValueError, r"v_threshold must be from 1.18e-38 to 8.51e\+37 in torch.float32, got 1e\+39"),
+    (1e-39, ValueError, r"v_threshold must be from 1.18e-38 to 8.51e\+37 in torch.float32, got 1e-39"),
+    (1e-50, ValueError, r"v_threshold must be from 1.18e-38 to 8.51e\+37 in torch.float32, got 1e-50"),
+    (torch.tensor(1e-39), ValueError, "v_threshold must be from .* in torch.float32, got 1.0"),
+    (torch.tensor(1e300, dtype=torch.float64), ValueError, r"v_threshold must be from .* torch.float32, got 1e\+300"),
 ]
 
 
@@ -120,6 +127,17 @@ def test_threshold(room, value, error, message):
     for run, x in (*((run, X) for run in sequences(room)), *((run, X[0]) for run in steps(room))):
         with pytest.raises(error, match=message):
             run(x, v_threshold=value)
+
+
+@ROOMS
+def test_the_range_of_thresholds_is_that_of_the_dtype(room):
+    for dtype, extremes in ((torch.float32, (2.0**-126, 2.0**126)), (torch.float64, (2.0**-1022, 2.0**1022))):
+        for theta, beyond in zip(extremes, (0.0, INF), strict=True):
+            x = X.to(dtype) * theta
+            for run in sequences(room):
+                assert run(x, v_threshold=theta).spikes.dtype == dtype
+                with pytest.raises(ValueError, match=f"v_threshold must be from .* in {dtype}, got"):
+                    run(x, v_threshold=math.nextafter(theta, beyond))
 
 
 STATES = [

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pmsn_plugins import functional, kernels
 from pmsn_plugins.functional import PMSNState
 from pmsn_plugins.functional.pmsn import RESET_MODES
+from pmsn_plugins.kernels import cpu
 from pmsn_plugins.kernels.plan import checkpoint_interval, cpu_layout
 
 SHAPES = [(7, 3, 5), (1, 2, 3), (130, 2, 3, 5, 7), (70, 20, 32), (5, 2, 3, 16), (200, 1, 1), (4, 9, 40)]
@@ -260,6 +261,26 @@ def test_modulo_state_stays_below_the_threshold(cpu_kernels):
         output = kernels.pmsn_sequence(x, silent, v_threshold=v_threshold, return_v_seq=True, backend="cpu")
         threshold = torch.tensor(v_threshold)
         assert ((output.v_seq >= 0) & (output.v_seq < threshold)).all()
+
+
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("v_threshold", [1.0, 0.7])
+@pytest.mark.parametrize("T", [5, 40])
+def test_no_input_is_no_charge(cpu_kernels, instruction_set, T, v_threshold):
+    """A current of -0, such as a negative gain makes of no input, is no charge just below the threshold."""
+    x, zero, minus_one = torch.zeros(T, 2, 1), torch.zeros(1, 1), -torch.ones(1)
+    coefficients = functional.PMSNCoefficients(zero, zero, zero, zero, minus_one)
+    x[1::2] = -0.01
+    if cpu.library.pmsn_use_instruction_set(instruction_set.encode()):
+        pytest.skip(f"this processor has no {instruction_set}")
+    try:
+        options = dict(v_threshold=v_threshold, return_v_seq=True, return_state=False, backend="cpu")
+        output = kernels.pmsn_sequence(x, coefficients, **options)
+    finally:
+        cpu.library.pmsn_use_instruction_set(cpu.reason.split("(")[1].rstrip(")").encode())
+    assert not output.spikes.any()
+    expected = (-x).cumsum(0) % v_threshold
+    torch.testing.assert_close(output.v_seq, expected)
 
 
 @pytest.mark.parametrize("v_threshold", [1.0, 0.7])

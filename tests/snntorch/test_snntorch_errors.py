@@ -22,6 +22,8 @@ C = 4
         (lambda: PMSN(C, threshold=0.0), ValueError, "threshold must be a finite number above 0, got 0.0"),
         (lambda: PMSN(C, threshold=-1), ValueError, "threshold must be a finite number above 0, got -1"),
         (lambda: PMSN(C, threshold=float("nan")), ValueError, "threshold must be a finite number above 0, got nan"),
+        (lambda: PMSN(C, threshold=1e39), ValueError, r"threshold must be from .* in torch.float32, got 1e\+39"),
+        (lambda: TCLIF(threshold=1e-50), ValueError, "threshold must be from .* in torch.float32, got 1e-50"),
         (lambda: PMSN(C, threshold=torch.ones(C)), ValueError, r"threshold must be one number, .* shape \(4,\)"),
         (lambda: PMSN(C, reset_mode="zero"), ValueError, "reset_mode must be one of 'modulo', 'none', 'serial'"),
         (lambda: PMSN(C, reset_mechanism="zero"), ValueError, "reset_mechanism must be 'subtract'.*reset_mode='none'"),
