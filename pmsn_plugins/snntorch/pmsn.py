@@ -123,7 +123,12 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         check_choice("reset_mode", reset_mode, RESET_MODES)
         check_choice("context", context, CONTEXTS)
         check_choice("step_mode", step_mode, STEP_MODES)
-        for name, flag in (("burst", burst), ("init_hidden", init_hidden), ("surrogate_disable", surrogate_disable)):
+        for name, flag in (
+            ("burst", burst),
+            ("single_state", single_state),
+            ("init_hidden", init_hidden),
+            ("surrogate_disable", surrogate_disable),
+        ):
             check_flag(name, flag)
         check_channel_axis(channel_axis)
         if context == "global" and (init_hidden or step_mode == "s"):

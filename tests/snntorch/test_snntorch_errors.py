@@ -67,8 +67,8 @@ LAYER_FLAGS = ("surrogate_disable", "init_hidden", "learn_threshold", "output", 
 @pytest.mark.parametrize("value", ["no", "", 0, 1, 1.0, float("nan"), None, [], torch.tensor(True), np.ones(2, bool)])
 @pytest.mark.parametrize(
     ("layer", "flag"),
-    [(partial(PMSN, C), flag) for flag in ("burst", "inhibition", *LAYER_FLAGS)]
-    + [(TCLIF, flag) for flag in ("detach_reset", "inhibition", *LAYER_FLAGS)],
+    [(partial(PMSN, C, step_mode="s"), flag) for flag in ("burst", "single_state", "inhibition", *LAYER_FLAGS)]
+    + [(TCLIF, flag) for flag in ("detach_reset", "single_state", "inhibition", *LAYER_FLAGS)],
 )
 def test_flags(layer, flag, value):
     if flag == "output" and value is None and layer is not TCLIF:
