@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ._checks import check_int_at_least
 from .functional import describe
-from .parameters import PMSNParametersMixin, TCLIFParametersMixin
+from .parameters import PMSNParametersMixin, RecurrentTCLIFParametersMixin, TCLIFParametersMixin
 
 if TYPE_CHECKING:
     import nir
@@ -44,6 +44,7 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
     TC-LIF: a dendrite and a soma (``I``), couplings and resets (``Scale``), a ``Threshold``.
     ``soma_feedback='post_reset'`` is the same graph as ``'pre_reset'`` with the dendrite's reset ``gamma + b1
     v_threshold``.
+    Recurrent TC-LIF: a ``Linear`` from the spikes back to the dendrite as well, and an ``Affine`` that adds the bias.
     PMSN: per mode one ``I`` for each part, real and imaginary, coupled by ``A - 1``; their sum and D into the
     output's ``I``.
 
@@ -113,7 +114,17 @@ def _tclif(nir, layer: TCLIFParametersMixin, features: int, threshold: float) ->
         ("fire", "reset_soma"),
         ("reset_soma", "soma"),
     ]
-    return nodes, edges, ["down", "reset_dendrite", "reset_soma"]
+    delayed = ["down", "reset_dendrite", "reset_soma"]
+    if isinstance(layer, RecurrentTCLIFParametersMixin):
+        weight, bias = layer.feedback(features)
+        nodes["feedback"] = nir.Linear(weight.double().cpu().numpy())
+        edges += [("fire", "feedback"), ("feedback", "dendrite")]
+        delayed.append("feedback")
+        if bias is not None:  # with the input, for it is there at the first step too
+            nodes["bias"] = nir.Affine(np.eye(features), bias.double().cpu().numpy())
+            edges[0] = ("input", "bias")
+            edges.append(("bias", "dendrite"))
+    return nodes, edges, delayed
 
 
 def _pmsn(nir, layer: PMSNParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:

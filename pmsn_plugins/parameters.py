@@ -60,12 +60,12 @@ class NeuronParameters:
         """Refuse a checkpoint with NaN or infinite values and keep this neuron's parameters as they are."""
         broken = [
             prefix + name
-            for name, _ in self.named_parameters(recurse=False)
+            for name, _ in self.named_parameters()
             if isinstance(value := state_dict.get(prefix + name), Tensor) and not value.isfinite().all()
         ]
         if broken:
             errors.append(f"NaN or infinite values in {', '.join(broken)}: the checkpoint is broken, none was loaded")
-            return
+            state_dict.update((prefix + name, value.detach()) for name, value in self.named_parameters())
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
 
@@ -134,10 +134,49 @@ class TCLIFParametersMixin(NeuronParameters):
     def couplings(self, step_ndim: int) -> tuple[Tensor, Tensor]:
         """(b1, b2), shaped to broadcast over one step [N, *] or, per channel, [N, C, *] of ``step_ndim`` axes."""
         b1, b2 = -torch.sigmoid(self.c1), torch.sigmoid(self.c2)
-        if self.channels is None:
+        if self.c1.ndim == 0:
             return b1, b2
         shape = (self.channels,) + (1,) * (step_ndim - 2)
         return b1.view(shape), b2.view(shape)
 
 
-__all__ = ["NeuronParameters", "PMSNParametersMixin", "TCLIFParametersMixin", "param_groups"]
+class RecurrentTCLIFParametersMixin(TCLIFParametersMixin):
+    """The couplings of a recurrent TC-LIF layer, and ``recurrent``, the Linear that its last spikes come back through.
+
+    A state_dict of SpikingJelly's ``ElementWiseRecurrentContainer`` around a TC-LIF, whose function adds a Linear of
+    the spikes named ``linear``, is taken as well: that is what these layers were before.
+    """
+
+    recurrent: nn.Linear
+
+    _CONTAINER: ClassVar[dict[str, str]] = {
+        "sub_module.neuron.": "",
+        "sub_module.": "",
+        "element_wise_function.linear.": "recurrent.",
+    }
+
+    def feedback(self, channels: int) -> tuple[Tensor, Tensor | None]:
+        """Weights [C, C], row i holding what neuron i receives, and bias [C] or None."""
+        return self.recurrent.weight, self.recurrent.bias
+
+    @property
+    def fan_out(self) -> int:
+        """Weights that a spike meets on its way back."""
+        return self.recurrent.out_features
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            for theirs, ours in self._CONTAINER.items():
+                if key.startswith(prefix + theirs):
+                    state_dict[prefix + ours + key.removeprefix(prefix + theirs)] = state_dict.pop(key)
+                    break
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+__all__ = [
+    "NeuronParameters",
+    "PMSNParametersMixin",
+    "RecurrentTCLIFParametersMixin",
+    "TCLIFParametersMixin",
+    "param_groups",
+]

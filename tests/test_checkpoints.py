@@ -139,9 +139,8 @@ def test_recurrent_tclif_script():
     state |= linear(3, 7, "module.features.4")
     net = feedforward((5, 6, 7, 3), TCLIF, feedback=(0,))
     load_authors_checkpoint(net, state)
-    feedback = net[1].element_wise_function.linear
-    assert torch.equal(feedback.weight, state["module.features.1.hid_weight.weight"])
-    assert net[1].sub_module.c2.item() == pytest.approx(-0.4) and net[3].c1.item() == 1.0
+    assert torch.equal(net[1].recurrent.weight, state["module.features.1.hid_weight.weight"])
+    assert net[1].c2.item() == pytest.approx(-0.4) and net[3].c1.item() == 1.0
     net(torch.randn(4, 2, 5))
     reset_states(net)
 

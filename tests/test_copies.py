@@ -17,7 +17,8 @@ def spikingjelly(kind, **options):
     pytest.importorskip("spikingjelly")
     from pmsn_plugins import spikingjelly as sj
 
-    return getattr(sj, kind)(*((C,) if kind == "PMSNNode" else ()), store_v_seq=True, **options)
+    channels = (C,) if kind in ("PMSNNode", "RecurrentTCLIFNode") else ()
+    return getattr(sj, kind)(*channels, store_v_seq=True, **options)
 
 
 def snntorch(kind, **options):
@@ -30,11 +31,13 @@ def snntorch(kind, **options):
 NEURONS = {
     **{
         f"{kind} {mode}": (lambda kind=kind, mode=mode: spikingjelly(kind, step_mode=mode), shape)
-        for kind in ("PMSNNode", "TCLIFNode", "MultiCompartmentNode")
+        for kind in ("PMSNNode", "TCLIFNode", "RecurrentTCLIFNode", "MultiCompartmentNode")
         for mode, shape in (("s", STEP), ("m", SEQUENCE))
     },
     "PMSN": (lambda: snntorch("PMSN"), SEQUENCE),
     "PMSN s": (lambda: snntorch("PMSN", step_mode="s"), STEP),
+    "RTCLIF": (lambda: snntorch("RTCLIF", linear_features=C), STEP),
+    "RTCLIF m": (lambda: snntorch("RTCLIF", linear_features=C, step_mode="m"), SEQUENCE),
     "TCLIF": (lambda: snntorch("TCLIF", learn_threshold=True, graded_spikes_factor=2.0), STEP),
 }
 

@@ -108,6 +108,35 @@ def test_tclif(soma_feedback, detach_reset):
     assert_same(run(lambda x: stepwise(hidden, x), hidden, x), expected)
 
 
+@pytest.mark.parametrize("soma_feedback", ["post_reset", "pre_reset"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_recurrent_tclif(soma_feedback, bias):
+    options = {"beta": (-0.4, 0.7), "gamma": 0.6, "soma_feedback": soma_feedback, "bias": bias}
+    multi = sj.RecurrentTCLIFNode(C, v_threshold=1.25, step_mode="m", **options).double()
+    single = sj.RecurrentTCLIFNode(C, v_threshold=1.25, step_mode="s", **options).double()
+    layer = st.RTCLIF(linear_features=C, threshold=1.25, **options).double()
+    hidden = st.RTCLIF(linear_features=C, threshold=1.25, init_hidden=True, **options).double()
+    sequence = st.RTCLIF(linear_features=C, threshold=1.25, step_mode="m", **options).double()
+    for other in (single, layer, hidden, sequence):
+        other.load_state_dict(multi.state_dict())
+    x = inputs(T, N, C)
+
+    def loop(x):
+        spk, dend, mem = layer.reset_mem()
+        spikes = []
+        for x_t in x:
+            spk, dend, mem = layer(x_t, spk, dend, mem)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+    expected = run(multi, multi, x)
+    assert expected[0].mean() > 0.02
+    assert_same(run(lambda x: stepwise(single, x), single, x), expected)
+    assert_same(run(loop, layer, x), expected)
+    assert_same(run(lambda x: stepwise(hidden, x), hidden, x), expected)
+    assert_same(run(lambda x: sequence(x)[0], sequence, x), expected)
+
+
 def test_lif_special_case_is_both_frameworks_lif():
     """One compartment of the general model, SpikingJelly's LIFNode and snnTorch's Leaky are one neuron."""
     tau = 2.0

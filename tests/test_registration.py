@@ -14,7 +14,10 @@ from spikingjelly.activation_based import neuron
 from pmsn_plugins import snntorch as st
 from pmsn_plugins import spikingjelly as sj
 
-NAMES = [(neuron, "PMSNNode"), (neuron, "TCLIFNode"), (neuron, "MultiCompartmentNode"), (snn, "PMSN"), (snn, "TCLIF")]
+NAMES = [
+    *((neuron, name) for name in ("PMSNNode", "TCLIFNode", "RecurrentTCLIFNode", "MultiCompartmentNode")),
+    *((snn, name) for name in ("PMSN", "TCLIF", "RTCLIF")),
+]
 
 
 def test_register_and_unregister():

@@ -30,7 +30,7 @@ from .._checks import (
     check_type,
     pairs,
 )
-from ..parameters import PMSNParametersMixin, TCLIFParametersMixin
+from ..parameters import PMSNParametersMixin, RecurrentTCLIFParametersMixin, TCLIFParametersMixin
 from .nets import OurLayer, evaluating, named_spiking_layers, no_samples, only_output, warn_if_untrained
 from .style import COLORS, MARKERS, new_figure
 
@@ -187,7 +187,8 @@ def measure_energy(
     that add spikes make such), one AC per spike and weight it meets; any other input, and its zeros, costs one MAC
     per weight it meets. For binary inputs these are the numbers of SpikingJelly's ``SynOpCounter`` and
     ``MACCounter``.
-    Neurons: :class:`NeuronCost` per neuron and step. An image repeated at each of T steps is paid for T times.
+    Neurons: :class:`NeuronCost` per neuron and step, for a recurrent TC-LIF layer with its weights. An image repeated
+    at each of T steps is paid for T times.
 
     Args:
         net: in evaluation mode during the count; its state is reset before and after.
@@ -281,6 +282,8 @@ def _neuron_cost(name: str, layer: nn.Module, costs: Mapping[type[nn.Module], Ne
             return cost
     if isinstance(layer, PMSNParametersMixin):
         return pmsn_cost(layer.n_compartments, reset=layer.reset_mode != "none")
+    if isinstance(layer, RecurrentTCLIFParametersMixin):  # its spikes meet its own weights
+        return TCLIF_COST._replace(ac_per_spike=TCLIF_COST.ac_per_spike + layer.fan_out)
     if isinstance(layer, TCLIFParametersMixin):
         return TCLIF_COST
     if hasattr(layer, "step_operations"):  # MultiCompartmentNode

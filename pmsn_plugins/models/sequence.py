@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
+import torch
 from spikingjelly.activation_based import base, functional, layer
 from torch import Tensor, nn
 
 from .._checks import check_callable, check_int_at_least, check_ints_at_least, check_rate, check_type
-from .neurons import NeuronFactory
+from ..spikingjelly import RecurrentTCLIFNode, TCLIFNode
+from .neurons import NeuronFactory, OverTime
 
 
 class BatchNorm1d(nn.BatchNorm1d, base.StepModule):
@@ -38,6 +40,14 @@ class Feedback(nn.Module):
 
     def forward(self, spikes: Tensor, x: Tensor) -> Tensor:
         return self.linear(spikes) + x
+
+
+class StepByStep(layer.ElementWiseRecurrentContainer):
+    """SpikingJelly's container with the sequence taken apart at once: its own loop indexes ``x_seq[t]``, and backward
+    then makes a gradient of the whole sequence at every step."""
+
+    def multi_step_forward(self, x_seq: Tensor) -> Tensor:
+        return torch.stack([self.single_step_forward(x) for x in x_seq.unbind(0)])
 
 
 class Residual(nn.Module):
@@ -69,7 +79,7 @@ def feedforward(
         widths: inputs, hidden layers, classes.
         neuron: factory of the hidden layers' neurons.
         feedback: hidden layers, counted from 0, that also receive their own last spikes through a Linear (the TC-LIF
-            paper's recurrent networks). They run step by step.
+            paper's recurrent networks): TC-LIF in one recurrent layer, other neurons step by step.
         dropout: of the input and of each hidden layer's spikes, the same units over the whole sequence.
         current_dropout: of each hidden layer's input current, drawn anew at each step (GSC).
 
@@ -101,10 +111,17 @@ def feedforward(
 
 
 def _recurrent(neuron: nn.Module, width: int) -> nn.Module:
+    if type(neuron) is TCLIFNode:
+        return RecurrentTCLIFNode.around(neuron, width)
+    if isinstance(neuron, OverTime):
+        from ..snntorch import RTCLIF, TCLIF
+
+        if type(neuron.neuron) is TCLIF:
+            return RTCLIF.around(neuron.neuron, width, step_mode="m")
     if "s" not in getattr(neuron, "supported_step_mode", lambda: ())():
         raise ValueError(f"{type(neuron).__name__} does not run step by step in SpikingJelly: it cannot have feedback")
     neuron.step_mode = "s"
-    return layer.ElementWiseRecurrentContainer(neuron, Feedback(width))
+    return StepByStep(neuron, Feedback(width))
 
 
 def residual(

@@ -19,5 +19,6 @@ from .membrane import Membrane
 from .pmsn import PMSN
 from .registration import register, unregister
 from .tclif import TCLIF
+from .tclif_recurrent import RTCLIF
 
-__all__ = ["PMSN", "TCLIF", "Membrane", "register", "reset", "swap_neurons", "triangle", "unregister"]
+__all__ = ["PMSN", "RTCLIF", "TCLIF", "Membrane", "register", "reset", "swap_neurons", "triangle", "unregister"]

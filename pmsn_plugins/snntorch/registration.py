@@ -16,6 +16,7 @@ from .hidden import detach
 from .layer import MultiCompartmentLayer
 from .pmsn import PMSN
 from .tclif import TCLIF
+from .tclif_recurrent import RTCLIF
 
 _ABSENT = object()
 _replaced: list[tuple[ModuleType, str, object]] = []
@@ -28,7 +29,7 @@ def register() -> None:
     ``snntorch.utils.reset``, ``snntorch.backprop`` and the monitors of ``snntorch.functional.probe`` know our layers
     anyway, as far as they know Leaky and Synaptic. Registered, they know them better than their own:
 
-    - ``snntorch.PMSN`` and ``snntorch.TCLIF`` exist.
+    - ``snntorch.PMSN``, ``snntorch.TCLIF`` and ``snntorch.RTCLIF`` exist.
     - ``snntorch.utils.reset(net)`` resets our layers inside ``net``, at any depth.
     - ``snntorch.backprop.TBPTT`` and ``RTRL`` detach *all* spiking layers between updates: of several kinds of neurons
       in one net, snnTorch itself detaches one.
@@ -43,6 +44,7 @@ def register() -> None:
     for module, name, value in (
         (snn, "PMSN", PMSN),
         (snn, "TCLIF", TCLIF),
+        (snn, "RTCLIF", RTCLIF),
         (utils, "_layer_check", _resetting(utils._layer_check)),
         (backprop, "TBPTT", _detaching(backprop.TBPTT)),
     ):

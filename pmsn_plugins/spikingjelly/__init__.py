@@ -24,11 +24,13 @@ from .pmsn import PMSNNode
 from .registration import register, unregister
 from .resnet import sew_resnet  # noqa: F401
 from .tclif import TCLIFNode
+from .tclif_recurrent import RecurrentTCLIFNode
 
 # not sew_resnet: `import *` would hide spikingjelly.activation_based.model.sew_resnet
 __all__ = [
     "MultiCompartmentNode",
     "PMSNNode",
+    "RecurrentTCLIFNode",
     "TCLIFNode",
     "register",
     "swap_neurons",

@@ -26,7 +26,7 @@ class NeuronOpCounter(ModuleCounter):
 
     Example::
 
-        ignore = [PMSNNode, TCLIFNode, MultiCompartmentNode]
+        ignore = [PMSNNode, TCLIFNode, RecurrentTCLIFNode, MultiCompartmentNode]
         mac, neurons = op_counter.MACCounter(extra_ignore_modules=ignore), NeuronOpCounter()
         with op_counter.DispatchCounterMode([mac]), op_counter.ModuleCounterMode([neurons], model=net):
             net(x)

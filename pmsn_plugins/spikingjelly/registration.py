@@ -10,13 +10,14 @@ from spikingjelly.activation_based import neuron
 from .multicompartment import MultiCompartmentNode
 from .pmsn import PMSNNode
 from .tclif import TCLIFNode
+from .tclif_recurrent import RecurrentTCLIFNode
 
 
 def register() -> None:
     """Make our names available in SpikingJelly. Idempotent.
 
-    ``neuron.PMSNNode``, ``neuron.TCLIFNode``, ``neuron.MultiCompartmentNode`` and, from SpikingJelly 2.0 on,
-    ``op_counter.NeuronOpCounter`` with its rules for these neurons.
+    ``neuron.PMSNNode``, ``neuron.TCLIFNode``, ``neuron.RecurrentTCLIFNode``, ``neuron.MultiCompartmentNode`` and, from
+    SpikingJelly 2.0 on, ``op_counter.NeuronOpCounter`` with its rules for these neurons.
 
     Raises:
         RuntimeError: SpikingJelly already has something else of that name; nothing was registered.
@@ -37,7 +38,8 @@ def unregister() -> None:
 
 
 def _places() -> list[tuple[ModuleType, type]]:
-    places: list[tuple[ModuleType, type]] = [(neuron, node) for node in (PMSNNode, TCLIFNode, MultiCompartmentNode)]
+    nodes = (PMSNNode, TCLIFNode, RecurrentTCLIFNode, MultiCompartmentNode)
+    places: list[tuple[ModuleType, type]] = [(neuron, node) for node in nodes]
     if find_spec("spikingjelly.activation_based.op_counter"):
         from spikingjelly.activation_based import op_counter
 

@@ -53,6 +53,8 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
     """
 
+    _hidden_states: tuple[str, ...] = ("v_dendrite",)
+
     def __init__(
         self,
         beta: tuple[float, float] = (-0.5, 0.5),
@@ -71,7 +73,7 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
         check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
         check_finite("gamma", gamma)
         super().__init__(
-            hidden_states=("v_dendrite",),
+            hidden_states=self._hidden_states,
             v_threshold=v_threshold,
             surrogate_function=surrogate_function,
             detach_reset=detach_reset,

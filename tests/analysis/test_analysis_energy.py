@@ -149,11 +149,34 @@ def test_psn_family():
         assert (report.mac, report.ac) == (mac * T * 3, 0)
 
 
+def test_recurrent_tclif_costs_what_the_formula_says():
+    from pmsn_plugins.models import feedforward, neuron_factory
+
+    torch.manual_seed(0)
+    net = feedforward((6, 5, 4), neuron_factory("tclif", v_threshold=0.5), feedback=(0,))
+    x = (torch.rand(20, 4, 6) < 0.4).float()
+    rows = {row.name: row for row in A.measure_energy(net, [(x, torch.zeros(4))]).layers}
+    rate = rows["1"].rate
+    formula = A.step_energy(6, 5, x.mean().item(), rate, energy.TCLIF_COST, recurrent=True)
+    assert rate > 0.1 and set(rows) == {"0", "1", "2"}
+    assert rows["0"].energy_nj + rows["1"].energy_nj == pytest.approx(20e-3 * formula, rel=1e-5)
+
+
+def test_recurrent_snntorch_layers():
+    snntorch = pytest.importorskip("pmsn_plugins.snntorch")
+    torch.manual_seed(0)
+    x = 2 * torch.rand(20, 4, 3)
+    for options, fan_out in (({"linear_features": 3}, 3), ({"all_to_all": False, "V": -0.5}, 1)):
+        layer = snntorch.RTCLIF(step_mode="m", init_hidden=True, **options)
+        (row,) = A.measure_energy(layer, [(x, torch.zeros(4))]).layers
+        assert row.rate > 0 and row.ac == pytest.approx(row.rate * 20 * 3 * (2 + fan_out))
+
+
 def test_recurrent_container_and_lazy_batches():
     from pmsn_plugins.models import feedforward, neuron_factory
 
     torch.manual_seed(0)
-    net = feedforward((2, 3, 2), neuron_factory("tclif"), feedback=(0,))
+    net = feedforward((2, 3, 2), neuron_factory("lif"), feedback=(0,))
     with torch.no_grad():
         net[0].weight.fill_(2.0)
     batches = ((torch.ones(4, n, 2), torch.zeros(n)) for n in (2, 1))

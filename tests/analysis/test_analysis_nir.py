@@ -12,7 +12,7 @@ pytest.importorskip("spikingjelly")
 
 
 def run(graph, x):
-    """Execute a graph of I, Scale and Threshold nodes in the convention of its metadata; x [T, features]."""
+    """Execute a graph of the nodes that ours are made of, in the convention of its metadata; x [T, features]."""
     delayed = set(graph.metadata["delayed"].split(", "))
     state = {name: np.zeros(x.shape[1]) for name in graph.nodes}  # of an I: its potential
     previous, spikes = dict(state), []
@@ -27,13 +27,16 @@ def run(graph, x):
             if isinstance(node, nir.Input):
                 result = x_t
             elif name in delayed:
-                result = node.scale * sum(previous[source] for source in sources)
+                total = sum(previous[source] for source in sources)
+                result = node.weight @ total if isinstance(node, nir.Linear) else node.scale * total
             else:
                 total = sum(value(source) for source in sources)
                 if isinstance(node, nir.I):
                     result = state[name] + node.r * total
                 elif isinstance(node, nir.Scale):
                     result = node.scale * total
+                elif isinstance(node, nir.Affine):
+                    result = node.weight @ total + node.bias
                 elif isinstance(node, nir.Threshold):
                     result = (total > node.threshold).astype(float)
                 else:
@@ -75,6 +78,27 @@ def test_tclif(x, soma_feedback, channels, tmp_path):
     spikes = sequence(layer, x)
     assert 0.05 < spikes.mean() < 0.95
     np.testing.assert_array_equal(run(graph, x), spikes)
+
+
+@pytest.mark.parametrize("soma_feedback", ["post_reset", "pre_reset"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_recurrent_tclif(x, soma_feedback, bias, tmp_path):
+    from pmsn_plugins.spikingjelly import RecurrentTCLIFNode
+
+    torch.manual_seed(0)
+    layer = RecurrentTCLIFNode(6, bias, (-0.4, 0.6), soma_feedback=soma_feedback, step_mode="m").double()
+    nir.write(tmp_path / "layer.nir", to_nir(layer, 6))
+    spikes = sequence(layer, x)
+    assert 0.05 < spikes.mean() < 0.95
+    np.testing.assert_array_equal(run(nir.read(tmp_path / "layer.nir"), x), spikes)
+
+
+def test_one_to_one_feedback(x):
+    pytest.importorskip("snntorch")
+    from pmsn_plugins.snntorch import RTCLIF
+
+    layer = RTCLIF(all_to_all=False, V=torch.linspace(-1, 1, 6), step_mode="m", init_hidden=True).double()
+    np.testing.assert_array_equal(run(to_nir(layer, 6), x), sequence(layer, x))
 
 
 def test_serial_pmsn(x):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from spikingjelly.activation_based import functional, neuron
+from spikingjelly.activation_based import functional, layer, neuron
 from torch import nn
 
 from pmsn_plugins.models import (
@@ -104,8 +104,68 @@ def test_feedback_is_the_layers_own_last_spikes():
     node.step_mode = "s"
     spikes = torch.zeros(4, 5, dtype=torch.float64)
     for t in range(7):
-        spikes = node(first(x[t]) + layer.element_wise_function.linear(spikes))
+        spikes = node(first(x[t]) + layer.recurrent(spikes))
         torch.testing.assert_close(y[t], last(spikes))
+
+
+class Added(nn.Module):
+    """What SpikingJelly's container is given to add the last spikes, as these networks did before."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, spikes, x):
+        return self.linear(spikes) + x
+
+
+@pytest.mark.parametrize("framework", ["spikingjelly", "snntorch"])
+def test_networks_with_containers_load_and_go_on(framework):
+    """A checkpoint of a net with SpikingJelly's container around a TC-LIF: same outputs, same gradients."""
+    if framework == "snntorch":
+        pytest.importorskip("snntorch")
+    factory = neuron_factory("tclif", framework=framework, v_threshold=0.4)
+    torch.manual_seed(0)
+    net = feedforward((3, 5, 2), factory, feedback=(0,)).double()
+    node = factory(5)
+    node.step_mode = "s"
+    container = layer.ElementWiseRecurrentContainer(node, Added(5), step_mode="m").double()
+    before = nn.Sequential(net[0], container, net[2])
+    net.load_state_dict(before.state_dict())
+    x = torch.randn(20, 4, 3, dtype=torch.float64)
+    results = []
+    for one in (before, net):
+        one.zero_grad()
+        y = one(x)
+        y.square().sum().backward()
+        results.append([y.detach(), *(p.grad.clone() for p in one.parameters())])
+        reset_states(one)
+    assert results[0][0].any()
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        net.load_state_dict({k: v for k, v in before.state_dict().items() if "linear.bias" not in k})
+
+
+@pytest.mark.parametrize("name", ["lif", "plif", "if"])
+def test_other_neurons_run_step_by_step_and_linear_in_time(name):
+    net = feedforward((3, 5, 2), neuron_factory(name), feedback=(0,))
+    assert isinstance(net[1], layer.ElementWiseRecurrentContainer)
+    plain = layer.ElementWiseRecurrentContainer(net[1].sub_module, net[1].element_wise_function, step_mode="m")
+    x = 3 * torch.rand(9, 4, 5)
+    expected = plain(x)
+    reset_states(plain)
+    assert expected.any() and torch.equal(net[1](x.requires_grad_()), expected)
+    # a gradient of the whole sequence at every step is what indexing it leaves behind
+    reset_states(net)
+    nodes, names = [net[1](x).grad_fn], []
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in names:
+            names.append(node)
+            nodes += [following for following, _ in node.next_functions]
+    selections = [node for node in names if "SelectBackward" in node.name()]
+    assert not any(node._saved_self_sym_sizes == x.shape for node in selections)
 
 
 def test_dropout_of_spikes_is_the_same_at_every_step():

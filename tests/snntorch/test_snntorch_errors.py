@@ -7,7 +7,7 @@ import pytest
 import snntorch as snn
 import torch
 
-from pmsn_plugins.snntorch import PMSN, TCLIF, reset
+from pmsn_plugins.snntorch import PMSN, RTCLIF, TCLIF, reset
 
 C = 4
 
@@ -54,6 +54,20 @@ C = 4
         (lambda: TCLIF(state_quant=torch.round), ValueError, "state_quant must be False"),
         (lambda: TCLIF(reset_mechanism="none"), ValueError, "reset_mechanism must be 'subtract'.*gamma=0"),
         (lambda: TCLIF(graded_spikes_factor=torch.ones(C)), ValueError, r"one per channel \(channels=None\)"),
+        (lambda: RTCLIF(), TypeError, "linear_features must be the number of neurons, got None"),
+        (lambda: RTCLIF(linear_features=0), ValueError, "linear_features must be at least 1, got 0"),
+        (lambda: RTCLIF(linear_features=4.0), TypeError, "linear_features must be an integer, got 4.0"),
+        (lambda: RTCLIF(all_to_all=False, linear_features=C), TypeError, "for all_to_all=True.*linear_features=4"),
+        (lambda: RTCLIF(all_to_all=False, per_channel=True), TypeError, "for all_to_all=True.*per_channel=True"),
+        (lambda: RTCLIF(all_to_all=False, V="1"), TypeError, "V must be a real number, got '1'"),
+        (lambda: RTCLIF(all_to_all=False, V=torch.ones(C, C)), ValueError, r"V must be one number or one per neuron"),
+        (lambda: RTCLIF(all_to_all=False, V=torch.ones(C).long()), TypeError, "V must be a real floating-point"),
+        (lambda: RTCLIF(linear_features=C, step_mode="x"), ValueError, "step_mode must be one of 's', 'm'"),
+        (lambda: RTCLIF(linear_features=C, gamma="0.5"), TypeError, "gamma must be a real number, got '0.5'"),
+        (lambda: RTCLIF(linear_features=C, beta=(0.5, 0.5)), ValueError, r"b1 in \(-1, 0\)"),
+        (lambda: RTCLIF(linear_features=C, soma_feedback="x"), ValueError, "soma_feedback must be one of"),
+        (lambda: RTCLIF(linear_features=C, reset_mechanism="zero"), ValueError, "reset_mechanism must be 'subtract'"),
+        (lambda: RTCLIF.around(TCLIF(graded_spikes_factor=2.0), C), ValueError, "graded_spikes_factor"),
     ],
 )
 def test_constructors(build, error, message):
@@ -68,7 +82,11 @@ LAYER_FLAGS = ("surrogate_disable", "init_hidden", "learn_threshold", "output", 
 @pytest.mark.parametrize(
     ("layer", "flag"),
     [(partial(PMSN, C, step_mode="s"), flag) for flag in ("burst", "single_state", "inhibition", *LAYER_FLAGS)]
-    + [(TCLIF, flag) for flag in ("detach_reset", "single_state", "inhibition", *LAYER_FLAGS)],
+    + [(TCLIF, flag) for flag in ("detach_reset", "single_state", "inhibition", *LAYER_FLAGS)]
+    + [
+        (partial(RTCLIF, linear_features=C), flag)
+        for flag in ("all_to_all", "bias", "learn_recurrent", "detach_reset", "per_channel", *LAYER_FLAGS[:-1])
+    ],
 )
 def test_flags(layer, flag, value):
     if flag == "output" and value is None and layer is not TCLIF:

@@ -7,6 +7,7 @@ import io
 import pickle
 import sys
 import types
+from functools import partial
 
 import pytest
 import snntorch as snn
@@ -16,7 +17,7 @@ from snntorch.functional import probe
 from torch import nn
 
 from pmsn_plugins.functional import PMSNParameters
-from pmsn_plugins.snntorch import PMSN, TCLIF, reset
+from pmsn_plugins.snntorch import PMSN, RTCLIF, TCLIF, reset
 from pmsn_plugins.snntorch.instances import enlisted
 
 T, B, C = 6, 3, 5
@@ -26,11 +27,13 @@ X = torch.randn(B, C, generator=torch.Generator().manual_seed(0)) + 0.5
 def make(kind, **options):
     if kind == "PMSN":
         return PMSN(C, step_mode="s", init_hidden=True, **options)
+    if kind == "RTCLIF":
+        return RTCLIF(linear_features=C, init_hidden=True, **options)
     return TCLIF(init_hidden=True, **options)
 
 
 def states(layer):
-    return (layer.mem, layer.h_real, layer.h_imag) if isinstance(layer, PMSN) else (layer.syn, layer.mem)
+    return tuple(getattr(layer, name) for name in layer._hidden)
 
 
 def run(layer, x=X):
@@ -41,7 +44,7 @@ def is_initial(layer):
     return all(not s.any() and not s.requires_grad for s in states(layer))
 
 
-kinds = pytest.mark.parametrize("kind", ["PMSN", "TCLIF"])
+kinds = pytest.mark.parametrize("kind", ["PMSN", "TCLIF", "RTCLIF"])
 
 
 @kinds
@@ -189,11 +192,12 @@ def test_utils_reset_without_registration(kind):
 @pytest.mark.parametrize("init_hidden", [True, False])
 @pytest.mark.parametrize("sequence", [True, False])
 def test_monitors_find_the_membrane(kind, init_hidden, sequence):
-    if sequence and kind == "TCLIF":
-        pytest.skip("TCLIF has no sequence form")
-    layer = PMSN(C, step_mode="m" if sequence else "s", init_hidden=init_hidden)
+    options = {"init_hidden": init_hidden, "step_mode": "m" if sequence else "s"}
     if kind == "TCLIF":
-        layer = TCLIF(init_hidden=init_hidden)
+        if sequence:
+            pytest.skip("TCLIF has no sequence form")
+        del options["step_mode"]
+    layer = {"PMSN": partial(PMSN, C), "TCLIF": TCLIF, "RTCLIF": partial(RTCLIF, linear_features=C)}[kind](**options)
     monitor = probe.AttributeMonitor("mem", False, nn.Sequential(layer), instance=type(layer))
     with torch.no_grad():
         outputs = [layer(X.expand(T, B, C) if sequence else X) for _ in range(1)]
@@ -201,7 +205,7 @@ def test_monitors_find_the_membrane(kind, init_hidden, sequence):
     assert mem.shape == X.shape and mem.any()
     if not init_hidden:
         returned = outputs[0][-1]
-        assert torch.equal(mem, returned[-1] if sequence else getattr(returned, "v", returned))
+        assert torch.equal(mem, getattr(returned, "v", returned if kind != "PMSN" else returned[-1]))
     monitor.remove_hooks()
     with pytest.raises(AttributeError, match="no_such_state"):
         layer.__getattr__("no_such_state")
@@ -227,6 +231,7 @@ def test_export_to_nir_points_to_ours(kind, monkeypatch):
         lambda: TCLIF(beta=(0.5, 0.5)),
         lambda: TCLIF(channels=0),
         lambda: TCLIF(reset_mechanism="zero"),
+        lambda: RTCLIF(linear_features=0),
     ],
 )
 def test_a_layer_that_failed_to_build_is_not_known_to_snntorch(build):
@@ -238,7 +243,7 @@ def test_a_layer_that_failed_to_build_is_not_known_to_snntorch(build):
 
 @kinds
 def test_deepcopy_in_mid_sequence_continues_alone(kind):
-    layer = make(kind, learn_threshold=True, graded_spikes_factor=2.0)
+    layer = make(kind, learn_threshold=True, **({} if kind == "RTCLIF" else {"graded_spikes_factor": 2.0}))
     run(layer)
     copied = copy.deepcopy(layer)
     assert not any(s.requires_grad for s in states(copied))
@@ -267,12 +272,14 @@ def test_pickle_and_save(kind):
 
 @kinds
 def test_state_dict_holds_the_neuron_parameters_alone(kind):
-    layer = make(kind, graded_spikes_factor=2.0)
+    graded = kind != "RTCLIF"
+    layer = make(kind, **({"graded_spikes_factor": 2.0} if graded else {}))
     run(layer)
     names = list(PMSNParameters._fields) if kind == "PMSN" else ["c1", "c2"]
+    names += ["recurrent.weight", "recurrent.bias"] if kind == "RTCLIF" else []
     assert list(layer.state_dict()) == names
-    learned = make(kind, learn_threshold=True, learn_graded_spikes_factor=True)
-    assert sorted(learned.state_dict()) == sorted([*names, "threshold", "graded_spikes_factor"])
+    learned = make(kind, learn_threshold=True, **({"learn_graded_spikes_factor": True} if graded else {}))
+    assert sorted(learned.state_dict()) == sorted([*names, "threshold", *["graded_spikes_factor"][:graded]])
 
 
 @kinds

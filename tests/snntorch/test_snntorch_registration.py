@@ -9,7 +9,7 @@ from snntorch import functional as SF
 from snntorch import utils
 from torch import nn
 
-from pmsn_plugins.snntorch import PMSN, TCLIF, register, reset, unregister
+from pmsn_plugins.snntorch import PMSN, RTCLIF, TCLIF, register, reset, unregister
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -37,7 +37,7 @@ def test_register_is_idempotent_and_undone_exactly():
     before = snapshot()
     register()
     once = snapshot()
-    assert snn.PMSN is PMSN and snn.TCLIF is TCLIF
+    assert snn.PMSN is PMSN and snn.TCLIF is TCLIF and snn.RTCLIF is RTCLIF
     assert once != before
     register()
     assert snapshot() == once
@@ -84,6 +84,7 @@ def test_snntorch_layers_are_reset_as_before(registered):
 def test_number_of_outputs(registered):
     assert utils._final_layer_check(nn.Sequential(nn.Linear(C, C), PMSN(C))) == 2
     assert utils._final_layer_check(nn.Sequential(nn.Linear(C, C), TCLIF())) == 3
+    assert utils._final_layer_check(nn.Sequential(nn.Linear(C, C), RTCLIF(linear_features=C))) == 3
     assert utils._final_layer_check(nn.Sequential(PMSN(C), nn.Linear(C, C))) == 1
 
 
@@ -91,7 +92,8 @@ def net_of(kind, readout):
     def neuron(channels, output=False):
         if kind == "PMSN":
             return PMSN(channels, init_hidden=True, step_mode="s", output=output)
-        return TCLIF(beta=(-0.2, 0.8), threshold=0.3, init_hidden=True, output=output)
+        options = {"beta": (-0.2, 0.8), "threshold": 0.3, "init_hidden": True, "output": output}
+        return RTCLIF(linear_features=channels, **options) if kind == "RTCLIF" else TCLIF(**options)
 
     torch.manual_seed(0)
     last = neuron(2, output=True) if readout == "same" else snn.Leaky(0.9, init_hidden=True, output=True)
@@ -112,7 +114,7 @@ def train_by_hand(net, optimizer, window):
             SF.ce_count_loss()(spk_rec, y).backward()
             optimizer.step()
             for layer in net:
-                for name in ("syn", "mem", "h_real", "h_imag"):
+                for name in ("spk", "syn", "mem", "h_real", "h_imag"):
                     if hasattr(layer, name):
                         setattr(layer, name, getattr(layer, name).detach())
 
@@ -136,14 +138,16 @@ ALGORITHMS = pytest.mark.parametrize(("algorithm", "window"), [("BPTT", T), ("TB
 
 
 @ALGORITHMS
-@pytest.mark.parametrize(("kind", "readout"), [("PMSN", "same"), ("PMSN", "Leaky"), ("TCLIF", "same")])
+@pytest.mark.parametrize(
+    ("kind", "readout"), [("PMSN", "same"), ("PMSN", "Leaky"), ("TCLIF", "same"), ("RTCLIF", "same")]
+)
 def test_backprop_knows_our_layers_without_registration(kind, readout, algorithm, window):
     assert_trains_like_a_loop(kind, readout, algorithm, window)
 
 
 @ALGORITHMS
 @pytest.mark.parametrize("readout", ["same", "Leaky"])
-@pytest.mark.parametrize("kind", ["PMSN", "TCLIF"])
+@pytest.mark.parametrize("kind", ["PMSN", "TCLIF", "RTCLIF"])
 def test_backprop_trains_registered_layers(registered, kind, readout, algorithm, window):
     assert_trains_like_a_loop(kind, readout, algorithm, window)
 

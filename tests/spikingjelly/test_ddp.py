@@ -15,13 +15,14 @@ pytest.importorskip("spikingjelly")
 
 from spikingjelly.activation_based import functional, layer, neuron
 
-from pmsn_plugins.spikingjelly import PMSNNode, TCLIFNode, swap_neurons
+from pmsn_plugins.spikingjelly import PMSNNode, RecurrentTCLIFNode, TCLIFNode, swap_neurons
 
 
 def build_net():
     torch.manual_seed(0)
     features = layer.Conv2d(3, 4, 3), neuron.IFNode(), layer.AdaptiveAvgPool2d(2)
-    net = torch.nn.Sequential(*features, layer.Flatten(), layer.Linear(16, 6), neuron.IFNode())
+    recurrent = layer.Linear(16, 5), RecurrentTCLIFNode(5, v_threshold=0.1)
+    net = torch.nn.Sequential(*features, layer.Flatten(), *recurrent, layer.Linear(5, 6), neuron.IFNode())
     functional.set_step_mode(net, "m")
     swap_neurons(net, lambda C: PMSNNode(C, preset="static") if C == 4 else TCLIFNode())
     return net

@@ -10,7 +10,14 @@ pytest.importorskip("spikingjelly")
 from spikingjelly.activation_based import base, functional, layer, monitor, neuron, surrogate
 
 from pmsn_plugins.kernels import BACKENDS
-from pmsn_plugins.spikingjelly import MultiCompartmentNode, PMSNNode, TCLIFNode, register, unregister
+from pmsn_plugins.spikingjelly import (
+    MultiCompartmentNode,
+    PMSNNode,
+    RecurrentTCLIFNode,
+    TCLIFNode,
+    register,
+    unregister,
+)
 
 N, C = 2, 4
 IS_2 = hasattr(base, "to_functional_forward")
@@ -240,7 +247,13 @@ def test_register_leaves_a_foreign_name_alone(monkeypatch):
 
 @pytest.mark.parametrize(
     ("node", "step_mode"),
-    [(PMSNNode(C), "s"), (TCLIFNode(), "m"), (MultiCompartmentNode(2), "m")],  # PMSNNode "m": see test_swap.py
+    [
+        (PMSNNode(C), "s"),
+        (TCLIFNode(), "m"),
+        (RecurrentTCLIFNode(C), "s"),
+        (RecurrentTCLIFNode(C), "m"),
+        (MultiCompartmentNode(2), "m"),
+    ],  # PMSNNode "m": see test_swap.py
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_compiled_node_gives_the_same_numbers(node, step_mode):
