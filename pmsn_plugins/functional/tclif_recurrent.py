@@ -20,6 +20,9 @@ is the surrogate's derivative: from the last step to the first
     dW      = sum_t dI[t] S[t-1]^T                db1 = sum_t dI[t] v[t-1]      db2 = sum_t dU_S[t] U_D[t]
 
 Autograd of the loop would find the same with some twenty nodes and one product for dW at every step.
+
+NaN and infinity, forward, as in :mod:`.tclif`: such an input stays with its neuron and its future, and the neuron sends
+no spikes. On the way back the NaN of one neuron passes through W^T to all neurons of its sample.
 """
 
 from __future__ import annotations
@@ -153,7 +156,10 @@ def tclif_recurrent_sequence(
         if state is None:
             v = torch.zeros(x_seq.shape[1:], dtype=dtype, device=x_seq.device)
             state = TCLIFRecurrentState(v, v, v)
-        x = x_seq.to(dtype) if bias is None else x_seq.to(dtype) + bias
+        x = x_seq.to(dtype)
+        x = x.add(x.detach(), alpha=0)  # infinity becomes NaN
+        if bias is not None:
+            x = x + bias
         before = [part.to(dtype) for part in state]
         # the potentials before reset determine their own spike, so the pre-reset state needs no further tensor for it
         reset = fire(before[0] - v_threshold) if pre_reset else None
