@@ -240,7 +240,7 @@ def pmsn_sequence(
     x = x_seq.to(dtype)
     coefficients = PMSNCoefficients(*(c.to(dtype) for c in coefficients))
     if state is None:
-        state = pmsn_initial_state(x[0], coefficients.K_real.shape[1], dtype)
+        state = pmsn_initial_state(x[0], int(coefficients.K_real.shape[1]), dtype)  # a tensor while traced
     else:
         state = PMSNState(*(s.to(dtype) for s in state))
     if context == "global":
