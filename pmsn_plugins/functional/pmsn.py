@@ -147,6 +147,11 @@ def pmsn_initial_state(x: Tensor, k: int, dtype: torch.dtype = torch.float32) ->
     check_type("x", x, Tensor, "a torch.Tensor")
     check_int_at_least("k", k, 1)
     check_floating_dtype("dtype", dtype)
+    return _rest(x, k, dtype)
+
+
+def _rest(x: Tensor, k: int, dtype: torch.dtype) -> PMSNState:
+    """Without checks, for k is a tensor while jit traces."""
     v = torch.zeros(x.shape, dtype=dtype, device=x.device)
     return PMSNState(v, v.new_zeros((k, *x.shape)), v.new_zeros((k, *x.shape)))
 
@@ -240,7 +245,7 @@ def pmsn_sequence(
     x = x_seq.to(dtype)
     coefficients = PMSNCoefficients(*(c.to(dtype) for c in coefficients))
     if state is None:
-        state = pmsn_initial_state(x[0], int(coefficients.K_real.shape[1]), dtype)  # a tensor while traced
+        state = _rest(x[0], coefficients.K_real.shape[1], dtype)
     else:
         state = PMSNState(*(s.to(dtype) for s in state))
     if context == "global":
