@@ -27,8 +27,9 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> str:
     Example:
         ``explain(kernels.pmsn_sequence, x_seq, coefficients)``
     """
-    check_choice("function", function.__name__, _CHOOSERS)
-    choose = _CHOOSERS[function.__name__]
+    name = getattr(function, "__name__", None)
+    check_choice("function", name, _CHOOSERS)
+    choose = _CHOOSERS[name]
     call = inspect.signature(function).bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments
