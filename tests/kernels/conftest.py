@@ -94,6 +94,24 @@ def backend(request):
     return Backend("cpu", "cpu", True)
 
 
+@pytest.fixture(params=["torch", "baseline", "avx2", "avx512", "emulated", "emulated, time cut"])
+def every_backend(request, monkeypatch):
+    """Every one that there is without a GPU: also the reference, and the CPU kernels in all instruction sets."""
+    if request.param == "torch":
+        yield Backend("torch", "cpu", False)
+    elif request.param.startswith("emulated"):
+        device = request.getfixturevalue("emulated")
+        if request.param != "emulated":
+            monkeypatch.setattr(type(device), "multiprocessors", 1000)
+        yield Backend("cpu", "cpu", True)
+    else:
+        needs_cpu_kernels()
+        if cpu.library.pmsn_use_instruction_set(request.param.encode()):
+            pytest.skip(f"this processor has no {request.param}")
+        yield Backend("cpu", "cpu", False)
+        cpu.library.pmsn_use_instruction_set(cpu.reason.split("(")[1].rstrip(")").encode())
+
+
 def pmsn_case(shape, k, dtype, with_state, device="cpu"):
     """(x_seq, coefficients, state) of random numbers, where slow and fast modes both matter."""
     generator = torch.Generator().manual_seed(sum(shape) + k)

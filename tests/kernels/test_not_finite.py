@@ -8,33 +8,9 @@ import torch
 
 from pmsn_plugins import kernels
 from pmsn_plugins.functional import RESET_MODES, SOMA_FEEDBACK, PMSNCoefficients, TableSurrogate, triangle
-from pmsn_plugins.kernels import cpu
 
 BAD = (math.nan, math.inf, -math.inf)
 SHAPES = [(1, 3, 5), (4, 2, 3, 5, 7), (16, 3, 20), (17, 3, 5), (300, 1, 5)]
-
-
-@pytest.fixture(params=["torch", "baseline", "avx2", "avx512", "emulated", "emulated, time cut"])
-def backend(request, monkeypatch):
-    """Its name in a call; the CPU kernels with every instruction set, the CUDA kernels without a GPU."""
-    if request.param == "torch":
-        yield "torch"
-    elif request.param.startswith("emulated"):
-        device = request.getfixturevalue("emulated")
-        if request.param != "emulated":
-            monkeypatch.setattr(type(device), "multiprocessors", 1000)
-        yield "cpu"
-    else:
-        request.getfixturevalue("cpu_kernels")
-        if cpu.library.pmsn_use_instruction_set(request.param.encode()):
-            pytest.skip(f"this processor has no {request.param}")
-        yield "cpu"
-        cpu.library.pmsn_use_instruction_set(cpu.reason.split("(")[1].rstrip(")").encode())
-
-
-@pytest.fixture
-def is_emulated(request):
-    return "emulated" in request.node.callspec.id
 
 
 def spoil(x, value):
@@ -60,21 +36,21 @@ def assert_spoilt(actual, expected, since):
         assert not value[spoilt].isfinite().any()
 
 
-def cases(is_emulated):
-    dtypes = (torch.float32,) if is_emulated else (torch.float32, torch.float64)
+def cases(backend):
+    dtypes = (torch.float32,) if backend.emulated else (torch.float32, torch.float64)
     return itertools.product(SHAPES, dtypes, (False, True), BAD)
 
 
 @pytest.mark.parametrize("burst", [False, True])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
-def test_pmsn(tools, backend, is_emulated, reset_mode, burst):
-    for shape, dtype, with_state, value in cases(is_emulated):
-        for k, v_threshold in ((2, 1.0),) if is_emulated else ((4, 1.0), (1, 0.7)):
+def test_pmsn(tools, every_backend, reset_mode, burst):
+    for shape, dtype, with_state, value in cases(every_backend):
+        for k, v_threshold in ((2, 1.0),) if every_backend.emulated else ((4, 1.0), (1, 0.7)):
             x, coefficients, state = tools.pmsn_case(shape, k, dtype, with_state)
             good, bad, since = spoil(x, value)
             for final in (True, False):
                 options = dict(reset_mode=reset_mode, burst=burst, v_threshold=v_threshold, return_state=final)
-                options |= dict(backend=backend, return_v_seq=True)
+                options |= dict(backend=every_backend.name, return_v_seq=True)
                 expected = kernels.pmsn_sequence(good, coefficients, state, **options)
                 assert_spoilt(kernels.pmsn_sequence(bad, coefficients, state, **options), expected, since)
 
@@ -95,47 +71,51 @@ def test_pmsn_with_time_cut_on_the_cpu(tools, cpu_kernels, with_state):
 
 
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
-def test_pmsn_whose_hidden_compartments_do_nothing(backend, reset_mode):
+def test_pmsn_whose_hidden_compartments_do_nothing(every_backend, reset_mode):
     """No gain, no change: nothing but the input itself tells that it is not finite."""
     zero = torch.zeros(5, 1)
     x = torch.randn(20, 3, 5)
     for D, value in itertools.product((0.0, 1.0, -1.0), BAD):
         silent = PMSNCoefficients(zero, zero, zero, zero, torch.full((5,), D))
         good, bad, since = spoil(x, value)
-        options = dict(reset_mode=reset_mode, return_v_seq=True, backend=backend)
+        options = dict(reset_mode=reset_mode, return_v_seq=True, backend=every_backend.name)
         expected = kernels.pmsn_sequence(good, silent, **options)
         assert_spoilt(kernels.pmsn_sequence(bad, silent, **options), expected, since)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_pmsn_in_half_precision(tools, backend, dtype):
+def test_pmsn_in_half_precision(tools, every_backend, dtype):
     x, coefficients, _ = tools.pmsn_case((20, 3, 5), 2, torch.float32, False)
     for value in BAD:
         good, bad, since = spoil(x.to(dtype), value)
-        expected = kernels.pmsn_sequence(good, coefficients, return_v_seq=True, backend=backend)
-        actual = kernels.pmsn_sequence(bad, coefficients, return_v_seq=True, backend=backend)
+        expected = kernels.pmsn_sequence(good, coefficients, return_v_seq=True, backend=every_backend.name)
+        actual = kernels.pmsn_sequence(bad, coefficients, return_v_seq=True, backend=every_backend.name)
         assert_spoilt(actual, expected, since)
 
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("soma_feedback", SOMA_FEEDBACK)
-def test_tclif(tools, backend, is_emulated, soma_feedback, strict):
-    for shape, dtype, with_state, value in cases(is_emulated):
+def test_tclif(tools, every_backend, soma_feedback, strict):
+    for shape, dtype, with_state, value in cases(every_backend):
         x, *rest = tools.tclif_case(shape, (), dtype, with_state)
         good, bad, since = spoil(x, value)
         for final in (True, False):
-            options = dict(soma_feedback=soma_feedback, surrogate_function=triangle(strict=strict), backend=backend)
+            options = dict(
+                soma_feedback=soma_feedback, surrogate_function=triangle(strict=strict), backend=every_backend.name
+            )
             options |= dict(return_state=final, return_v_seq=True)
             expected = kernels.tclif_sequence(good, *rest, **options)
             assert_spoilt(kernels.tclif_sequence(bad, *rest, **options), expected, since)
 
 
-def test_tclif_without_couplings(backend):
+def test_tclif_without_couplings(every_backend):
     x = torch.randn(20, 3, 5)
     for value in BAD:
         good, bad, since = spoil(x, value)
-        expected = kernels.tclif_sequence(good, 0.0, 0.0, return_v_seq=True, backend=backend)
-        assert_spoilt(kernels.tclif_sequence(bad, 0.0, 0.0, return_v_seq=True, backend=backend), expected, since)
+        expected = kernels.tclif_sequence(good, 0.0, 0.0, return_v_seq=True, backend=every_backend.name)
+        assert_spoilt(
+            kernels.tclif_sequence(bad, 0.0, 0.0, return_v_seq=True, backend=every_backend.name), expected, since
+        )
 
 
 def gradients(run, x, *parameters):
@@ -156,15 +136,15 @@ def assert_gradients_spoilt(actual, expected, since):
         assert not value[channels].isfinite().any()
 
 
-def surrogates(is_emulated):
-    return map(TableSurrogate, ("triangle",) if is_emulated else ("triangle", "sigmoid", "atan"))
+def surrogates(backend):
+    return map(TableSurrogate, ("triangle",) if backend.emulated else ("triangle", "sigmoid", "atan"))
 
 
 @pytest.mark.parametrize("burst", [False, True])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
-def test_gradients_of_pmsn(tools, backend, is_emulated, reset_mode, burst):
-    options = dict(reset_mode=reset_mode, burst=burst, backend=backend)
-    for shape, surrogate in itertools.product([(4, 1, 20), (20, 1, 20), (300, 1, 20)], surrogates(is_emulated)):
+def test_gradients_of_pmsn(tools, every_backend, reset_mode, burst):
+    options = dict(reset_mode=reset_mode, burst=burst, backend=every_backend.name)
+    for shape, surrogate in itertools.product([(4, 1, 20), (20, 1, 20), (300, 1, 20)], surrogates(every_backend)):
         x, coefficients, _ = tools.pmsn_case(shape, 2, torch.float32, False)
 
         def run(x, *coefficients, surrogate=surrogate):
@@ -179,9 +159,9 @@ def test_gradients_of_pmsn(tools, backend, is_emulated, reset_mode, burst):
 
 @pytest.mark.parametrize("detach_reset", [False, True])
 @pytest.mark.parametrize("soma_feedback", SOMA_FEEDBACK)
-def test_gradients_of_tclif(tools, backend, is_emulated, soma_feedback, detach_reset):
-    options = dict(soma_feedback=soma_feedback, detach_reset=detach_reset, backend=backend)
-    for shape, surrogate in itertools.product([(4, 1, 20), (100, 1, 20)], surrogates(is_emulated)):
+def test_gradients_of_tclif(tools, every_backend, soma_feedback, detach_reset):
+    options = dict(soma_feedback=soma_feedback, detach_reset=detach_reset, backend=every_backend.name)
+    for shape, surrogate in itertools.product([(4, 1, 20), (100, 1, 20)], surrogates(every_backend)):
         x, b1, b2, _ = tools.tclif_case(shape, (20,), torch.float32, False)
 
         def run(x, b1, b2, surrogate=surrogate):
