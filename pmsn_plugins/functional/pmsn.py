@@ -113,7 +113,7 @@ def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
     decay = log_decay.exp()
     growth, phase = -dt * decay, dt * freq
     # exp(a + ib) - 1 without cancellation: cos(b) - 1 = -2 sin^2(b/2)
-    scale = torch.expm1(growth)
+    scale = _expm1(growth)
     E_real = scale * torch.cos(phase) - 2.0 * torch.sin(phase / 2).square()
     E_imag = growth.exp() * torch.sin(phase)
     gain_real, gain_imag = _complex_product(B_real, B_imag, R_real, R_imag)
@@ -357,6 +357,12 @@ def _precise(tensor: Tensor) -> torch.dtype:
     return tensor.dtype if tensor.device.type == "mps" else torch.float64
 
 
+def _expm1(x: Tensor) -> Tensor:
+    if torch.jit.is_tracing():  # perhaps for ONNX, whose older exporter does not know expm1
+        return torch.tanh(x / 2) * (torch.exp(x) + 1.0)
+    return torch.expm1(x)
+
+
 def _complex_product(a_real: Tensor, a_imag: Tensor, b_real: Tensor, b_imag: Tensor) -> tuple[Tensor, Tensor]:
     return a_real * b_real - a_imag * b_imag, a_real * b_imag + a_imag * b_real
 
@@ -404,8 +410,12 @@ def _chunk_operator(c: PMSNCoefficients, powers_real: Tensor, powers_imag: Tenso
     lag = torch.arange(response.shape[-1], device=response.device)
     lag = lag[:, None] - lag
     toeplitz = torch.where(lag >= 0, response[:, lag.clamp(min=0)], 0.0)
-    current = torch.cat([toeplitz, powers_real[..., 1:].mT, -powers_imag[..., 1:].mT], -1)
-    last_real, last_imag = (torch.diag_embed(p) for p in (powers_real[..., -1] - 1.0, powers_imag[..., -1]))
+    current = torch.cat([toeplitz, powers_real[..., 1:].transpose(-1, -2), -powers_imag[..., 1:].transpose(-1, -2)], -1)
+    mode = torch.arange(powers_real.shape[1], device=powers_real.device)
+    diagonal = mode[:, None] == mode
+    last_real, last_imag = (
+        torch.where(diagonal, p[..., None], 0.0) for p in (powers_real[..., -1] - 1.0, powers_imag[..., -1])
+    )
     into_real, into_imag = _complex_product(
         c.K_real[..., None], c.K_imag[..., None], powers_real[..., :-1].flip(-1), powers_imag[..., :-1].flip(-1)
     )
@@ -463,7 +473,7 @@ def _hidden_fft(x, c, h_real, h_imag):
     T, tail = len(x), (1,) * (x.ndim - 3)
     given, x = x, x.clone()
     _clean_(x)
-    response = _impulse_response(c, *_powers(c, T)).mT.reshape(T, 1, len(c.D), *tail)
+    response = _impulse_response(c, *_powers(c, T)).transpose(-1, -2).reshape(T, 1, len(c.D), *tail)
     current = torch.fft.irfft(torch.fft.rfft(x, 2 * T, 0) * torch.fft.rfft(response, 2 * T, 0), 2 * T, 0)[:T]
     powers_real, powers_imag = _powers(c, T + 1)
     current = current + torch.einsum("ckt,knc...->tnc...", powers_real[..., 1:], h_real)

@@ -168,7 +168,25 @@ def transformed() -> bool:
 
 
 def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
-    return (_TransformableSpike if transformed() else _Spike).apply(x, spec.name, spec.strict, *spec.parameters)
+    if torch.compiler.is_compiling():
+        function = _Spike
+    elif torch.jit.is_tracing():
+        return _traced_spike(x, spec)
+    elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        function = _TransformableSpike
+    else:
+        function = _Spike
+    return function.apply(x, spec.name, spec.strict, *spec.parameters)
+
+
+def _traced_spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
+    """The same in PyTorch's own operations: a trace with a function of Python cannot be saved."""
+    spikes = _step(x, spec.strict)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return spikes
+    slope = SURROGATES[spec.name].derivative(x.detach(), *spec.parameters)
+    # nothing is added, unless x is not finite: then NaN, which is taken away
+    return spikes + torch.nan_to_num(slope * (x - x.detach()), 0.0, 0.0, 0.0)
 
 
 class TableSurrogate:

@@ -102,12 +102,17 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
         obstacle: why the fused kernels cannot compute this call, if they cannot.
 
     Raises:
-        ValueError: an unknown backend, or one that cannot take tensors of this device.
+        ValueError: an unknown backend, or one that cannot take tensors of this device or be exported to ONNX.
         RuntimeError: the backend was asked for by name and cannot be used here.
     """
     check_backend(backend)
     if backend == "torch":
         return Choice("torch", "asked for")
+    if not torch.compiler.is_dynamo_compiling():
+        if torch.onnx.is_in_onnx_export() and backend != "auto":
+            raise ValueError(f"backend {backend!r} cannot be exported to ONNX: use backend='torch' (or 'auto')")
+        if torch.onnx.is_in_onnx_export() or (torch.jit.is_tracing() and backend == "auto"):
+            return Choice("torch", "exports and traces are for machines without this package")
     x, *others = tensors
     if backend == "auto":
         name, reason = fused_for(x.device.type)

@@ -140,7 +140,7 @@ def _couplings(b1: float | Tensor, b2: float | Tensor, step: torch.Size) -> Coup
     """None if they do not broadcast over one step."""
     shapes = [b.shape for b in (b1, b2) if isinstance(b, Tensor)]
     if all(math.prod(shape) == 1 for shape in shapes):
-        return Couplings((), 1, step.numel())
+        return Couplings((), 1, math.prod(step))
     try:
         shape = torch.broadcast_shapes(*shapes)
         if torch.broadcast_shapes(shape, step) != step:
@@ -151,7 +151,7 @@ def _couplings(b1: float | Tensor, b2: float | Tensor, step: torch.Size) -> Coup
     axes = [axis for axis, size in enumerate(shape) if size > 1]
     if len(axes) == 1:
         return Couplings(shape, shape[axes[0]], math.prod(step[axes[0] + 1 :]))
-    return Couplings(tuple(step), step.numel(), 1)
+    return Couplings(tuple(step), math.prod(step), 1)
 
 
 def _flat(b: float | Tensor, couplings: Couplings, x_seq: Tensor, dtype: torch.dtype) -> Tensor:
