@@ -119,3 +119,5 @@ def test_a_backend_that_cannot_be_exported_says_which_can(neuron):
     net[1].backend = "cpu"
     with pytest.raises(ValueError, match="'cpu' cannot be exported to ONNX: use backend='torch'"), torch.no_grad():
         torch.onnx.export(net, (x,), io.BytesIO(), dynamo=False)
+    with pytest.raises(Exception, match="backend='torch'"), torch.no_grad():
+        torch.onnx.export(net, (x,), dynamo=True, verbose=False)

@@ -108,11 +108,11 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
     check_backend(backend)
     if backend == "torch":
         return Choice("torch", "asked for")
-    if not torch.compiler.is_dynamo_compiling():
-        if torch.onnx.is_in_onnx_export() and backend != "auto":
-            raise ValueError(f"backend {backend!r} cannot be exported to ONNX: use backend='torch' (or 'auto')")
-        if torch.onnx.is_in_onnx_export() or (torch.jit.is_tracing() and backend == "auto"):
-            return Choice("torch", "exports and traces are for machines without this package")
+    exported = _exporting_to_onnx()
+    if exported and backend != "auto":
+        raise ValueError(f"backend {backend!r} cannot be exported to ONNX: use backend='torch' (or 'auto')")
+    if exported or (not torch.compiler.is_dynamo_compiling() and torch.jit.is_tracing() and backend == "auto"):
+        return Choice("torch", "exports and traces are for machines without this package")
     x, *others = tensors
     if backend == "auto":
         name, reason = fused_for(x.device.type)
@@ -137,6 +137,11 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
     if x.numel() == 0:
         return Choice("torch", "the input is empty")
     return Choice("torch", obstacle) if obstacle else Choice(name, reason)
+
+
+@torch.compiler.assume_constant_result
+def _exporting_to_onnx() -> bool:
+    return torch.onnx.is_in_onnx_export()
 
 
 @torch.compiler.assume_constant_result
