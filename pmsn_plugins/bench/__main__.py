@@ -15,6 +15,7 @@ from .. import __version__
 from .checks import run_checks
 from .contenders import contenders
 from .measure import Measurement, copy_bandwidth, measure
+from .recurrent import run_recurrent
 
 QUICK_SHAPES = [(4, 32, 64, 8, 8), (32, 64, 128), (250, 40, 352), (1024, 64, 128)]
 SHAPES = [
@@ -55,6 +56,11 @@ def main(argv: list[str] | None = None) -> int:
     machine = _machine(device)
     print(f"\n{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}")
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s (read + write)")
+    if arguments.recurrent:
+        times = run_recurrent(device, arguments.quick)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({**machine, "recurrent": times}, indent=1))
+        return 0
     results: list[Measurement] = []
     for shape in QUICK_SHAPES if arguments.quick else SHAPES:
         rows = _measure_shape(shape, device, budget_s=0.4 if arguments.quick else 0.8)
@@ -135,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m pmsn_plugins.bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and runs: under a minute on two cores")
+    parser.add_argument("--recurrent", action="store_true", help="time recurrent layers instead, on one thread and two")
     parser.add_argument("--json", type=Path, help="write machine and measurements here")
     parser.add_argument("--plot", type=Path, help="write the acceleration figure (PMSN paper, Fig. 5) here")
     return parser

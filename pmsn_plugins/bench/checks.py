@@ -46,11 +46,14 @@ def run_checks(device: torch.device, quick: bool) -> list[Check]:
         "PMSN, serial reset": partial(_pmsn, reset_mode="serial"),
         "TC-LIF": _tclif,
         "TC-LIF, pre-reset": partial(_tclif, soma_feedback="pre_reset"),
+        "TC-LIF, recurrent": _recurrent,
     }
     checks = []
     for shape in shapes:
         x, weight, *parameters = _case(shape)
         for name, run in variants.items():
+            if run is _recurrent and len(shape) != 3:
+                continue
             expected = _evaluate(run, functional, x, weight, parameters)
             for backend in available:
                 for dtype in TOLERANCES if shape[0] <= LONGEST_FLOAT32 else (torch.float64,):
@@ -61,19 +64,29 @@ def run_checks(device: torch.device, quick: bool) -> list[Check]:
 
 
 def _case(shape: tuple[int, ...]) -> list[Tensor]:
-    """Input, weight of the outputs, two couplings and the parameters of PMSN: float64, but of float32's numbers."""
+    """Input, weight of the outputs, two couplings, feedback and the parameters of PMSN: float64, but of float32's
+    numbers."""
     generator = torch.Generator().manual_seed(len(shape) + shape[0])
     drawn = [torch.randn(shape, generator=generator) for _ in range(2)]
     couplings = torch.tensor([-0.4, 0.6])
-    return [t.double() for t in (*drawn, couplings, *functional.pmsn_initial_parameters(shape[2], generator=generator))]
+    feedback = torch.randn(shape[2], shape[2], generator=generator) / shape[2] ** 0.5
+    return [
+        t.double()
+        for t in (*drawn, couplings, feedback, *functional.pmsn_initial_parameters(shape[2], generator=generator))
+    ]
 
 
 def _pmsn(room: ModuleType, x: Tensor, parameters: list[Tensor], options: dict[str, str], **variant: object) -> Tensor:
-    return room.pmsn_sequence(x, PMSNParameters(*parameters[1:]), **variant, **options).spikes
+    return room.pmsn_sequence(x, PMSNParameters(*parameters[2:]), **variant, **options).spikes
 
 
 def _tclif(room: ModuleType, x: Tensor, parameters: list[Tensor], options: dict[str, str], **variant: object) -> Tensor:
     return room.tclif_sequence(x, *parameters[0], **variant, **options).spikes
+
+
+def _recurrent(room: ModuleType, x: Tensor, parameters: list[Tensor], options: dict[str, str]) -> Tensor:
+    couplings, feedback, *_ = parameters
+    return room.tclif_recurrent_sequence(x, feedback, None, *couplings, **options).spikes
 
 
 def _evaluate(

@@ -11,7 +11,7 @@ backward, or an error names it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from itertools import compress, islice
 from typing import Any, NamedTuple
@@ -224,11 +224,7 @@ class Operator:
         tensor_gradients: Sequence[Tensor],
         geometry: Geometry,
     ) -> None:
-        given, tensors = tensors, _contiguous(tensors)
-        if direction == "backward":
-            for index in self.unread:
-                tensors[index] = given[index]
-        tensors = self.tensors._make(tensors)
+        tensors = self.tensors._make(_contiguous(tensors, self.unread if direction == "backward" else ()))
         has_state = any([state is not None for state in tensors[self.states]])
         call = Call(self.neuron, direction, tensors, options, results, gradients, tensor_gradients, geometry, has_state)
         backend_of(backend, tensors[0].device.type).run(call)
@@ -347,8 +343,8 @@ def _timeless(geometry: Geometry) -> Geometry:
     return Geometry(0, (), geometry.sizes, 0, 0)
 
 
-def _contiguous(tensors: Iterable[Tensor | None]) -> list[Tensor | None]:
-    return [None if t is None else t.contiguous() for t in tensors]
+def _contiguous(tensors: Iterable[Tensor | None], unread: Collection[int] = ()) -> list[Tensor | None]:
+    return [t if t is None or i in unread else t.contiguous() for i, t in enumerate(tensors)]
 
 
 def _check(tensors: Any, looks: Sequence[Look], device: torch.device) -> None:

@@ -143,7 +143,8 @@ def _of_channels(b: float | Tensor, weight: Tensor, dtype: torch.dtype) -> Tenso
     """A coupling of each channel, [C]."""
     if not isinstance(b, Tensor):
         return torch.full((len(weight),), b, dtype=dtype, device=weight.device)
-    return converted(dtype, (b,))[0].expand(1, len(weight)).squeeze(0)
+    (b,) = converted(dtype, (b,))
+    return (b[0] if b.ndim == 2 else b).expand(len(weight))
 
 
 def choose_tclif_recurrent(

@@ -7,7 +7,7 @@ import torch
 
 from pmsn_plugins import kernels
 from pmsn_plugins.bench import __main__ as command
-from pmsn_plugins.bench import checks
+from pmsn_plugins.bench import checks, recurrent
 from pmsn_plugins.bench.contenders import FFTPMSN, PMSN, contenders
 from pmsn_plugins.bench.measure import Measurement, measure
 from pmsn_plugins.functional import pmsn_sequence
@@ -90,6 +90,65 @@ def test_command(tmp_path, capsys, monkeypatch):
     results = json.loads(record.read_text())["results"]
     assert {tuple(r["shape"]) for r in results} == {(4, 2, 3), (16, 2, 3)}
     assert figure.stat().st_size > 1000
+
+
+def test_the_recurrent_contenders_compute_what_they_say():
+    found = {c.name: c for c in recurrent.contenders()}
+    assert next(iter(found)) == recurrent.OURS and recurrent.PLAIN in found
+    x = 2 * torch.rand(20, 2, 6, dtype=torch.float64)
+    ours = found[recurrent.OURS].make(6).double()
+    expected = ours(x)
+    assert expected.any()
+    for name, contender in found.items():
+        layer = contender.make(6)
+        if name.startswith("TC-LIF"):
+            layer = layer.double()
+            (layer.layer if contender.copies else layer).load_state_dict(_in_container(ours, contender.copies))
+            for _ in range(2):  # nothing is left of the sequence before
+                assert torch.equal(layer(x), expected), name
+        else:
+            spikes = layer(x.float())  # snnTorch's spikes are
+            assert spikes.shape == x.shape and set(spikes.unique().tolist()) <= {0.0, 1.0}, name
+
+
+def _in_container(layer, wanted):
+    state = layer.state_dict()
+    if not wanted:
+        return state
+    return {
+        **{f"sub_module.{name}": state[name] for name in ("c1", "c2")},
+        **{f"element_wise_function.linear.{name}": state[f"recurrent.{name}"] for name in ("weight", "bias")},
+    }
+
+
+def test_the_bias_gives_the_firing_rate():
+    for channels in (5, 40):
+        layer = recurrent.Recurrent(channels)
+        torch.nn.init.constant_(layer.recurrent.bias, recurrent.bias_for_rate(channels))
+        assert 0.7 < layer(torch.randn(200, 20, channels)).mean() / recurrent.RATE < 1.4
+
+
+def test_the_recurrent_goals_are_printed_for_one_thread_and_two(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(recurrent, "LENGTHS", (4, 8))
+    monkeypatch.setattr(recurrent, "WIDTHS", (40,))
+    monkeypatch.setattr(recurrent, "BATCH", 2)
+    monkeypatch.setattr(recurrent, "_interleaved", lambda calls, rounds: _called(calls))
+    monkeypatch.setattr(command, "copy_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr(command, "run_checks", lambda *_: [])
+    threads, record = torch.get_num_threads(), tmp_path / "bench.json"
+    assert command.main(["--device", "cpu", "--quick", "--recurrent", "--json", str(record)]) == 0
+    assert torch.get_num_threads() == threads
+    printed = capsys.readouterr().out
+    assert "firing rate 0.1, 1 thread\n" in printed and "firing rate 0.1, 2 threads\n" in printed
+    assert printed.count("width 40: 3.0 times as fast as the plain loop at T = 4 (goal on one thread: 25)") == 2
+    results = json.loads(record.read_text())["recurrent"]
+    assert {(r["threads"], tuple(r["shape"])) for r in results} == {(1, (4, 2, 40)), (2, (4, 2, 40))}
+
+
+def _called(calls):
+    for call in calls.values():
+        call()
+    return {name: float(i) for i, name in enumerate(calls, 1)}
 
 
 def test_each_contender_is_timed_twice_and_the_faster_counts(monkeypatch, capsys):

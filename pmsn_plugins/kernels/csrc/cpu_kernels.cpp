@@ -19,13 +19,40 @@
 
 namespace PMSN_NAMESPACE {
 
-// Memory of a call, aligned for any lane.
-struct Memory {
-    void* const at;
-    explicit Memory(index_t bytes) : at(std::aligned_alloc(64, ceil_div(bytes, 64) * 64)) {}
+// Memory of a call, aligned for any lane. A thread keeps one block of it for the next call, unless it is large: fresh
+// memory is mapped at its first use, page by page.
+class Memory {
+    struct Block {
+        void* at = nullptr;
+        index_t bytes = 0;
+        ~Block() { std::free(at); }
+    };
+    static thread_local Block kept;
+    index_t bytes_;
+
+public:
+    void* at;
+
+    explicit Memory(index_t bytes) : bytes_(ceil_div(bytes, 64) * 64) {
+        if (kept.bytes >= bytes_) {
+            bytes_ = kept.bytes;
+            at = kept.at;
+            kept.at = nullptr, kept.bytes = 0;
+        } else {
+            at = std::aligned_alloc(64, bytes_);
+        }
+    }
     Memory(const Memory&) = delete;
-    ~Memory() { std::free(at); }
+    ~Memory() {
+        if (at && bytes_ > kept.bytes && bytes_ <= (1 << 23)) {
+            std::free(kept.at);
+            kept.at = at, kept.bytes = bytes_;
+        } else {
+            std::free(at);
+        }
+    }
 };
+thread_local Memory::Block Memory::kept;
 
 // Run `run(item, scratch)` for all items; false when memory ran out.
 template <class Run>
@@ -120,15 +147,16 @@ static int backward_as(const TclifArgs& args, int threads) {
 template <class R>
 static int backward_as(const TclifRecurrentArgs& args, int threads) {
     const TclifRecurrentCpu<R> kernel(args);
-    const Memory shared(kernel.shared_bytes()), partials(kernel.items * kernel.partial_bytes());
-    if (!shared.at || !partials.at) return 1;
-    kernel.share_panels(shared.at);
+    const Memory memory(kernel.items * kernel.partial_bytes() + kernel.shared_bytes());
+    if (!memory.at) return 1;
+    char *const partials = (char*)memory.at, *const shared = partials + kernel.items * kernel.partial_bytes();
+    kernel.share_panels(shared);
     const auto one = [&](index_t item, void* scratch) {
-        kernel.backward(item, scratch, shared.at, (char*)partials.at + item * kernel.partial_bytes());
+        kernel.backward(item, scratch, shared, partials + item * kernel.partial_bytes());
     };
     if (!for_items(kernel.items, threads, kernel.backward_scratch(), one)) return 1;
-    kernel.reduce_vectors(partials.at);
-    return !for_items(kernel.blocks, threads, 64, [&](index_t b, void*) { kernel.reduce_weight(b, partials.at); });
+    kernel.reduce_vectors(partials);
+    return !for_items(kernel.blocks, threads, 64, [&](index_t b, void*) { kernel.reduce_weight(b, partials); });
 }
 
 template <class Args>
