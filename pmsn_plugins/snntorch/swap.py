@@ -10,9 +10,11 @@ from torch import nn
 from ..swap.frameworks import Framework
 from ..swap.maker import Maker
 from ..swap.settings import common
+from . import swap_recurrent
 from .layer import MultiCompartmentLayer
 from .pmsn import PMSN
 from .tclif import TCLIF
+from .tclif_recurrent import RTCLIF
 
 SETTINGS = ("threshold", "spike_grad", "surrogate_disable", "init_hidden", "output")
 
@@ -34,11 +36,12 @@ def _is_sequence(module: nn.Module) -> bool | None:
 
 
 def _settings(old: nn.Module, maker: Maker, sequence: bool) -> dict[str, Any]:
+    recurrent = isinstance(old, swap_recurrent.RECURRENT.layers) and issubclass(maker.cls, RTCLIF)
     weights = [name for name, child in old.named_children() if any(True for _ in child.parameters())]
-    if isinstance(old, FRAMEWORK.neurons) and weights:
+    if isinstance(old, FRAMEWORK.neurons) and weights and not recurrent:
         raise ValueError(
             f"{type(old).__name__} has weights of its own ({', '.join(weights)}), which a new neuron would not have; "
-            "exclude= it" + (", recurrent layers are not swapped" if type(old).__name__.startswith("R") else "")
+            "exclude= it" + (", or put in RTCLIF" if isinstance(old, swap_recurrent.RECURRENT.layers) else "")
         )
     settings = common(old, SETTINGS)
     if settings.get("surrogate_disable"):
@@ -46,7 +49,8 @@ def _settings(old: nn.Module, maker: Maker, sequence: bool) -> dict[str, Any]:
     settings["learn_threshold"] = isinstance(getattr(old, "threshold", None), nn.Parameter)
     if issubclass(maker.cls, MultiCompartmentLayer):
         _call_alike(old, maker.cls, settings, sequence)
-    return {name: value for name, value in settings.items() if not (name.startswith("learn") and not value)}
+    taken = {name: value for name, value in settings.items() if not (name.startswith("learn") and not value)}
+    return taken | (swap_recurrent.settings(old) if recurrent else {})
 
 
 def _call_alike(old: nn.Module, cls: type, settings: dict[str, Any], sequence: bool) -> None:
@@ -59,6 +63,10 @@ def _call_alike(old: nn.Module, cls: type, settings: dict[str, Any], sequence: b
         raise ValueError(f"{name} takes whole sequences and TCLIF single steps: put in PMSN, which takes both")
     if sequence and isinstance(old, _SEQUENCE) and not output:
         raise ValueError(f"{name} with output=False returns its membrane alone, which no {cls.__name__} does")
+    if issubclass(cls, RTCLIF) and not isinstance(old, snn.RSynaptic) and (output or not kept):
+        raise ValueError(
+            f"{name} is not called like RTCLIF, which returns (spk, dend, mem); with init_hidden=True it is"
+        )
     if not sequence and (output or not kept):  # the states are among the values returned
         if isinstance(old, snn.Synaptic) and issubclass(cls, PMSN):
             raise ValueError(
@@ -66,7 +74,7 @@ def _call_alike(old: nn.Module, cls: type, settings: dict[str, Any], sequence: b
             )
         if isinstance(old, _classes("Alpha", "DeltaLeaky")):
             raise ValueError(f"{name} returns other states than PMSN and TCLIF; with init_hidden=True it would not")
-        if not isinstance(old, snn.Synaptic) and not (issubclass(cls, PMSN) and kept):
+        if not isinstance(old, snn.Synaptic | snn.RSynaptic) and not (issubclass(cls, PMSN) and kept):
             settings["single_state"] = True
     if not sequence and not kept:
         settings.pop("output", None)  # without a meaning
@@ -81,6 +89,7 @@ FRAMEWORK = Framework(
     ours=(MultiCompartmentLayer,),
     is_sequence=_is_sequence,
     settings=_settings,
+    recurrent=swap_recurrent.RECURRENT,
     attributes=(),
     swapped=lambda net: None,
 )

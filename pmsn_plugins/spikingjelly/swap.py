@@ -10,7 +10,9 @@ from torch import nn
 from ..swap.frameworks import Framework
 from ..swap.maker import Maker
 from ..swap.settings import common
+from . import swap_recurrent
 from ._compat import StatefulNode
+from .tclif_recurrent import RecurrentTCLIFNode
 
 SETTINGS = ("v_threshold", "surrogate_function", "detach_reset", "store_v_seq")
 
@@ -36,6 +38,9 @@ def _is_sequence(module: nn.Module) -> bool | None:
 
 
 def _settings(old: nn.Module, maker: Maker, sequence: bool) -> dict[str, Any]:
+    if isinstance(old, swap_recurrent.RECURRENT.layers) and issubclass(maker.cls, RecurrentTCLIFNode):
+        own = swap_recurrent.settings(old)
+        return common(old.sub_module, SETTINGS) | {"step_mode": "m" if sequence else "s"} | own
     settings = common(old, SETTINGS) | {"step_mode": "m" if sequence else "s"}
     if maker.given.get("step_mode", settings["step_mode"]) == "m" and not _keeps_state(old):
         settings["keep_state"] = False
@@ -58,6 +63,7 @@ FRAMEWORK = Framework(
     ours=(StatefulNode,),
     is_sequence=_is_sequence,
     settings=_settings,
+    recurrent=swap_recurrent.RECURRENT,
     attributes=("step_mode", "store_v_seq"),
     swapped=_swapped,
 )

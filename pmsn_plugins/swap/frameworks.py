@@ -14,6 +14,22 @@ from .maker import Maker
 
 
 @dataclass(frozen=True)
+class RecurrentLayers:
+    """A framework's layers that get their own last spikes back, and our neuron that is such a layer in one."""
+
+    layers: tuple[type[nn.Module], ...]
+    """What is replaced, unless a target is given, where ``neuron`` is put in."""
+
+    neuron: type[nn.Module]
+
+    width: Callable[[nn.Module], int | None]
+    """Neurons of a layer. Raises ValueError where ours cannot stand in its place."""
+
+    adopt: Callable[[nn.Module, nn.Module], nn.Module]
+    """Gives a new neuron the feedback of the old layer; returns what stands in the layer's place."""
+
+
+@dataclass(frozen=True)
 class Framework:
     """One framework's answers, given by :mod:`pmsn_plugins.spikingjelly.swap` and :mod:`pmsn_plugins.snntorch.swap`."""
 
@@ -29,6 +45,8 @@ class Framework:
     settings: Callable[[nn.Module, Maker, bool], dict[str, Any]]
     """What a new neuron takes over of an old one, which takes sequences or not, by the names of the class's options.
     Raises ValueError where the new neuron cannot stand in the old one's place."""
+
+    recurrent: RecurrentLayers
 
     attributes: tuple[str, ...]
     """What is taken over as attributes where a function makes the neuron."""

@@ -54,7 +54,16 @@ class Swap:
         self.maker = Maker(neuron)
         self.channel_axis = self.maker.given.get("channel_axis") if channel_axis is None else channel_axis
         self.frameworks = frameworks()
+        recurrent = [framework.recurrent for framework in self.frameworks]
+        self.recurrent = next((r for r in recurrent if self.maker.cls and issubclass(self.maker.cls, r.neuron)), None)
         self.known = tuple(cls for framework in self.frameworks for cls in framework.neurons)
+        if self.recurrent is not None:
+            self.known = self.recurrent.layers
+            if target is None and not any(isinstance(module, self.known) for module in net.modules()):
+                raise ValueError(
+                    f"net has no recurrent layer to swap ({', '.join(cls.__name__ for cls in self.known)}); name "
+                    "neurons with target= to give them feedback of their own"
+                )
         self.ours = tuple(cls for framework in self.frameworks for cls in framework.ours)
         self.found = select(net, target, exclude, self.known, self.ours)
         self.unused: list[str] = []
@@ -67,7 +76,8 @@ class Swap:
         calls = None if self.sample is None else self.look()
         settings = {old: self.settings(old) for old in self.found}
         channels = self.channels(calls)
-        made = self.make_all(channels, settings)
+        new = self.make_all(channels, settings)
+        made = {old: self.placed(old, new[old], settings[old]) for old in self.found}
         try:
             undo = replace(self.net, made)
         except StillHeldError as error:
@@ -86,7 +96,7 @@ class Swap:
                 Replacement(
                     names=tuple(names),
                     old=type(old).__name__,
-                    new=type(made[old].neuron if self.batch_first else made[old]).__name__,
+                    new=type(new[old]).__name__,
                     channels=channels[old].count,
                     channel_axis=channels[old].axis,
                     settings=settings[old],
@@ -138,6 +148,8 @@ class Swap:
     # how many channels
 
     def channels(self, calls: Calls | None) -> dict[nn.Module, Channels]:
+        if all(self.is_recurrent(old) for old in self.found):  # their feedback says
+            return {old: Channels(self.recurrent.width(old)) for old in self.found}
         if calls is None:
             return self.channels_from_registration()
         names = [names[0] for names in self.found.values()]
@@ -205,7 +217,8 @@ class Swap:
     def make_all(
         self, channels: dict[nn.Module, Channels], settings: dict[nn.Module, dict[str, Any]]
     ) -> dict[nn.Module, nn.Module]:
-        made, taken, near = {}, set(self.net.modules()), _tensors_near(self.net, self.found)
+        made: dict[nn.Module, nn.Module] = {}
+        taken, near = set(self.net.modules()), _tensors_near(self.net, self.found)
         for old in self.found:
             new = self.make(old, channels[old], settings[old])
             if new in taken:
@@ -213,11 +226,23 @@ class Swap:
                     f"neuron returned the same module twice (for {self.say(old)}); make a new one in every call"
                 )
             taken.add(new)
-            made[old] = BatchFirst(new) if self.batch_first else new
+            made[old] = new
             if old in near:
                 made[old].to(device=near[old].device, dtype=near[old].dtype)
-            made[old].train(old.training)
         return made
+
+    def is_recurrent(self, old: nn.Module) -> bool:
+        return self.recurrent is not None and isinstance(old, self.recurrent.layers)
+
+    def placed(self, old: nn.Module, new: nn.Module, settings: dict[str, Any]) -> nn.Module:
+        """What stands in the place of ``old``."""
+        module = new
+        if self.is_recurrent(old):
+            module = self.recurrent.adopt(old, new)
+            settings["recurrent"] = getattr(new, "recurrent", None)
+        if self.batch_first:
+            module = BatchFirst(module)
+        return module.train(old.training)
 
     def make(self, old: nn.Module, channels: Channels, settings: dict[str, Any]) -> nn.Module:
         """The new neuron; ``settings`` is reduced to what it really took over."""

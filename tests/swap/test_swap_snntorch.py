@@ -16,7 +16,7 @@ from snntorch import functional as SF
 from snntorch import surrogate, utils
 
 from pmsn_plugins import swap_neurons
-from pmsn_plugins.snntorch import PMSN, TCLIF
+from pmsn_plugins.snntorch import PMSN, RTCLIF, TCLIF
 
 sys.path.insert(0, str(Path(__file__).parent))
 from swapping import check_swap, same, snapshot
@@ -153,7 +153,7 @@ def test_time_first():
 @NEURONS
 def test_what_has_weights_or_other_states_is_refused_by_name(new):
     for layer, message in (
-        (snn.RLeaky(beta=0.9, linear_features=8), r"0: RLeaky has weights .*\(recurrent\).*; exclude= it, recurrent"),
+        (snn.RLeaky(beta=0.9, linear_features=8), r"0: RLeaky has weights .*\(recurrent\).*, or put in RTCLIF"),
         (snn.RSynaptic(alpha=0.9, beta=0.9, linear_features=8), r"0: RSynaptic has weights of its own"),
         (snn.SLSTM(8, 8), r"0: SLSTM has weights of its own \(lstm_cell\)"),
         (snn.LeakyParallel(8, 8), r"0: LeakyParallel has weights of its own \(rnn\)"),
@@ -167,6 +167,74 @@ def test_what_has_weights_or_other_states_is_refused_by_name(new):
         assert swap_neurons(net, new, exclude=type(layer)) == {"2": 8}
     hidden = nn.Sequential(nn.Linear(4, 8), snn.Alpha(alpha=0.9, beta=0.8, init_hidden=True), nn.Linear(8, 2))
     assert swap_neurons(hidden, new, torch.rand(B, 4)) == {"1": 8}
+
+
+class RecurrentLoop(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(4, 8), snn.RSynaptic(alpha=0.9, beta=0.8, spike_grad=GRAD, **options)
+
+    def forward(self, x):
+        spk, syn, mem = self.lif1.reset_mem()
+        rec = []
+        for _ in range(T):
+            spk, syn, mem = self.lif1(4 * self.fc1(x), spk, syn, mem)
+            rec.append(spk)
+        return torch.stack(rec)
+
+
+@pytest.mark.parametrize("sample", [True, False])
+@pytest.mark.parametrize(
+    "options", [{"linear_features": 8}, {"all_to_all": False, "V": 0.3}, {"all_to_all": False, "V": torch.rand(8)}]
+)
+def test_rsynaptic_loops_take_rtclif_with_their_feedback(options, sample):
+    x = torch.rand(B, 4)
+    old = RecurrentLoop(threshold=0.5, **options)
+    feedback = [p for p in old.lif1.parameters() if p.requires_grad]
+    report = swap_neurons(old, RTCLIF, x if sample else None)
+    new = old.lif1
+    assert type(new) is RTCLIF and new.threshold == 0.5 and new.spike_grad is GRAD
+    assert report == {"lif1": options.get("linear_features")} and "RTCLIF" in str(report)
+    assert len(feedback) == (2 if "linear_features" in options else 1)
+    assert all(any(p is own for own in new.parameters()) for p in feedback)
+
+    def build():
+        torch.manual_seed(0)
+        return RecurrentLoop(**options)
+
+    check_swap(build, RTCLIF, x, others=(torch.rand(B + 1, 4),), sample=sample)
+    fixed = RecurrentLoop(learn_recurrent=False, **options)
+    swap_neurons(fixed, RTCLIF)
+    assert {n for n, p in fixed.lif1.named_parameters() if p.requires_grad} == {"c1", "c2"}
+    double = RecurrentLoop(**options).double()
+    swap_neurons(double, RTCLIF)
+    assert double(x.double()).dtype == torch.float64
+
+
+def test_rleaky_that_keeps_its_states_takes_rtclif():
+    def build():
+        return nn.Sequential(nn.Linear(4, 8), snn.RLeaky(0.9, linear_features=8, init_hidden=True), nn.Linear(8, 2))
+
+    _, report = check_swap(build, RTCLIF, 5 * torch.rand(B, 4))
+    assert report == {"1": 8}
+    for layer, message in (
+        (snn.RLeaky(0.9, linear_features=8), r"1: RLeaky is not called like RTCLIF, which returns \(spk"),
+        (snn.RSynaptic(0.9, 0.8, conv2d_channels=8, kernel_size=3), "1: RSynaptic feeds back through a Conv2d"),
+    ):
+        net = nn.Sequential(nn.Linear(4, 8), layer)
+        before = snapshot(net)
+        with pytest.raises(ValueError, match=message):
+            swap_neurons(net, RTCLIF)
+        assert same(before, snapshot(net))
+    with pytest.raises(ValueError, match="2: Leaky is not called like RTCLIF"):
+        swap_neurons(RecurrentAndNot(), functools.partial(RTCLIF, linear_features=8), target=snn.Leaky)
+    with pytest.raises(ValueError, match="no recurrent layer"):
+        swap_neurons(Loop(), RTCLIF)
+
+
+class RecurrentAndNot(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 8), snn.RSynaptic(0.9, 0.8, linear_features=8), snn.Leaky(0.9))
 
 
 @NEURONS

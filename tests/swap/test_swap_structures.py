@@ -13,7 +13,7 @@ pytest.importorskip("spikingjelly")
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 
 from pmsn_plugins import swap_neurons
-from pmsn_plugins.spikingjelly import MultiCompartmentNode, PMSNNode, TCLIFNode
+from pmsn_plugins.spikingjelly import MultiCompartmentNode, PMSNNode, RecurrentTCLIFNode, TCLIFNode
 
 sys.path.insert(0, str(Path(__file__).parent))
 from swapping import check_swap, same, snapshot
@@ -473,6 +473,94 @@ def test_recurrent_containers_keep_their_feedback(new):
     net, report = check_swap(build, new, x, others=(torch.rand(T, N + 1, 3),))
     assert report == {"0.1.sub_module": 5} and type(net[0][1]) is layer.LinearRecurrentContainer
     assert net[0][1].sub_module.step_mode == "s"
+
+
+class Adds(nn.Module):
+    """An element_wise_function as people write it."""
+
+    def __init__(self, width, sign=1.0):
+        super().__init__()
+        self.fc, self.sign = nn.Linear(width, width), sign
+
+    def forward(self, y, x):
+        return x + self.sign * self.fc(y)
+
+
+def containers(sub_module=TCLIFNode, **options):
+    """One of each, in multi-step mode."""
+    return nn.Sequential(
+        nn.Linear(3, 5), layer.LinearRecurrentContainer(sub_module(**options), 5, 5, step_mode="m"),
+        nn.Linear(5, 6), layer.ElementWiseRecurrentContainer(sub_module(**options), Adds(6), step_mode="m"),
+        nn.Linear(6, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sample", [True, False])
+def test_recurrent_containers_become_recurrent_neurons(sample):
+    x = 3 * torch.rand(T, N, 3)
+    net = containers(neuron.LIFNode, v_threshold=0.7, detach_reset=True)
+    learned = set(net.parameters())
+    report = swap_neurons(net, RecurrentTCLIFNode, x if sample else None)
+    assert report == {"1": 5, "3": 6}
+    assert "LinearRecurrentContainer" in str(report) and "recurrent=Linear" in str(report)
+    (project, first), second = net[1], net[3]
+    assert type(first) is type(second) is RecurrentTCLIFNode
+    assert second.recurrent.weight in learned and first.recurrent.bias in learned
+    assert first.v_threshold == second.v_threshold == 0.7 and first.detach_reset and first.step_mode == "m"
+    assert (project.weight.shape, project.bias) == ((5, 5), None)
+
+    def build():
+        return containers(neuron.LIFNode)
+
+    check_swap(build, RecurrentTCLIFNode, x, others=(torch.rand(T, N + 1, 3),), sample=sample)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_container_around_tclif_computes_the_same_as_a_recurrent_neuron(per_channel):
+    x = 3 * torch.rand(4 * T, N, 3)
+    options = dict(beta=(-0.3, 0.6), gamma=0.4, soma_feedback="pre_reset", v_threshold=0.8)
+    net = containers(**options)
+    if per_channel:
+        for index, width in ((1, 5), (3, 6)):
+            net[index].sub_module = TCLIFNode(channels=width, **options)
+            nn.init.normal_(net[index].sub_module.c1)
+    net = net.double()
+    expected = net(x.double())
+    expected.sum().backward()
+    kept = {name: p.grad for name, p in net.named_parameters()}
+    assert swap_neurons(net, RecurrentTCLIFNode) == {"1": 5, "3": 6}
+    functional.reset_net(net), net.zero_grad()
+    actual = net(x.double())
+    actual.sum().backward()
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    found = {
+        "1.rc.weight": torch.cat([net[1][0].weight.grad, net[1][1].recurrent.weight.grad], 1),
+        "1.rc.bias": net[1][1].recurrent.bias.grad,
+        "1.sub_module.c1": net[1][1].c1.grad,
+        "3.element_wise_function.fc.weight": net[3].recurrent.weight.grad,
+        "3.sub_module.c2": net[3].c2.grad,
+        "0.weight": net[0].weight.grad,
+    }
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, kept[name], rtol=0, atol=1e-12)
+
+
+def test_what_is_no_recurrent_neuron_is_refused_by_name():
+    for container, message in (
+        (layer.ElementWiseRecurrentContainer(neuron.LIFNode(), lambda y, x: y + x), "0: has an element_wise_function"),
+        (layer.ElementWiseRecurrentContainer(neuron.LIFNode(), Adds(4, -1.0)), "0: has an element_wise_function"),
+        (layer.LinearRecurrentContainer(nn.Sequential(nn.Linear(4, 2), neuron.LIFNode()), 4, 2), "0: holds a Seq"),
+    ):
+        net = nn.Sequential(container, nn.Linear(4, 2))
+        before = snapshot(net)
+        with pytest.raises(ValueError, match=message):
+            swap_neurons(net, RecurrentTCLIFNode)
+        assert same(before, snapshot(net))
+    with pytest.raises(ValueError, match="net has no recurrent layer to swap"):
+        swap_neurons(nn.Sequential(nn.Linear(4, 2), neuron.LIFNode()), RecurrentTCLIFNode)
+    net = nn.Sequential(nn.Linear(4, 2), neuron.LIFNode())
+    assert swap_neurons(net, RecurrentTCLIFNode, target=neuron.LIFNode) == {"1": 2}
+    assert net[1].recurrent.weight.shape == (2, 2)
 
 
 class WithoutLayers(nn.Module):
