@@ -184,3 +184,22 @@ def test_around_a_layer():
 def test_bad_input(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_compiled_without_a_graph_break(step_mode):
+    torch._dynamo.reset()
+    layer, expected = make(step_mode=step_mode), make(step_mode=step_mode)
+    compiled, x = torch.compile(layer, fullgraph=True, backend="aot_eager"), inputs(6, B, C)
+    if step_mode == "m":
+        got, want = compiled(x)[0], expected(x)[0]
+    else:
+        states, got = layer.reset_mem(), []
+        for x_t in x:
+            states = compiled(x_t, *states)
+            got.append(states[0])
+        got, want = torch.stack(got), loop(expected, x)[0]
+    assert torch.equal(got, want)
+    got.sum().backward(), want.sum().backward()
+    for p, q in zip(layer.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)

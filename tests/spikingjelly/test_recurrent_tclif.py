@@ -246,3 +246,12 @@ def test_in_a_net_of_both_step_modes():
 def test_bad_arguments(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_compiled_without_a_graph_break():
+    torch._dynamo.reset()
+    node, expected = make(step_mode="m"), make(step_mode="m")
+    compiled, x = torch.compile(node, fullgraph=True, backend="aot_eager"), inputs(12)
+    for _ in range(2):  # after a reset, and with a state
+        assert_same(run(compiled, x, [*node.parameters()]), run(expected, x, [*expected.parameters()]))
+        functional.detach_net(node), functional.detach_net(expected)
