@@ -42,7 +42,7 @@ def make_trainer(folder, changes=None, *, source=None, net=None, **kwargs):
         source = synthetic_source((6, 4), 5, samples=30)
     if net is None:
         torch.manual_seed(1)
-        net = feedforward((4, 6, 5), neuron_factory("tclif"), dropout=0.2)
+        net = feedforward((4, 6, 6, 5), neuron_factory("tclif"), feedback=(1,), dropout=0.2)
     folder.mkdir(exist_ok=True, parents=True)
     return Trainer(net, source, settings, folder, ONE, quiet=True, **kwargs)
 
@@ -241,7 +241,9 @@ def test_accumulation_gives_the_same_steps(tmp_path):
 
 def test_the_curve_is_the_mean_over_samples(tmp_path):
     trainer = make_trainer(tmp_path, {"epochs": 1, "batch_size": 7, "lr": 1e-12, "neuron_lr": 1e-12})
-    trainer.net[0].p = trainer.net[3].p = 0.0
+    for module in trainer.net:
+        if hasattr(module, "p"):
+            module.p = 0.0
     trainer.fit()
     row = trainer.progress.curve[0]
     evaluated = trainer._evaluate(trainer.train_set)
@@ -305,7 +307,8 @@ def test_the_test_set_is_read_once_and_not_before_the_end(tmp_path):
 def test_a_checkpoint_of_another_network_or_run_changes_nothing(tmp_path):
     make_trainer(tmp_path).fit()
     payload = snapshot.load(tmp_path / LAST)
-    other = make_trainer(tmp_path / "other", net=feedforward((4, 7, 5), neuron_factory("tclif"), dropout=0.2))
+    wider = feedforward((4, 7, 6, 5), neuron_factory("tclif"), feedback=(1,), dropout=0.2)
+    other = make_trainer(tmp_path / "other", net=wider)
     before = parameters(other)
     with pytest.raises(ValueError, match=r"another network: 1\.weight is \(6, 4\) there, \(7, 4\) here"):
         other.restore(payload)
