@@ -88,11 +88,11 @@ def sliding_psn_cost(k: int) -> NeuronCost:
 def step_energy(
     fan_in: int, neurons: int, rate_in: float, rate_out: float, cost: NeuronCost, *, recurrent: bool = False
 ) -> float:
-    """Energy of one layer in one time step, pJ (TC-LIF paper, Table 1), m = fan_in, n = neurons:
+    """Energy of one layer in one time step, pJ (TC-LIF paper, Table 2), m = fan_in, n = neurons:
 
         m n Fr_in E_AC + (n n + n ac_per_spike) Fr_out E_AC + n (mac E_MAC + ac E_AC)
 
-    ``n n`` only if the layer is recurrent. For LIF and TC-LIF these are the paper's formulas. Its Table 2 is the sum
+    ``n n`` only if the layer is recurrent. For LIF and TC-LIF these are the paper's formulas. Its Table 3 is the sum
     over the hidden layers of 1-64-256-256-10, the first two recurrent, the input not counted (Fr_in = 0): energies
     *per time step*; one inference on 784 pixels takes 784 times as much.
 
@@ -115,9 +115,9 @@ def step_energy(
 
 
 def lstm_step_energy(fan_in: int, neurons: int, *, recurrent: bool = True) -> float:
-    """Energy of one LSTM layer in one time step, pJ (TC-LIF paper, Table 1): ``(4 (m n + n n) + 17 n) E_MAC``.
+    """Energy of one LSTM layer in one time step, pJ (TC-LIF paper, Table 2): ``(4 (m n + n n) + 17 n) E_MAC``.
 
-    ``recurrent=False`` leaves out ``n n``, as the paper's Table 2 does for its third layer.
+    ``recurrent=False`` leaves out ``n n``, as the paper's Table 3 does for its third layer.
     """
     check_int_at_least("fan_in", fan_in, 1)
     check_int_at_least("neurons", neurons, 1)

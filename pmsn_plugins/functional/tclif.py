@@ -4,11 +4,11 @@
     U_S[t] = a2 U_S[t-1] + b2 U_D[t] - v_threshold S[t-1]             soma
     S[t]   = Heaviside(U_S[t] - v_threshold)
 
-Zhang et al., TC-LIF (AAAI 2024), Eq. 7-12, where a1 = a2 = 1; with leaks a1, a2 < 1 it is the generalised
+Zhang et al., TC-LIF (AAAI 2024), Eq. 7-9, where a1 = a2 = 1; with leaks a1, a2 < 1 it is the generalised
 two-compartment LIF (Eq. 3-5). In the paper ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)``.
 
 The authors' code subtracts both resets right after the spike, so b1 multiplies the soma *after* its reset:
-``soma_feedback='post_reset'``, the default. ``'pre_reset'`` is Eq. 10 as printed: b1 multiplies the soma before it.
+``soma_feedback='post_reset'``, the default. ``'pre_reset'`` is Eq. 7 as printed: b1 multiplies the soma before it.
 
 Shapes: sequences ``[T, N, *]``, steps ``[N, *]``. Half precision is accepted; states are float32 or wider.
 

@@ -23,9 +23,9 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         mem[t]  = mem[t-1] + b2 dend[t] - threshold spk[t-1]
         spk[t]  = Heaviside(mem[t] - threshold)
 
-    Zhang et al., TC-LIF (AAAI 2024), Eq. 7-12; ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)`` are learned. By default
+    Zhang et al., TC-LIF (AAAI 2024), Eq. 7-9; ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)`` are learned. By default
     both resets are subtracted right after the spike, as in the authors' code, and the returned ``dend`` and ``mem`` are
-    those after reset; with ``soma_feedback='pre_reset'`` (Eq. 10 as printed) they are those before it, as in
+    those after reset; with ``soma_feedback='pre_reset'`` (Eq. 7 as printed) they are those before it, as in
     ``snn.Synaptic``::
 
         tclif = TCLIF()

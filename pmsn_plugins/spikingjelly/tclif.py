@@ -17,7 +17,7 @@ from ._compat import StatefulNode, States, StepOperations
 
 
 class TCLIFNode(TCLIFParametersMixin, StatefulNode):
-    """Two-compartment leaky integrate-and-fire neuron (Zhang et al., AAAI 2024, Eq. 7-12).
+    """Two-compartment leaky integrate-and-fire neuron (Zhang et al., AAAI 2024, Eq. 7-9).
 
     Dendrite U_D and soma U_S, coupled by the learnable ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)``::
 
@@ -33,7 +33,7 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
         gamma: reset of the dendrite.
         v_threshold: firing threshold and reset of the soma, above 0.
         soma_feedback: ``'post_reset'`` (b1 multiplies the soma after its reset, as the authors' code does) or
-            ``'pre_reset'`` (Eq. 10 as printed).
+            ``'pre_reset'`` (Eq. 7 as printed).
         surrogate_function: the default is the paper's triangle ``max(0, 1 - |U_S - v_threshold|)``.
         detach_reset: let no gradient flow through the two resets.
         step_mode: ``'s'`` or ``'m'``.

@@ -1,4 +1,4 @@
-"""Energy: the paper's Table 2, hand counts, SpikingJelly's counters, and what cannot be counted."""
+"""Energy: the paper's Table 3, hand counts, SpikingJelly's counters, and what cannot be counted."""
 
 import warnings
 from itertools import pairwise
@@ -15,7 +15,7 @@ layer = pytest.importorskip("spikingjelly.activation_based.layer")
 SIZES, RECURRENT = (1, 64, 256, 256), (True, True, False)
 
 
-def table_2(rates, cost):
+def table_3(rates, cost):
     rates = (0.0, *rates)
     return 1e-3 * sum(
         A.step_energy(m, n, rates[i], rates[i + 1], cost, recurrent=RECURRENT[i])
@@ -23,13 +23,13 @@ def table_2(rates, cost):
     )
 
 
-def test_table_2_of_the_tclif_paper():
+def test_table_3_of_the_tclif_paper():
     lstm = 1e-3 * sum(
         A.lstm_step_energy(m, n, recurrent=r) for (m, n), r in zip(pairwise(SIZES), RECURRENT, strict=True)
     )
     assert lstm == pytest.approx(2834.7, rel=1e-4)
-    assert table_2((0.219, 0.145, 0.004), energy.LIF_COST) == pytest.approx(23.8, rel=0.01)
-    assert table_2((0.294, 0.146, 0.030), energy.TCLIF_COST) == pytest.approx(28.2, rel=0.01)
+    assert table_3((0.219, 0.145, 0.004), energy.LIF_COST) == pytest.approx(23.8, rel=0.01)
+    assert table_3((0.294, 0.146, 0.030), energy.TCLIF_COST) == pytest.approx(28.2, rel=0.01)
 
 
 def test_hand_count_of_a_small_net():

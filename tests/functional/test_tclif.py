@@ -15,7 +15,7 @@ def inputs(*shape, dtype=torch.float64, seed=1) -> torch.Tensor:
 
 
 def literal(x, b1, b2, gamma, theta, leak, detach_reset=False):
-    """Eq. 7-12 as printed: potentials before reset, both resets taken at the next step."""
+    """Eq. 7-9 as printed: potentials before reset, both resets taken at the next step."""
     U_D = U_S = S = torch.zeros_like(x[0])
     spikes = []
     for x_t in x:
