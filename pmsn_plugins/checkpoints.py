@@ -2,7 +2,8 @@
 
 The scripts name a PMSN's parameters ``D``, ``log_dt``, ``log_A_real``, ``A_imag``, ``VinvB_real``, ``VinvB_imag`` (or
 ``B_*``), ``CV_real``, ``CV_imag`` (or ``C_*``), and a TC-LIF's ``decay_factor``, two numbers of shape [1, 2] or [2].
-Modules are matched by kind (neuron, linear or convolution, norm) and order, so the target may be a network of
+The ImageNet network's ``pe`` needs a network made with it: ``sew_resnet_static(..., T=4)``.
+Modules are matched by kind (neuron, linear or convolution, norm, ``pe``) and order, so the target may be a network of
 :mod:`pmsn_plugins.models`, or any SpikingJelly or snnTorch net with our neurons in the same order. Thresholds and
 TC-LIF's gamma are not in a state_dict: give them to the neurons.
 """
@@ -37,7 +38,7 @@ _PMSN_NAMES = {
 _NORM_NAMES = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 _WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _WRAPPERS = ("state_dict", "best_net", "model")
-_KINDS = ("PMSN", "TC-LIF", "norm", "linear or convolution")
+_KINDS = ("PMSN", "TC-LIF", "norm", "linear or convolution", "pe")
 
 
 def convert_neuron(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -85,9 +86,8 @@ def load_authors_checkpoint(net: nn.Module, checkpoint: str | Path | Mapping[str
         theirs = given[kind]
         ours = [module for module in net.modules() if _kind(module) == kind]
         if len(theirs) != len(ours):
-            raise ValueError(
-                f"the checkpoint has {len(theirs)} {kind} layers ({', '.join(theirs)}), this network has {len(ours)}"
-            )
+            names = ", ".join(prefix or "at the top" for prefix in theirs)
+            raise ValueError(f"the checkpoint has {len(theirs)} {kind} layers ({names}), this network has {len(ours)}")
         for (prefix, state), module in zip(theirs.items(), ours, strict=True):
             if kind in ("PMSN", "TC-LIF"):
                 state = convert_neuron(state)
@@ -142,6 +142,8 @@ def _kind(module: nn.Module) -> str | None:
         return "TC-LIF"
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return "norm"
+    if isinstance(getattr(module, "pe", None), nn.Parameter):
+        return "pe"
     return "linear or convolution" if isinstance(module, _WEIGHT_LAYERS) else None
 
 
@@ -173,6 +175,8 @@ def _modules_of(state: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Te
             kind = "PMSN"
         elif "decay_factor" in names:
             kind = "TC-LIF"
+        elif names == {"pe"}:
+            kind = "pe"
         elif "running_mean" in names and names <= _NORM_NAMES:
             kind = "norm"
         elif "weight" in names and names <= {"weight", "bias"} and tensors["weight"].ndim > 1:

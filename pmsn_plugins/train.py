@@ -106,7 +106,7 @@ def _run(
     if payload is not None:
         contents.check_parts(payload, contents.RESUMABLE, output_dir / LAST)
     source = _open_source(settings, args, process, payload)
-    net = build_network(settings, source, to_restore=payload is not None)
+    net = build_network(settings, source, initial_weights=payload is None and not args.dry_run)
     check_chunk(net, args.chunk)
     if process.is_main and not args.quiet:
         neuron = f"{settings.neuron} ({settings.framework})"
@@ -146,7 +146,7 @@ def _evaluate(args: argparse.Namespace, process: Process) -> int:
     payload = contents.check_parts(snapshot.load(args.evaluate), contents.NETWORK, args.evaluate)
     settings = contents.settings_in(payload, args.evaluate)
     source = _open_source(settings, args, process, payload)
-    net = build_network(settings, source, to_restore=True)
+    net = build_network(settings, source, initial_weights=False)
     load_network(net, payload["net"])
     trainer = Trainer(net, source, settings, args.evaluate.parent, process, workers=args.workers, quiet=True)
     if process.is_main and not args.quiet:
@@ -216,7 +216,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
 def _print_presets() -> None:
     print(f"{'preset':20} {'data':18} {'network':14} {'neuron':8} {'parameters':>10}")
     for name, settings in PRESETS.items():
-        net = build_network(settings, open_source(settings, dry_run=True))
+        net = build_network(settings, open_source(settings, dry_run=True), initial_weights=False)
         print(f"{name:20} {settings.dataset:18} {settings.network:14} {settings.neuron:8} {count_parameters(net):>10,}")
 
 

@@ -7,8 +7,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_callable, check_mapping, check_module, check_path
+from .._checks import check_callable, check_int_at_least, check_mapping, check_module, check_path
 from .neurons import NeuronFactory
+
+
+class TimeEmbedded(nn.Module):
+    """A network fed with ``x_seq + pe``: the learned ``pe`` [T, 1, 1, 1, 1] tells the steps of a static image apart.
+
+    Raises:
+        ValueError: in forward, ``x_seq`` has another number of time steps than ``pe``.
+    """
+
+    def __init__(self, net: nn.Module, T: int) -> None:
+        super().__init__()
+        check_int_at_least("T", T, 1)
+        self.pe = nn.Parameter(nn.init.trunc_normal_(torch.empty(T, 1, 1, 1, 1), std=0.02))
+        self.net = net
+
+    def forward(self, x_seq: Tensor) -> Tensor:
+        if len(x_seq) != len(self.pe):
+            raise ValueError(f"x_seq must have the {len(self.pe)} time steps of pe, got {len(x_seq)}")
+        return self.net(x_seq + self.pe)
 
 
 def sew_resnet_static(
@@ -16,6 +35,7 @@ def sew_resnet_static(
     neuron: NeuronFactory,
     *,
     num_classes: int = 1000,
+    T: int | None = None,
     init_from: str | Path | None = None,
 ) -> nn.Module:
     """SEW ResNet-18 or -34 (any depth SpikingJelly has), ADD connections: images [T, N, 3, H, W] -> [T, N, classes].
@@ -24,6 +44,9 @@ def sew_resnet_static(
     time-average of the input, with ``'local'`` (default) only the past: both are options of the neuron.
 
     Args:
+        T: number of time steps of the network in the PMSN authors' script: a learned ``pe`` [T, 1, 1, 1, 1] is added to
+            the repeated image, and the stem pools by AvgPool2d(3, stride 2, padding 1). None is SpikingJelly's SEW
+            ResNet, for any number of steps: no ``pe``, and a maximum in the stem.
         init_from: ``'torchvision'`` downloads torchvision's ImageNet weights of the ResNet of the same depth; a path
             loads such a state_dict from a file.
 
@@ -31,9 +54,13 @@ def sew_resnet_static(
         ValueError: the file holds no state_dict, or one of another ResNet.
         FileNotFoundError: there is no such file, or it could not be downloaded: says where it is expected.
     """
+    from spikingjelly.activation_based import layer
+
     from ..spikingjelly import sew_resnet
 
     check_callable("neuron", neuron, "a function that makes a neuron for a number of channels")
+    if T is not None:
+        check_int_at_least("T", T, 1)
     if init_from is not None:
         check_path("init_from", init_from)
     net = sew_resnet(depth, neuron, cnf="ADD", num_classes=num_classes)
@@ -41,7 +68,10 @@ def sew_resnet_static(
         load_torchvision_resnet(net, _download(depth))
     elif init_from is not None:
         load_torchvision_resnet(net, _read(Path(init_from)))
-    return net
+    if T is None:
+        return net
+    net.maxpool = layer.AvgPool2d(kernel_size=3, stride=2, padding=1, step_mode="m")  # the name is SpikingJelly's
+    return TimeEmbedded(net, T)
 
 
 def _download(depth: int) -> dict[str, Tensor]:

@@ -119,6 +119,8 @@ def check_chunk(net: nn.Module, chunk: int | None) -> None:
     if chunk is None:
         return
     check_int_at_least("chunk", chunk, 1)
+    if any(type(module).__name__ == "TimeEmbedded" for module in net.modules()):
+        raise ValueError(f"cannot stream: pe belongs to the steps of the whole sequence, got chunk={chunk}")
     for name, layer in spiking_layers(net).items():
         whole = type(layer).__name__ in ("PSN", "MaskedPSN", "SlidingPSN")
         if whole or getattr(layer, "context", "local") == "global":

@@ -83,6 +83,7 @@ DATASETS: dict[str, DatasetEntry] = {
 
 def _feedforward(
     neuron: NeuronFactory,
+    T: int,
     inputs: int,
     num_classes: int,
     *,
@@ -96,23 +97,30 @@ def _feedforward(
 
 
 def _residual(
-    neuron: NeuronFactory, inputs: int, num_classes: int, *, width: int, blocks: int, dropout: float = 0.0
+    neuron: NeuronFactory, T: int, inputs: int, num_classes: int, *, width: int, blocks: int, dropout: float = 0.0
 ) -> nn.Module:
     return residual(inputs, width, blocks, num_classes, neuron, dropout=dropout)
 
 
-def _pixel_cifar(neuron: NeuronFactory, inputs: int, num_classes: int, *, dropout: float = 0.0) -> nn.Module:
+def _pixel_cifar(neuron: NeuronFactory, T: int, inputs: int, num_classes: int, *, dropout: float = 0.0) -> nn.Module:
     return pixel_cifar(neuron, num_classes=num_classes, dropout=dropout)
 
 
-def _column_cifar(neuron: NeuronFactory, inputs: int, num_classes: int) -> nn.Module:
+def _column_cifar(neuron: NeuronFactory, T: int, inputs: int, num_classes: int) -> nn.Module:
     return column_cifar(neuron, num_classes=num_classes)
 
 
 def _sew(
-    depth: int, neuron: NeuronFactory, inputs: int, num_classes: int, *, init_from: str | None = None
+    depth: int,
+    with_pe: bool,
+    neuron: NeuronFactory,
+    T: int,
+    inputs: int,
+    num_classes: int,
+    *,
+    init_from: str | None = None,
 ) -> nn.Module:
-    return sew_resnet_static(depth, neuron, num_classes=num_classes, init_from=init_from)
+    return sew_resnet_static(depth, neuron, num_classes=num_classes, T=T if with_pe else None, init_from=init_from)
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -120,10 +128,13 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "residual": _residual,
     "pixel-cifar": _pixel_cifar,
     "column-cifar": _column_cifar,
-    "sew18": partial(_sew, 18),
-    "sew34": partial(_sew, 34),
+    "sew18": partial(_sew, 18, False),
+    "sew34": partial(_sew, 34, False),
+    "sew18-pe": partial(_sew, 18, True),
+    "sew34-pe": partial(_sew, 34, True),
 }
-"""Networks by name: functions of the neuron factory, the number of inputs and classes, and ``network_options``."""
+"""Networks by name: functions of the neuron factory, the number of time steps, inputs and classes, and
+``network_options``. ``-pe`` is the network of the PMSN authors' script, see :func:`sew_resnet_static`."""
 
 
 def open_source(
@@ -170,11 +181,12 @@ def open_source(
         return entry.open(data_dir, **{key: provided[key] for key in entry.takes}, **settings.dataset_options)
 
 
-def build_network(settings: Settings, source: DataSource, *, to_restore: bool = False) -> nn.Module:
+def build_network(settings: Settings, source: DataSource, *, initial_weights: bool = True) -> nn.Module:
     """The network of a run, its widths from the shape of the data. Initial values depend on ``settings.seed`` alone.
 
     Args:
-        to_restore: a checkpoint will be loaded into it: weights to begin with (``init_from``) are not looked for.
+        initial_weights: False does not look for weights to begin with (``init_from``): a checkpoint follows, or a dry
+            run.
 
     Raises:
         TypeError: an argument is of another type.
@@ -182,13 +194,13 @@ def build_network(settings: Settings, source: DataSource, *, to_restore: bool = 
     """
     check_type("settings", settings, Settings, "Settings")
     check_type("source", source, DataSource, "a DataSource")
-    check_flag("to_restore", to_restore)
+    check_flag("initial_weights", initial_weights)
     check_choice("network", settings.network, NETWORKS)
     check_choice("framework", settings.framework, NEURONS)
     check_choice("neuron", settings.neuron, NEURONS[settings.framework])
     build, options = NETWORKS[settings.network], dict(settings.network_options)
     _check_options(f"network {settings.network!r}", options, build)
-    if to_restore:
+    if not initial_weights:
         options.pop("init_from", None)
     x, _ = source.train[0]
     if source.eval_transform is not None:
@@ -199,7 +211,7 @@ def build_network(settings: Settings, source: DataSource, *, to_restore: bool = 
         neuron(1)
     with torch.random.fork_rng(devices=[]), _blaming(f"network {settings.network!r}", options):
         torch.default_generator.manual_seed(settings.seed)
-        return build(neuron, inputs, source.num_classes, **options)
+        return build(neuron, T, inputs, source.num_classes, **options)
 
 
 def _check_options(what: str, options: dict[str, Any], build: Callable, reserved: Collection[str] = ()) -> None:

@@ -224,7 +224,7 @@ def test_weights_to_begin_with_are_not_looked_for_when_a_checkpoint_follows():
     source = open_source(settings, dry_run=True)
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
         build_network(settings, source)
-    build_network(settings, source, to_restore=True)
+    build_network(settings, source, initial_weights=False)
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_data_and_networks():
             build_network(settings, value)
     check("flag", "download", lambda value: open_source(settings, download=value))
     check("flag", "dry_run", lambda value: open_source(settings, dry_run=value))
-    check("flag", "to_restore", lambda value: build_network(settings, source, to_restore=value))
+    check("flag", "initial_weights", lambda value: build_network(settings, source, initial_weights=value))
     check("string", "neuron", lambda value: with_neuron(settings, value))
     for value in (3, [], True):
         with pytest.raises(TypeError, match="data_dir must be a path, got"):
