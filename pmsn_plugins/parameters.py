@@ -3,47 +3,91 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_finite, check_int_at_least, check_module, check_not_negative, check_positive, shown
+from ._checks import (
+    check_finite,
+    check_int_at_least,
+    check_module,
+    check_not_negative,
+    check_options,
+    check_positive,
+    check_type,
+    shown,
+)
 from .functional import PMSNCoefficients, PMSNParameters, pmsn_initial_parameters
 from .kernels import discretize
 
 
-def param_groups(module: nn.Module, lr: float, neuron_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+def param_groups(
+    module: nn.Module,
+    lr: float,
+    neuron_lr: float,
+    weight_decay: float = 0.0,
+    *,
+    neuron_lr_scales: Mapping[str, float] | None = None,
+    neuron_weight_decays: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
     """Optimiser groups of a net (or one neuron), as the papers' accuracies need them.
 
     Weights, biases and the neurons' direct gain ``D`` get ``lr`` and ``weight_decay``. The other neuron parameters get
     no weight decay and ``neuron_lr`` (PMSN's ``log_dt``, ``log_decay``; TC-LIF's ``c1``, ``c2``) or ``10 * neuron_lr``
     (PMSN's ``freq``, ``B_*``, ``R_*``).
 
+    Args:
+        neuron_lr_scales: by name, the factor of ``neuron_lr`` where it is to be another one (the PMSN authors' ImageNet
+            script has 1 for ``B_*`` and ``R_*``).
+        neuron_weight_decays: by name, the weight decay where there is to be one (their scripts for S-MNIST, PS-MNIST
+            and CIFAR by pixel have 0.01 for ``B_real``).
+
     Example:
         ``torch.optim.AdamW(param_groups(net, lr=1e-2, neuron_lr=1e-3, weight_decay=0.01))``
 
     Raises:
         TypeError: ``module`` is no module, or a rate no number.
-        ValueError: a rate is not above 0, or ``weight_decay`` below 0; or one of them is not finite.
+        ValueError: a rate is not above 0, or a weight decay below 0; or one of them is not finite. No neuron in
+            ``module`` has a parameter of such a name.
     """
     check_module("module", module)
     check_positive("lr", lr)
     check_positive("neuron_lr", neuron_lr)
     check_not_negative("weight_decay", weight_decay)
-    scale_of: dict[int, float] = {}
+    scales = _by_name("neuron_lr_scales", neuron_lr_scales, check_positive)
+    decays = _by_name("neuron_weight_decays", neuron_weight_decays, check_not_negative)
+    of_neurons: dict[int, tuple[float, float]] = {}
+    known: set[str] = set()
     for child in module.modules():
         for name, scale in getattr(child, "neuron_lr_scale", {}).items():
-            scale_of[id(getattr(child, name))] = scale
-    groups: dict[float, list[nn.Parameter]] = {}
+            known.add(name)
+            of_neurons[id(getattr(child, name))] = float(scales.get(name, scale)), float(decays.get(name, 0.0))
+    for option, values in (("neuron_lr_scales", scales), ("neuron_weight_decays", decays)):
+        check_options(option, values, sorted(known))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in module.parameters():  # each shared parameter once
         if parameter.requires_grad:
-            groups.setdefault(scale_of.get(id(parameter), 0.0), []).append(parameter)
+            groups.setdefault(of_neurons.get(id(parameter), (0.0, 0.0)), []).append(parameter)
     return [
-        {"params": parameters, "lr": scale * neuron_lr if scale else lr, "weight_decay": 0.0 if scale else weight_decay}
-        for scale, parameters in sorted(groups.items())
+        {
+            "params": parameters,
+            "lr": scale * neuron_lr if scale else lr,
+            "weight_decay": decay if scale else weight_decay,
+        }
+        for (scale, decay), parameters in sorted(groups.items(), key=lambda group: group[0])
     ]
+
+
+def _by_name(
+    option: str, values: Mapping[str, float] | None, check: Callable[[str, float], None]
+) -> Mapping[str, float]:
+    values = {} if values is None else values
+    check_type(option, values, Mapping, "a mapping of names to numbers")
+    for name, value in values.items():
+        check(f"{option}[{name!r}]", value)
+    return values
 
 
 class NeuronParameters:
@@ -52,9 +96,11 @@ class NeuronParameters:
     neuron_lr_scale: ClassVar[dict[str, float]]
     """Learning rate of each parameter in units of ``neuron_lr``; the parameters not listed go with the weights."""
 
-    def param_groups(self, lr: float, neuron_lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, neuron_lr: float, weight_decay: float = 0.0, **by_name: Mapping[str, float] | None
+    ) -> list[dict[str, Any]]:
         """Optimiser groups of this neuron alone; see :func:`pmsn_plugins.param_groups` for a whole net."""
-        return param_groups(self, lr, neuron_lr, weight_decay)
+        return param_groups(self, lr, neuron_lr, weight_decay, **by_name)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         """Refuse a checkpoint with NaN or infinite values and keep this neuron's parameters as they are."""

@@ -39,6 +39,41 @@ def test_param_groups():
     assert names_by_rate(neuron, neuron.param_groups(lr=0.5, neuron_lr=0.1))[0.5, 0.0] == {"D"}
 
 
+def test_param_groups_by_name():
+    """The authors' scripts: weight decay of B_real, or B and R at neuron_lr."""
+    net = nn.Sequential(nn.Linear(2, 3), PMSN(), TCLIF())
+    decayed = param_groups(net, 1e-2, 1e-3, 0.1, neuron_weight_decays={"B_real": 0.01, "c1": 0.02})
+    assert names_by_rate(net, decayed) == {
+        (1e-2, 0.1): {"0.weight", "0.bias", "1.D"},
+        (1e-3, 0.0): {"1.log_dt", "1.log_decay", "2.c2"},
+        (1e-3, 0.02): {"2.c1"},
+        (1e-2, 0.0): {"1.freq", "1.B_imag", "1.R_real", "1.R_imag"},
+        (1e-2, 0.01): {"1.B_real"},
+    }
+    scales = dict.fromkeys(("B_real", "B_imag", "R_real", "R_imag"), 1.0)
+    scaled = net[1].param_groups(1e-2, 1e-3, neuron_lr_scales=scales)
+    names = {id(p): n for n, p in net[1].named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in scaled for p in group["params"]}
+    slow = ("log_dt", "log_decay", *scales)
+    assert rates == {name: 1e-3 if name in slow else 1e-2 for name in PMSNParameters._fields}
+
+
+@pytest.mark.parametrize("option", ["neuron_lr_scales", "neuron_weight_decays"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ({"B": 1.0}, ValueError, "has no option 'B'; its options are: B_imag, B_real, R_imag"),
+        ({"D": 1.0}, ValueError, "has no option 'D'"),
+        ({"freq": -1.0}, ValueError, r"\['freq'\] must be a finite number"),
+        ({"freq": "1"}, TypeError, r"\['freq'\] must be a real number, got '1'"),
+        ([("freq", 1.0)], TypeError, "must be a mapping of names to numbers"),
+    ],
+)
+def test_rates_by_name_that_make_no_sense(option, value, error, message):
+    with pytest.raises(error, match=f"{option} ?{message}"):
+        param_groups(PMSN(), 1e-2, 1e-3, **{option: value})
+
+
 def test_frozen_parameters_are_left_out():
     net = PMSN()
     net.freq.requires_grad_(False)

@@ -6,6 +6,7 @@ the batches that one process would see, in the same order.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,11 +29,23 @@ class Step(NamedTuple):
 
 
 def plan_epoch(
-    samples: int, batch_size: int, *, epoch: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1
+    samples: int,
+    batch_size: int,
+    *,
+    epoch: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+    drop_last: bool = False,
 ) -> list[Step]:
-    """The steps of one epoch: a shuffle decided by (seed, epoch), cut into batches, each shared by all processes."""
+    """The steps of one epoch: a shuffle decided by (seed, epoch), cut into batches, each shared by all processes.
+
+    ``drop_last`` leaves out the last batch if it is short.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(samples, generator=generator)
+    order = order[: steps_in(samples, batch_size, drop_last) * batch_size]
     part_size = batch_size // (world_size * accumulate)
     steps = []
     for batch in order.split(batch_size):
@@ -41,3 +54,8 @@ def plan_epoch(
         counts = [len(part) for part in parts] if len(share) else [0]
         steps.append(Step(parts, counts, len(batch)))
     return steps
+
+
+def steps_in(samples: int, batch_size: int, drop_last: bool) -> int:
+    """Number of optimiser steps in one epoch."""
+    return samples // batch_size if drop_last else math.ceil(samples / batch_size)

@@ -7,7 +7,6 @@ and that many processes see the batches that one process would see.
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from ..datasets import DataSource, View, validation_split
 from ..layers import reset_states
 from ..parameters import param_groups
 from . import contents, snapshot
-from .batches import Step, plan_epoch
+from .batches import Step, plan_epoch, steps_in
 from .distributed import Process, all_gather, all_sum, barrier, copy_from_main
 from .evaluation import Evaluation, evaluate
 from .lock import hold_folder
@@ -81,8 +80,9 @@ class Trainer:
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: the batch cannot be shared equally, no validation part can be split off, or ``mixup`` is set for
-            samples that are no images.
+        ValueError: the batch cannot be shared equally, no validation part can be split off, ``drop_last`` leaves
+            nothing, ``mixup`` is set for samples that are no images, or the settings name parameters that the network's
+            neurons do not have.
 
     With several processes, each takes its part of every batch of ``settings.batch_size``, and the result is that of one
     process up to rounding, with two exceptions: each process draws its own dropout and mixing, and batch normalisation
@@ -126,6 +126,10 @@ class Trainer:
         self.save_every, self.workers, self.tensorboard, self.quiet = save_every, workers, tensorboard, quiet
         self.micro_batch = settings.batch_size // parts
         self.train_set, self.val_set = _split(source, settings)
+        if not steps_in(len(self.train_set), settings.batch_size, settings.drop_last):
+            raise ValueError(
+                f"drop_last=True leaves no batch of batch_size={settings.batch_size} of {len(self.train_set)} samples"
+            )
         self.optimizer = _optimizer(self.net, settings)
         self.scheduler = _scheduler(self.optimizer, settings)
         self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.amp == "fp16")
@@ -188,6 +192,7 @@ class Trainer:
             rank=self.process.rank,
             world_size=self.process.world_size,
             accumulate=settings.accumulate,
+            drop_last=settings.drop_last,
         )
         self.train_set.epoch = progress.epoch
         loader = DataLoader(
@@ -416,7 +421,7 @@ class Trainer:
         progress, batch_size = Progress(**saved), self.settings.batch_size
         samples, epochs = len(self.train_set), self.settings.epochs
         contents.check_integer(progress.epoch, epochs, "progress.epoch")
-        most = math.ceil(samples / batch_size) if progress.epoch < epochs else 0
+        most = steps_in(samples, batch_size, self.settings.drop_last) if progress.epoch < epochs else 0
         contents.check_integer(progress.step, most, "progress.step")
         for i, row in enumerate(progress.curve):
             contents.check_like(row, dict.fromkeys(COLUMNS, 0.0), f"progress.curve[{i}]")
@@ -496,7 +501,14 @@ def _split(source: DataSource, settings: Settings) -> tuple[View, Dataset]:
 
 
 def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    groups = param_groups(net, settings.lr, settings.neuron_lr, settings.weight_decay)
+    groups = param_groups(
+        net,
+        settings.lr,
+        settings.neuron_lr,
+        settings.weight_decay,
+        neuron_lr_scales=settings.neuron_lr_scales,
+        neuron_weight_decays=settings.neuron_weight_decays,
+    )
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
     return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer](groups, lr=settings.lr)

@@ -20,6 +20,7 @@ from .objective import LOSSES, READOUTS, check_label_smoothing
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("cosine", "milestones", "steps", "constant")
+_BY_NAME = {"neuron_lr_scales": check_positive, "neuron_weight_decays": check_not_negative}
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,13 @@ class Settings:
         batch_size: samples per optimiser step, over all processes and accumulated parts together.
         accumulate: parts a process splits its share of the batch into, to save memory (batch normalisation sees one
             part at a time).
+        drop_last: leave out the last batch of an epoch where it is short.
         optimizer: ``'adamw'``, ``'adam'`` or ``'sgd'`` (momentum 0.9).
         lr: learning rate of the weights.
         neuron_lr: learning rate of the neurons' parameters, see :func:`pmsn_plugins.param_groups`.
         weight_decay: of the weights.
+        neuron_lr_scales, neuron_weight_decays: by name of a neuron's parameter, where its learning rate in units of
+            ``neuron_lr``, or its weight decay, is another one than :func:`pmsn_plugins.param_groups` has.
         schedule: ``'cosine'`` to zero over all epochs; ``'milestones'``: times ``lr_factor`` at each epoch in
             ``milestones``; ``'steps'``: times ``lr_factor`` every ``milestones[0]`` epochs; ``'constant'``.
         readout: how the outputs of all time steps become one: ``'mean'`` or ``'sum'``.
@@ -63,10 +67,13 @@ class Settings:
     epochs: int = 200
     batch_size: int = 64
     accumulate: int = 1
+    drop_last: bool = False
     optimizer: str = "adamw"
     lr: float = 1e-2
     neuron_lr: float = 1e-3
     weight_decay: float = 1e-2
+    neuron_lr_scales: dict[str, float] = field(default_factory=dict)
+    neuron_weight_decays: dict[str, float] = field(default_factory=dict)
     schedule: str = "cosine"
     milestones: tuple[int, ...] = ()
     lr_factor: float = 0.1
@@ -82,8 +89,11 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("dataset", "network", "neuron", "framework"):
             check_type(name, getattr(self, name), str, "a string")
-        for name in ("dataset_options", "network_options", "neuron_options"):
+        for name in ("dataset_options", "network_options", "neuron_options", *_BY_NAME):
             check_type(name, getattr(self, name), dict, "a dictionary of options")
+        for name, check in _BY_NAME.items():
+            for parameter, value in getattr(self, name).items():
+                check(f"{name}[{parameter!r}]", value)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("readout", self.readout, READOUTS)
@@ -97,7 +107,8 @@ class Settings:
         check_type("milestones", self.milestones, (tuple, list), "a series of integers")
         check_ints_at_least("milestones", self.milestones, 1)
         check_not_negative("weight_decay", self.weight_decay)
-        check_flag("mixup", self.mixup)
+        for name in ("mixup", "drop_last"):
+            check_flag(name, getattr(self, name))
         check_choice("stratify", self.stratify, ("class", "speaker"))
         check_label_smoothing(self.label_smoothing)
         check_finite("val_fraction", self.val_fraction)
@@ -209,7 +220,9 @@ dropout of sequential CIFAR and GSC, label smoothing and mixing of CIFAR by colu
 
 
 def with_neuron(settings: Settings, neuron: str) -> Settings:
-    """The same experiment with another neuron, which takes that neuron's default options."""
+    """The same experiment with another neuron, which takes that neuron's default options and learning rates."""
     check_type("settings", settings, Settings, "Settings")
     check_type("neuron", neuron, str, "a string")
-    return settings if neuron == settings.neuron else replace(settings, neuron=neuron, neuron_options={})
+    if neuron == settings.neuron:
+        return settings
+    return replace(settings, neuron=neuron, neuron_options={}, neuron_lr_scales={}, neuron_weight_decays={})

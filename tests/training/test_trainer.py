@@ -239,6 +239,35 @@ def test_accumulation_gives_the_same_steps(tmp_path):
     torch.testing.assert_close(*nets, rtol=0, atol=1e-10)
 
 
+def test_the_short_last_batch_can_be_left_out(tmp_path):
+    """Three batches of 8 from 30 samples, and a run that was killed goes on with them."""
+    whole = make_trainer(tmp_path / "whole", {"drop_last": True})
+    seen, step = [], whole._step
+    whole._step = lambda *args: seen.append(args[0]) or step(*args)
+    whole.fit()
+    assert [s.counts for s in seen] == [[8]] * 6
+    assert [s.parts for s in seen[:3]] == [s.parts for s in plan_epoch(30, 8, epoch=0, seed=0)[:3]]
+    killed = make_trainer(tmp_path / "killed", {"drop_last": True}, save_every=1)
+    kill_after(killed, 2)
+    with pytest.raises(KilledError):
+        killed.fit()
+    resumed = make_trainer(tmp_path / "killed", {"drop_last": True})
+    resumed.restore(snapshot.load(tmp_path / "killed" / LAST))
+    resumed.fit()
+    assert torch.equal(parameters(resumed), parameters(whole))
+    with pytest.raises(ValueError, match="drop_last=True leaves no batch of batch_size=31 of 30 samples"):
+        make_trainer(tmp_path / "none", {"drop_last": True, "batch_size": 31})
+
+
+def test_rates_of_a_neurons_parameters_reach_the_optimizer(tmp_path):
+    changes = {"weight_decay": 0.1, "neuron_lr_scales": {"c1": 3.0}, "neuron_weight_decays": {"c2": 0.2}}
+    trainer = make_trainer(tmp_path, {**changes, "neuron_lr": 1e-3})
+    rates = [(g["lr"], g["weight_decay"], len(g["params"])) for g in trainer.optimizer.param_groups]
+    assert rates == [(1e-2, 0.1, 4), (1e-3, 0.2, 1), (pytest.approx(3e-3), 0.0, 1)]
+    with pytest.raises(ValueError, match="neuron_lr_scales has no option 'B_real'; its options are: c1, c2"):
+        make_trainer(tmp_path, {"neuron_lr_scales": {"B_real": 1.0}})
+
+
 def test_the_curve_is_the_mean_over_samples(tmp_path):
     trainer = make_trainer(tmp_path, {"epochs": 1, "batch_size": 7, "lr": 1e-12, "neuron_lr": 1e-12})
     for module in trainer.net:

@@ -60,11 +60,12 @@ def check(kind, argument, call):
     [
         (("string",), ("dataset", "network", "neuron", "framework")),
         (("dictionary",), ("dataset_options", "network_options", "neuron_options")),
+        (("dictionary",), ("neuron_lr_scales", "neuron_weight_decays")),
         (("integer", "negative"), ("epochs", "batch_size", "accumulate", "seed")),
         (("number", "not a number", "negative"), ("lr", "neuron_lr", "lr_factor", "weight_decay")),
         (("number", "not a number", "negative"), ("label_smoothing", "val_fraction")),
         (("choice", "unknown choice"), ("optimizer", "schedule", "readout", "loss", "amp", "stratify")),
-        (("flag",), ("mixup",)),
+        (("flag",), ("mixup", "drop_last")),
     ],
 )
 def test_settings(kinds, fields):
