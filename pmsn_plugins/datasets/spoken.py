@@ -1,7 +1,11 @@
 """Spiking Heidelberg Digits (SHD) and Spiking Speech Commands (SSC), read by SpikingJelly, binned here.
 
 SpikingJelly's own frame mode is not used: 2.0.0 permutes the labels, and splitting by time fails on empty bins.
-Bins are of equal width on absolute time, so that silence at the beginning or the end stays where it is.
+Bins are of equal width on absolute time, so that silence at the beginning or the end stays where it is:
+
+- ``binning='equal'``: bin i holds the times in [i, i + 1) time_span / T;
+- ``binning='authors'``, as in the scripts of both papers: with T edges from 0 to time_span (both included), bin i holds
+  the times in [edge i-1, edge i). Bin 0 stays empty, and a bin is time_span / (T - 1) wide.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from .source import DataSource, check_labels, missing_files
 UNITS = 700
 CLASSES = {"shd": 20, "ssc": 35}
 _SPLITS = {"shd": ("train", "test"), "ssc": ("train", "valid", "test")}
+BINNINGS = ("equal", "authors")
 _ARCHIVES = "https://zenkelab.org/datasets/"
 
 
@@ -32,6 +37,7 @@ def spoken_source(
     T: int = 250,
     time_span: float = 1.4,
     channels: int = 140,
+    binning: str = "equal",
     download: bool = False,
 ) -> DataSource:
     """SHD (20 spoken digits) or SSC (35 spoken words) as spike counts [T, channels] per sample.
@@ -42,11 +48,12 @@ def spoken_source(
         T: number of time bins.
         time_span: seconds covered by the bins, [0, time_span); later spikes are dropped, with a warning.
         channels: neighbouring units are summed, 700 / channels at a time.
+        binning: ``'equal'`` or ``'authors'``, see above.
         download: let SpikingJelly fetch SHD and verify its checksums (SSC has to be downloaded by hand).
     """
     check_choice("name", name, _SPLITS)
     check_path("root", root)
-    check_binning(T, time_span, channels)
+    check_binning(T, time_span, channels, binning)
     check_flag("download", download)
     if download and name == "shd":
         Path(root).mkdir(parents=True, exist_ok=True)
@@ -54,7 +61,7 @@ def spoken_source(
             _open_loader(name, Path(root), "train")
         except (RuntimeError, OSError) as error:  # no network, or an earlier attempt that was stopped
             _h5_path(name, Path(root), "train", f"SpikingJelly could not fetch it ({error}). ")
-    part = partial(SpokenEvents, name, root, T=T, time_span=time_span, channels=channels)
+    part = partial(SpokenEvents, name, root, T=T, time_span=time_span, channels=channels, binning=binning)
     train = part("train")
     return DataSource(
         name=name,
@@ -67,9 +74,10 @@ def spoken_source(
     )
 
 
-def check_binning(T: int, time_span: float, channels: int) -> None:
+def check_binning(T: int, time_span: float, channels: int, binning: str = "equal") -> None:
     """Raise unless the options of :func:`spoken_source` make sense."""
-    check_int_at_least("T", T, 1)
+    check_choice("binning", binning, BINNINGS)
+    check_int_at_least("T", T, 1 if binning == "equal" else 2)
     check_positive("time_span", time_span)
     check_int_at_least("channels", channels, 1)
     if UNITS % channels:
@@ -94,13 +102,21 @@ class SpokenEvents(Dataset):
     """
 
     def __init__(
-        self, name: str, root: str | Path, split: str, *, T: int = 250, time_span: float = 1.4, channels: int = 140
+        self,
+        name: str,
+        root: str | Path,
+        split: str,
+        *,
+        T: int = 250,
+        time_span: float = 1.4,
+        channels: int = 140,
+        binning: str = "equal",
     ) -> None:
         check_choice("name", name, _SPLITS)
         check_path("root", root)
         check_choice("split", split, _SPLITS[name])
-        check_binning(T, time_span, channels)
-        self.T, self.time_span, self.channels = T, time_span, channels
+        check_binning(T, time_span, channels, binning)
+        self.T, self.time_span, self.channels, self.binning = T, time_span, channels, binning
         path = _h5_path(name, Path(root), split)
         self.labels, self.speakers, self.class_names = _read_labels(path, CLASSES[name])
         loader = _open_loader(name, Path(root), split)
@@ -137,8 +153,10 @@ class SpokenEvents(Dataset):
         if units.size and not (units.min() >= 0 and units.max() < UNITS):
             raise ValueError(f"{where}: units must be in 0..{UNITS - 1}, got {units.min()}..{units.max()}")
         inside = times < self.time_span
-        # a time just below time_span may round up to T
-        steps = np.minimum((times[inside] / self.time_span * self.T).astype(np.int64), self.T - 1)
+        if self.binning == "authors":
+            steps = np.digitize(times[inside], np.linspace(0.0, self.time_span, self.T))
+        else:  # a time just below time_span may round up to T
+            steps = np.minimum((times[inside] / self.time_span * self.T).astype(np.int64), self.T - 1)
         return (steps * self.channels + units[inside] // (UNITS // self.channels)).astype(np.int32)
 
     def __len__(self) -> int:

@@ -50,6 +50,20 @@ class StepByStep(layer.ElementWiseRecurrentContainer):
         return torch.stack([self.single_step_forward(x) for x in x_seq.unbind(0)])
 
 
+class SumInputs(nn.Module):
+    """Sums neighbouring features, ``count`` at a time: [*, count C] -> [*, C]."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.count)).sum(-1)
+
+    def extra_repr(self) -> str:
+        return str(self.count)
+
+
 class Residual(nn.Module):
     """Adds the spikes that enter a block to the spikes that leave it."""
 
@@ -68,12 +82,13 @@ def feedforward(
     feedback: Collection[int] = (),
     dropout: float = 0.0,
     current_dropout: float = 0.0,
+    sum_inputs: int = 1,
 ) -> nn.Module:
     """Fully connected network ``widths[0] - widths[1] - ... - widths[-1]`` with neurons on the hidden layers.
 
     With TC-LIF: 1-40-256-128-10 44.8K parameters (S-MNIST), 1-64-256-256-10 85.1K (PS-MNIST),
-    700-128-128-20 108.8K (SHD), 700-128-128-35 110.8K (SSC), 40-300-300-12 106.2K (GSC); with PMSN:
-    140-256-256-20 120.3K, 140-352-352-20 199.3K (SHD).
+    700-128-128-20 108.8K (SHD), 700-128-128-35 110.8K (SSC), 40-300-300-12 106.2K (GSC); with PMSN and
+    ``sum_inputs=5``: 700-256-256-20 120.3K, 700-352-352-20 199.3K (SHD).
 
     Args:
         widths: inputs, hidden layers, classes.
@@ -82,11 +97,14 @@ def feedforward(
             paper's recurrent networks): TC-LIF in one recurrent layer, other neurons step by step.
         dropout: of the input and of each hidden layer's spikes, the same units over the whole sequence.
         current_dropout: of each hidden layer's input current, drawn anew at each step (GSC).
+        sum_inputs: neighbouring inputs are summed, so many at a time, after their dropout (PMSN's SHD network: 700
+            units in fives, so the first Linear has 140 inputs).
 
     Raises:
         TypeError: a width, a feedback layer or a rate is no number, or ``neuron`` makes no modules.
         ValueError: fewer than two widths or one below 1, a feedback layer that does not exist, a dropout rate outside
-            [0, 1), or neurons that need the whole sequence where feedback is asked for.
+            [0, 1), ``sum_inputs`` that does not divide the inputs, or neurons that need the whole sequence where
+            feedback is asked for.
     """
     check_ints_at_least("widths", widths, 1)
     if len(widths) < 2:
@@ -94,13 +112,18 @@ def feedforward(
     check_ints_at_least("feedback", feedback, 0)
     check_rate("dropout", dropout)
     check_rate("current_dropout", current_dropout)
+    check_int_at_least("sum_inputs", sum_inputs, 1)
+    if widths[0] % sum_inputs:
+        raise ValueError(f"sum_inputs must divide the {widths[0]} inputs, got {sum_inputs}")
     hidden = range(len(widths) - 2)
     if not set(feedback) <= set(hidden):
         raise ValueError(f"feedback must be among the hidden layers {list(hidden)}, got {sorted(feedback)}")
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
+    for i, (fan_in, fan_out) in enumerate(pairwise((widths[0] // sum_inputs, *widths[1:]))):
         if dropout:
             layers.append(layer.Dropout(dropout))
+        if i == 0 and sum_inputs > 1:
+            layers.append(SumInputs(sum_inputs))
         layers.append(layer.Linear(fan_in, fan_out))
         if i in hidden:
             if current_dropout:

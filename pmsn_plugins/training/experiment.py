@@ -40,8 +40,10 @@ def _like(
     return lambda **options: arguments
 
 
-def _like_events(num_classes: int, T: int = 250, time_span: float = 1.4, channels: int = 140) -> dict[str, Any]:
-    datasets.check_binning(T, time_span, channels)
+def _like_events(
+    num_classes: int, T: int = 250, time_span: float = 1.4, channels: int = 140, binning: str = "equal"
+) -> dict[str, Any]:
+    datasets.check_binning(T, time_span, channels, binning)
     return _like((T, channels), num_classes)()
 
 
@@ -91,9 +93,16 @@ def _feedforward(
     feedback: tuple[int, ...] = (),
     dropout: float = 0.0,
     current_dropout: float = 0.0,
+    sum_inputs: int = 1,
 ) -> nn.Module:
-    widths = (inputs, *hidden, num_classes)
-    return feedforward(widths, neuron, feedback=feedback, dropout=dropout, current_dropout=current_dropout)
+    return feedforward(
+        (inputs, *hidden, num_classes),
+        neuron,
+        feedback=feedback,
+        dropout=dropout,
+        current_dropout=current_dropout,
+        sum_inputs=sum_inputs,
+    )
 
 
 def _residual(

@@ -79,6 +79,19 @@ def test_counts_are_those_of_a_histogram_on_absolute_time(shd, T, channels, time
         assert torch.equal(data[i][0], torch.from_numpy(expected).float())
 
 
+def test_the_authors_bins(shd):
+    """np.digitize over T edges from 0 to 1.4 s: bin 0 is empty, and a bin is 1.4 / (T - 1) wide."""
+    root, times, units = shd
+    data = SpokenEvents("shd", root, "train", binning="authors")
+    for i in range(0, 60, 7):
+        expected = np.zeros((250, 700))
+        np.add.at(expected, (np.digitize(times[i], np.linspace(0, 1.4, 250)), units[i].astype(int)), 1)
+        assert torch.equal(data[i][0], torch.from_numpy(expected.reshape(250, 140, 5).sum(-1)).float())
+        assert not data[i][0][0].any() and data[i][0].sum() == len(times[i])
+    equal = SpokenEvents("shd", root, "train")
+    assert not torch.equal(equal[0][0], data[0][0])
+
+
 def test_no_bin_is_shifted_by_silence(shd):
     """Empty bins before, between and after the spikes stay empty."""
     times = [[0.71, 0.71, 1.05]] * 40
@@ -101,12 +114,17 @@ def test_spikes_after_the_time_span_are_dropped_and_counted(shd):
     assert all(x.sum() == 1 for x, _ in data)
 
 
-@given(seed=st.integers(0, 2**32 - 1), T=st.integers(1, 300), channels=st.sampled_from([1, 7, 140, 700]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    T=st.integers(2, 300),
+    channels=st.sampled_from([1, 7, 140, 700]),
+    binning=st.sampled_from(["equal", "authors"]),
+)
 @settings(deadline=None, max_examples=25)
-def test_binning_keeps_every_spike_once(seed, T, channels):
+def test_binning_keeps_every_spike_once(seed, T, channels, binning):
     rng = np.random.default_rng(seed)
     data = SpokenEvents.__new__(SpokenEvents)
-    data.T, data.time_span, data.channels = T, 1.4, channels
+    data.T, data.time_span, data.channels, data.binning = T, 1.4, channels, binning
     times = rng.uniform(0, 1.4, 200)
     times[:3] = 0.0, np.nextafter(1.4, 0), 1.3
     bins = data._bin(times, rng.integers(0, 700, 200), "sample")
@@ -165,7 +183,13 @@ def test_contents_that_do_not_fit(shd, changes, message):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"channels": 99}, "divide 700"), ({"T": 0}, "T must be"), ({"time_span": -1.0}, "time_span must be")],
+    [
+        ({"channels": 99}, "divide 700"),
+        ({"T": 0}, "T must be"),
+        ({"T": 1, "binning": "authors"}, "T must be at least 2, got 1"),
+        ({"time_span": -1.0}, "time_span must be"),
+        ({"binning": "script"}, "binning must be one of 'equal', 'authors', got 'script'"),
+    ],
 )
 def test_bad_options(shd, options, message):
     with pytest.raises(ValueError, match=message):
