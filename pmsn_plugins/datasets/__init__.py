@@ -2,7 +2,7 @@
 
 from .images import cifar_source, columns, digits_source, imagenet_source, mnist_source, pixels, repeated
 from .source import DataSource, View, check_labels, time_first, validation_split
-from .speech_commands import SpeechCommands12, speech_commands_source
+from .speech_commands import SpeechCommands12, log_mel, speech_commands_source
 from .spoken import SpokenEvents, check_binning, spoken_source
 from .synthetic import SyntheticSamples, synthetic_source
 
@@ -18,6 +18,7 @@ __all__ = [
     "columns",
     "digits_source",
     "imagenet_source",
+    "log_mel",
     "mnist_source",
     "pixels",
     "repeated",

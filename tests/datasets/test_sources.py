@@ -167,7 +167,9 @@ def test_augmentation_depends_on_seed_epoch_and_index_only():
     assert len(set(np.round(np.array(whole) % 1.0, 6))) == 20
 
 
-def test_speech_commands(tmp_path):
+@pytest.fixture
+def speech(tmp_path):
+    """One second of every word of every part, a shorter one in the training part, and two noises."""
     folder = tmp_path / "SpeechCommands" / "speech_commands_v0.02"
     rng = np.random.default_rng(0)
 
@@ -184,35 +186,67 @@ def test_speech_commands(tmp_path):
     for name, words in lists.items():
         (folder / name).write_text("\n".join(words))
     write("_background_noise_", "hum.wav", 50_000)
+    write("_background_noise_", "rain.wav", 20_000)
+    return tmp_path
 
-    source = datasets.speech_commands_source(tmp_path)
+
+def test_speech_commands_as_in_the_authors_script(speech):
+    """All other words are unknown; the noises are silence, once each, in the training part."""
+    source = datasets.speech_commands_source(speech)
+    assert np.bincount(source.labels).tolist() == [4, 2] + [2] * 10
+    for part in (source.validation, source.load_test()):
+        assert np.bincount(part.labels).tolist() == [2, 0] + [1] * 10
+    folder = speech / "SpeechCommands" / "speech_commands_v0.02"
+    _, noise = wavfile.read(folder / "_background_noise_" / "hum.wav")
+    hum = datasets.log_mel(torch.from_numpy(noise / np.float32(32768)))
+    assert torch.equal(source.train[list(source.labels).index(1)][0], hum)
+    for name in ("_background_noise_", "yes"):
+        (folder / name).rename(speech / name)
+        expected = rf"expected {name}/\*\.wav in .*The training part has none of these"
+        with pytest.raises(FileNotFoundError, match=expected):
+            datasets.speech_commands_source(speech)
+        (speech / name).rename(folder / name)
+    for samples, rate, message in (
+        (8_000, 8_000, "16000 Hz, got int16 at 8000 Hz"),
+        (240, 16_000, r"speaker0_nohash_0\.wav: wave must be a series of more than 240 samples, got shape \(240,\)"),
+    ):
+        wavfile.write(folder / "yes" / "speaker0_nohash_0.wav", rate, np.zeros(samples, np.int16))
+        with pytest.raises(ValueError, match=message):
+            [source.train[i] for i in range(len(source.train))]
+
+
+def test_balanced_speech_commands(speech):
+    source = datasets.speech_commands_source(speech, balanced=True)
     assert np.bincount(source.labels).tolist() == [2, 2] + [2] * 10
     assert len(source.validation) == len(source.load_test()) == 12
     for i in (0, len(source.labels) - 1):
         x, label = source.train[i]
         assert x.shape == (101, 40) and label == source.labels[i]
         assert abs(x.mean()) < 1e-5 and abs(x.std() - 1) < 1e-4
-        assert torch.equal(x, datasets.speech_commands_source(tmp_path).train[i][0])
-    for name in ("_background_noise_", "yes"):
-        (folder / name).rename(tmp_path / name)
-        expected = rf"expected {name}/\*\.wav in .*The training part has none of these"
-        with pytest.raises(FileNotFoundError, match=expected):
-            datasets.speech_commands_source(tmp_path)
-        (tmp_path / name).rename(folder / name)
-    wavfile.write(folder / "yes" / "speaker0_nohash_0.wav", 8_000, np.zeros(8_000, np.int16))
-    with pytest.raises(ValueError, match="16000 Hz, got int16 at 8000 Hz"):
-        [source.train[i] for i in range(len(source.train))]
+        assert torch.equal(x, datasets.speech_commands_source(speech, balanced=True).train[i][0])
 
 
-def test_log_mel_of_digital_silence_is_zero(tmp_path):
-    path = tmp_path / "zero.wav"
-    wavfile.write(path, 16_000, np.zeros(16_000, np.int16))
-    data = datasets.SpeechCommands12.__new__(datasets.SpeechCommands12)
-    import torchaudio
+@pytest.mark.parametrize("samples", [16_000, 9_000, 5_920, 50_000, 300])
+def test_log_mel_is_that_of_librosa(samples):
+    """The TC-LIF script's features: short sounds are padded after the logarithm, long ones cut."""
+    librosa = pytest.importorskip("librosa")
+    rng = np.random.default_rng(samples)
+    wave = (rng.normal(size=samples) * np.hanning(samples) * 0.1).astype(np.float32)
+    wave[samples // 4 : samples // 2] = 0  # 80 dB down
+    mel = librosa.feature.melspectrogram(
+        y=wave, sr=16_000, n_fft=480, hop_length=160, power=1.0, n_mels=40, fmin=40.0, fmax=4000.0, pad_mode="reflect"
+    )
+    expected = librosa.power_to_db(mel, ref=np.max)
+    assert samples == 300 or expected.min() == -80
+    expected = np.pad(expected, ((0, 0), (0, max(0, 101 - expected.shape[1]))))[:, :101]
+    expected = (expected - expected.mean()) / expected.std(ddof=1)
+    torch.testing.assert_close(datasets.log_mel(torch.from_numpy(wave)).numpy().T, expected, rtol=0, atol=1e-4)
 
-    data._files, data.labels = [(path, 0)], np.array([1])
-    data._spectrum = torchaudio.transforms.MelSpectrogram(16_000, n_fft=480, hop_length=160, power=1.0, n_mels=40)
-    assert torch.equal(data[0][0], torch.zeros(101, 40))
+
+def test_log_mel_of_digital_silence_is_zero():
+    assert torch.equal(datasets.log_mel(torch.zeros(16_000)), torch.zeros(101, 40))
+    with pytest.raises(TypeError, match="wave must be a real floating-point tensor"):
+        datasets.log_mel(torch.zeros(16_000, dtype=torch.int16))
 
 
 def test_synthetic_data_can_be_told_apart():
