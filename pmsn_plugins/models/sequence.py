@@ -65,14 +65,15 @@ class SumInputs(nn.Module):
 
 
 class Residual(nn.Module):
-    """Adds the spikes that enter a block to the spikes that leave it."""
+    """Adds the spikes that enter a block to the spikes that leave it; ``dropout`` is of the sum."""
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, dropout: float) -> None:
         super().__init__()
         self.body = body
+        self.dropout = nn.Sequential(*_dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + x
+        return self.dropout(self.body(x) + x)
 
 
 def feedforward(
@@ -156,8 +157,8 @@ def residual(
     blocks, and 65,418 or 156,218: that is what ``blocks=3`` gives.
 
     Args:
-        dropout: of the currents and of the last spikes, the same channels over the whole sequence. (The script drops
-            another fifth of this rate after every neuron; that is left out.)
+        dropout: of the blocks' currents and of the last spikes, the same channels over the whole sequence; and a fifth
+            of this rate of every layer's spikes (where they are added, of the sum), as in the script.
 
     Raises:
         ValueError: a size below 1, ``blocks`` below 0, or a dropout rate outside [0, 1).
@@ -166,10 +167,12 @@ def residual(
     check_int_at_least("width", width, 1)
     check_int_at_least("blocks", blocks, 0)
     check_int_at_least("num_classes", num_classes, 1)
+    check_rate("dropout", dropout)
     return _multi_step(
         layer.Linear(in_features, width),
         BatchNorm1d(width),
         _made(neuron, width),
+        *_dropout(dropout / 5),
         *(_block(width, neuron, dropout) for _ in range(blocks)),
         *_dropout(dropout),
         layer.Linear(width, num_classes),
@@ -181,11 +184,13 @@ def pixel_cifar(neuron: NeuronFactory, *, num_classes: int = 10, dropout: float 
 
     (FC128-BN-neuron)-RB128-RB128-AP4-(FC256-BN-neuron)-RB256-RB256-AP4-FC; the pooling averages neighbouring features.
     The authors' script registers one more 1x1 convolution per stage, whose output is never used: left out here.
+    ``dropout`` is as in :func:`residual`, the last one of each stage before the pooling.
     """
     check_int_at_least("num_classes", num_classes, 1)
+    check_rate("dropout", dropout)
     stages: list[nn.Module] = []
     for fan_in, width in ((3, 128), (32, 256)):
-        stages += [layer.Linear(fan_in, width), BatchNorm1d(width), _made(neuron, width)]
+        stages += [layer.Linear(fan_in, width), BatchNorm1d(width), _made(neuron, width), *_dropout(dropout / 5)]
         stages += [_block(width, neuron, dropout) for _ in range(2)]
         stages += [*_dropout(dropout), nn.AvgPool1d(4)]  # of [T, N, C] it pools C
     return _multi_step(*stages, layer.Linear(64, num_classes))
@@ -213,7 +218,7 @@ def column_cifar(neuron: NeuronFactory, *, num_classes: int = 10) -> nn.Module:
 def _block(width: int, neuron: NeuronFactory, dropout: float) -> nn.Module:
     """A residual block; its 1x1 convolution over time is a Linear."""
     inside = layer.Linear(width, width), *_dropout(dropout), BatchNorm1d(width), _made(neuron, width)
-    return Residual(nn.Sequential(*inside))
+    return Residual(nn.Sequential(*inside), dropout / 5)
 
 
 def _made(neuron: NeuronFactory, width: int) -> nn.Module:
@@ -224,7 +229,6 @@ def _made(neuron: NeuronFactory, width: int) -> nn.Module:
 
 
 def _dropout(rate: float) -> list[nn.Module]:
-    check_rate("dropout", rate)
     return [layer.Dropout(rate)] if rate else []
 
 

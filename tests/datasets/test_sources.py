@@ -81,6 +81,21 @@ def test_mnist_and_cifar_files_of_torchvision(tmp_path):
         datasets.cifar_source(tmp_path)  # torchvision verifies checksums: these are not the real files
 
 
+def test_augmentation_of_cifar_by_column(monkeypatch):
+    class Images:
+        data, targets = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8), [0, 1, 2, 3]
+
+    monkeypatch.setattr(datasets.images, "_open_torchvision", lambda *args, **kwargs: Images)
+    source = datasets.cifar_source("data", num_classes=100, by="column", augment=True)
+    x = torch.stack([source.train_transform(image) for image, _ in source.train])
+    assert source.to_sequence(x).shape == (32, 4, 3, 32) and x.dtype == torch.float32
+    flip, trivial, *_, erase = source.train_transform.transforms
+    assert (flip.p, trivial.interpolation.value, erase.p) == (0.5, "bilinear", 0.1)
+    image = torch.from_numpy(Images.data[2]).permute(2, 0, 1) / 255
+    normalised = (image - torch.tensor([0.5071, 0.4865, 0.4409]).view(3, 1, 1)) / 0.2673
+    torch.testing.assert_close(source.eval_transform(source.train[2][0])[0], normalised[0], rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [

@@ -193,6 +193,33 @@ def test_inputs_are_dropped_before_they_are_summed():
     assert torch.equal(net(x[:1]), net(x)[:1])
 
 
+@pytest.mark.parametrize(
+    ("net", "blocks"),
+    [(lambda n: residual(1, 500, 2, 3, n, dropout=0.5), 2), (lambda n: pixel_cifar(n, dropout=0.5), 4)],
+)
+def test_a_fifth_of_the_dropout_is_of_every_layers_spikes(net, blocks):
+    """With neurons that send a spike always: what enters and leaves the residual blocks."""
+    net = net(lambda channels: Always())
+    seen = []
+    for module in net.modules():
+        if type(module).__name__ == "Residual":
+            module.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    features = net[0].in_features
+    net(torch.ones(5, 40, features))
+    assert len(seen) == blocks
+    for before, after in seen:
+        for x in (before, after):
+            assert torch.equal(x[0], x[4]) and 0.05 < (x == 0).float().mean() < 0.15
+        torch.testing.assert_close(after[after > 0], ((1 + before) / 0.9)[after > 0])
+    net.eval()(torch.ones(5, 40, features))
+    assert (seen[-1][1] == 3).all()  # the spikes of three layers
+
+
+class Always(nn.Module):
+    def forward(self, x):
+        return torch.ones_like(x)
+
+
 def test_input_scale_is_a_factor_on_the_current():
     torch.manual_seed(0)
     scaled = neuron_factory("pmsn", input_scale=0.2)(3)
