@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from datetime import date
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .. import __version__
+from ..report import processor
 from .checks import run_checks
 from .contenders import contenders
 from .measure import Measurement, copy_bandwidth, measure
@@ -118,7 +118,7 @@ def _print_shape(shape: tuple[int, ...], rows: list[Measurement], bandwidth: flo
 
 
 def _machine(device: torch.device) -> dict[str, object]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "device": name,
         "threads": torch.get_num_threads(),
@@ -126,15 +126,6 @@ def _machine(device: torch.device) -> dict[str, object]:
         "pmsn_plugins": __version__,
         "date": date.today().isoformat(),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _parser() -> argparse.ArgumentParser:
