@@ -1,5 +1,7 @@
 """Builds the CPU kernels, a plain C library without Python or PyTorch headers; everything else is in pyproject.toml.
 
+A wheel with them is for one platform and every Python.
+
 The kernels are optional: without a C++ compiler, or on Windows, the package installs all the same and runs on PyTorch
 operations (``pmsn_plugins.backends()`` says so).
 """
@@ -12,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 SOURCE = "pmsn_plugins/kernels/csrc/"
 SOURCES = runpy.run_path("pmsn_plugins/kernels/sources.py")
@@ -56,10 +60,28 @@ class BuildKernels(build_ext):
         )
 
 
+class PlatformWheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, platform_tag = super().get_tag()
+        return "py3", "none", platform_tag
+
+
+class SourcesWithTests(sdist):
+    def make_distribution(self) -> None:
+        for folder in ("tests", "examples"):
+            self.filelist.graft(folder)
+        self.filelist.global_exclude("*.py[co]")
+        self.filelist.extend(["CHANGELOG.md", "CITATION.cff"])
+        super().make_distribution()
+
+
 kernels = Extension(
     "pmsn_plugins.kernels._cpu",
     [SOURCE + "cpu_kernels.cpp"],
     depends=[str(path) for path in SOURCES["library_sources"](Path(SOURCE))],
     optional=True,
 )
-setup(ext_modules=[] if sys.platform == "win32" else [kernels], cmdclass={"build_ext": BuildKernels})
+setup(
+    ext_modules=[] if sys.platform == "win32" else [kernels],
+    cmdclass={"bdist_wheel": PlatformWheel, "build_ext": BuildKernels, "sdist": SourcesWithTests},
+)

@@ -9,7 +9,7 @@ from .parameters import param_groups
 from .registration import register, unregister
 from .swap import swap_neurons
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "__version__",
     "backends",
