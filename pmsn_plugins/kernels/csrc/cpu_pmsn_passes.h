@@ -69,8 +69,8 @@ struct FireModulo {
     PMSN_FN void end(L* state) { *state = v; }
 };
 
-// What backward needs of RESET_MODULO: x, and u where the current is positive, or NaN. Elsewhere nothing flows back, and
-// u is said to be negative, which it never is.
+// What backward needs of RESET_MODULO: x, and u where the current is positive, or NaN. Elsewhere nothing flows back,
+// and u is said to be negative, which it never is.
 template <class L>
 struct RecomputeModulo {
     Columns<L> x, u;

@@ -57,7 +57,8 @@ PMSN_FN L smaller(L a, L b) {
     return a < b ? a : b;
 }  // b where it is NaN
 
-// x, but NaN where it is infinite, and 0 where it is -0. One instruction where multiplication and subtraction are fused.
+// x, but NaN where it is infinite, and 0 where it is -0. One instruction where multiplication and subtraction are
+// fused.
 template <class L>
 PMSN_FN L finite_or_nan(L x) {
     return x - x * real_of<L>(0);

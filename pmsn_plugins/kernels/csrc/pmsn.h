@@ -174,8 +174,9 @@ struct Threshold {
           most(value * format<R>::integers_from) {}
 };
 
-// drive modulo theta, in [0, theta), for a drive that is +0, positive or NaN (which stays NaN); exact where the compiler
-// fuses the multiplication and subtraction. A drive of so many thetas that their number has no fraction leaves nothing.
+// drive modulo theta, in [0, theta), for a drive that is +0, positive or NaN (which stays NaN); exact where the
+// compiler fuses the multiplication and subtraction. A drive of so many thetas that their number has no fraction leaves
+// nothing.
 template <class L>
 PMSN_FN L modulo(L drive, const Threshold<real_of<L>>& threshold) {
     const L few = smaller(splat<L>(threshold.most), drive);
@@ -191,8 +192,8 @@ PMSN_FN L modulo_of_any(L x, const Threshold<real_of<L>>& threshold) {
     return x < L{} && rest > L{} ? complement : rest;
 }
 
-// Charge by the current, fire, reset. v is updated; u is the membrane before reset, out what is sent; the current becomes
-// what has been charged. One that is not finite becomes NaN, and so does v, for good: NaN fires nothing.
+// Charge by the current, fire, reset. v is updated; u is the membrane before reset, out what is sent; the current
+// becomes what has been charged. One that is not finite becomes NaN, and so does v, for good: NaN fires nothing.
 template <int RESET, int FIRE, class L>
 PMSN_FN void membrane_step(L& current, L& v, L& u, L& out, const Threshold<real_of<L>>& threshold) {
     const real_of<L> theta = threshold.theta;
