@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from .sources import sources_stamp
 _LIBRARY = Path(__file__).with_name("_cpu.so")
 _SOURCES = Path(__file__).with_name("csrc")
 
+INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
+"""What the library may be compiled for, the widest lanes first; it takes the first that the processor has."""
+
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
     if not _LIBRARY.exists():
@@ -26,19 +30,35 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         )
     try:
         library = ctypes.CDLL(str(_LIBRARY))
-        misfit = _declare(library)
+        misfit = declare(library)
     except OSError as error:
         return None, f"the CPU kernels cannot be loaded: {error}"
+    if not misfit and library.pmsn_sources().decode() != sources_stamp(_SOURCES):
+        misfit = "they were compiled from other sources"
     if misfit:
         return None, (
             f"the CPU kernels do not fit the Python beside them ({misfit}); rebuild them: pip install -e . --no-deps "
             "in a clone, or install pmsn_plugins again"
         )
+    _force_instruction_set(library)
     return library, f"fused kernels ({library.pmsn_instruction_set().decode()})"
 
 
-def _declare(library: ctypes.CDLL) -> str | None:
-    """Declare what is called, or say why the library is not the one that belongs to this package."""
+def _force_instruction_set(library: ctypes.CDLL) -> None:
+    """Take the one that the environment variable PMSN_ISA names, if there is one.
+
+    Raises:
+        ValueError: the library or the processor does not have it.
+    """
+    wanted = os.environ.get("PMSN_ISA")
+    if not wanted or library.pmsn_use_instruction_set(wanted.encode()) == 0:
+        return
+    there = [repr(name) for name in INSTRUCTION_SETS if library.pmsn_use_instruction_set(name.encode()) == 0]
+    raise ValueError(f"the environment variable PMSN_ISA must be {' or '.join(there)} on this machine, got {wanted!r}")
+
+
+def declare(library: ctypes.CDLL) -> str | None:
+    """Declare what is called, or say why the library cannot be called from here."""
     try:
         library.pmsn_sources.restype = library.pmsn_instruction_set.restype = ctypes.c_char_p
         library.pmsn_argument_bytes.argtypes = (ctypes.c_char_p,)
@@ -46,11 +66,10 @@ def _declare(library: ctypes.CDLL) -> str | None:
         for neuron in STRUCTURES:
             for direction in ("forward", "backward"):
                 getattr(library, f"{neuron}_{direction}").argtypes = (ctypes.c_void_p, ctypes.c_int)
+        library.pmsn_use_instruction_set.argtypes = (ctypes.c_char_p,)
         library.pmsn_surrogate.argtypes = (ctypes.c_longlong, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p)
     except AttributeError as error:  # it names the function
         return str(error)
-    if library.pmsn_sources().decode() != sources_stamp(_SOURCES):
-        return "they were compiled from other sources"
     for arguments in STRUCTURES.values():
         if library.pmsn_argument_bytes(arguments.__name__.encode()) != ctypes.sizeof(arguments):
             return f"{arguments.__name__} has another size there"
@@ -76,10 +95,15 @@ class CpuDevice:
 
     def run(self, call: Call) -> None:
         threads = torch.get_num_threads()
-        memory = call.first.dtype
-        args = fill(_head(call.neuron, call.options, call.geometry, memory, call.tensors.real, threads), call)
+        args = arguments(call, threads)
         if getattr(library, call.name)(ctypes.addressof(args), threads):
             raise MemoryError(f"{call.name}: out of memory")
+
+
+def arguments(call: Call, threads: int) -> ctypes.Structure:
+    """What the library is called with."""
+    head = _head(call.neuron, call.options, call.geometry, call.first.dtype, call.tensors.real, threads)
+    return fill(head, call)
 
 
 @lru_cache(1024)

@@ -18,7 +18,7 @@ from pmsn_plugins.kernels.sources import library_sources, sources_stamp
 
 REMEDY = "pip install -e . --no-deps in a clone, or install pmsn_plugins again"
 FUNCTIONS = [
-    *("pmsn_sources", "pmsn_instruction_set", "pmsn_argument_bytes", "pmsn_surrogate"),
+    *("pmsn_sources", "pmsn_instruction_set", "pmsn_use_instruction_set", "pmsn_argument_bytes", "pmsn_surrogate"),
     *(f"{neuron}_{direction}" for neuron in STRUCTURES for direction in ("forward", "backward")),
 ]
 ARGUMENTS = tuple(STRUCTURES.values())
@@ -133,3 +133,21 @@ def test_the_package_imports_beside_an_old_library(compile_library, tmp_path):
     result = subprocess.run([sys.executable, "-c", command], cwd=copy.parent, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert str(copy) in result.stdout and "False" in result.stdout and REMEDY in result.stdout
+
+
+@pytest.mark.parametrize("name", cpu.INSTRUCTION_SETS)
+def test_the_instruction_set_can_be_forced(monkeypatch, cpu_kernels, name):
+    if cpu.library.pmsn_use_instruction_set(name.encode()):
+        pytest.skip(f"this processor has no {name}")
+    try:
+        monkeypatch.setenv("PMSN_ISA", name)
+        assert cpu._load()[1] == f"fused kernels ({name})"
+    finally:
+        cpu.library.pmsn_use_instruction_set(cpu.reason.split("(")[1].rstrip(")").encode())
+
+
+def test_an_instruction_set_that_there_is_not_is_an_error(monkeypatch, cpu_kernels):
+    monkeypatch.setenv("PMSN_ISA", "avx3")
+    with pytest.raises(ValueError, match=r"PMSN_ISA must be .*'baseline' on this machine, got 'avx3'"):
+        cpu._load()
+    cpu.library.pmsn_use_instruction_set(cpu.reason.split("(")[1].rstrip(")").encode())

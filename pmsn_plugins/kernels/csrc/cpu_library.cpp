@@ -69,7 +69,7 @@ EXPORT long long pmsn_argument_bytes(const char* name) {
 
 EXPORT const char* pmsn_instruction_set() { return kernels->instruction_set; }
 
-// For tests: switch to a named set; 0 if this processor has it.
+// Switch to a named set; 0 if this processor has it.
 EXPORT int pmsn_use_instruction_set(const char* name) {
     for (const Kernels* const* set = available(); *set; ++set)
         if (std::strcmp((*set)->instruction_set, name) == 0) {
