@@ -2,7 +2,7 @@
 
 python examples/train_sew_resnet.py                                    # SEW ResNet-18, CIFAR-shaped images
 python examples/train_sew_resnet.py --size 224 --batch-size 4 --context global
-torchrun --nproc-per-node 8 -m pmsn_plugins.train imagenet-sew18 --data-dir data/imagenet --sync-batchnorm
+torchrun --nproc-per-node 4 -m pmsn_plugins.train imagenet-sew18 --data-dir data/imagenet --sync-batchnorm
                                                                        # the paper's run on ImageNet folders
 """
 

@@ -27,7 +27,9 @@ from pmsn_plugins.training.distributed import start
 
 RUNS = {
     "PMSN": PRESETS["shd"],
-    "LIF": replace(with_neuron(PRESETS["shd"], "lif"), lr=1e-3, network_options={"hidden": (256, 256)}),
+    "LIF": replace(
+        with_neuron(PRESETS["shd"], "lif"), lr=1e-3, network_options={"hidden": (256, 256), "sum_inputs": 5}
+    ),
     "TC-LIF ff": PRESETS["shd-tclif-ff"],
     "TC-LIF rec": PRESETS["shd-tclif-rec"],
 }

@@ -9,9 +9,10 @@
     python -m pmsn_plugins.train imagenet-sew18 --data-dir data/imagenet --neuron-option context=global
     torchrun --nproc-per-node 4 -m pmsn_plugins.train imagenet-sew18 --data-dir data/imagenet --sync-batchnorm
 
-The settings are the paper's unless overridden. A dry run trains one epoch of four small batches on synthetic data of
-the right shape. A run that was killed continues, with the same options and --resume, as if nothing had happened. A
-folder takes one run at a time: a second one ends and says which process is there.
+The settings are the papers' and their scripts' unless overridden (the docstrings of ``pmsn_plugins.training.presets``
+say which is from where). A dry run trains one epoch of four small batches on synthetic data of the right shape. A run
+that was killed continues, with the same options and --resume, as if nothing had happened. A folder takes one run at a
+time: a second one ends and says which process is there.
 
 The run's folder receives ``last.pt``, ``best.pt`` (best on the validation part), ``curve.csv`` and, at the end,
 ``result.json`` with the accuracy of the best network on the test set, which is read then and only then.
@@ -214,10 +215,10 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 def _print_presets() -> None:
-    print(f"{'preset':20} {'data':18} {'network':14} {'neuron':8} {'parameters':>10}")
+    print(f"{'preset':24} {'data':18} {'network':14} {'neuron':8} {'parameters':>10}")
     for name, settings in PRESETS.items():
         net = build_network(settings, open_source(settings, dry_run=True), initial_weights=False)
-        print(f"{name:20} {settings.dataset:18} {settings.network:14} {settings.neuron:8} {count_parameters(net):>10,}")
+        print(f"{name:24} {settings.dataset:18} {settings.network:14} {settings.neuron:8} {count_parameters(net):>10,}")
 
 
 def _parser() -> argparse.ArgumentParser:

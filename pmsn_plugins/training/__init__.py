@@ -5,7 +5,8 @@ from .experiment import DATASETS, NETWORKS, build_network, open_source
 from .lock import FolderInUseError, hold_folder
 from .loop import DivergedError, InterruptedRunError, Trainer, load_network
 from .objective import loss_of, read_out
-from .presets import PRESETS, Settings, with_neuron
+from .presets import PRESETS
+from .settings import Settings, with_neuron
 from .snapshot import SnapshotError
 
 __all__ = [

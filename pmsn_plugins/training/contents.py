@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .._checks import shown
-from .presets import Settings
+from .settings import Settings
 from .snapshot import SnapshotError
 
 WHERE = "the checkpoint"

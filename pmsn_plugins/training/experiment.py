@@ -18,7 +18,7 @@ from .._checks import check_choice, check_flag, check_options, check_path, check
 from ..datasets import DataSource
 from ..models import NEURONS, column_cifar, feedforward, neuron_factory, pixel_cifar, residual, sew_resnet_static
 from ..models.neurons import NeuronFactory
-from .presets import Settings
+from .settings import Settings
 
 
 class DatasetEntry(NamedTuple):

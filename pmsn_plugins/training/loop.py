@@ -35,7 +35,7 @@ from .evaluation import Evaluation, evaluate
 from .lock import hold_folder
 from .logs import COLUMNS, TensorBoard, write_csv
 from .objective import check_class_numbers, correct, loss_of, read_out
-from .presets import Settings
+from .settings import Settings
 from .sync_batchnorm import convert_sync_batchnorm
 
 LAST, BEST, CURVE = "last.pt", "best.pt", "curve.csv"

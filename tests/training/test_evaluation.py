@@ -122,42 +122,64 @@ def test_firing_rates_are_spikes_per_neuron_and_step():
     assert rates()["1.sub_module"] == pytest.approx(torch.stack(spikes).mean().item()) and len(spikes) == 7
 
 
-PMSN = dict(neuron="pmsn", optimizer="adamw", schedule="cosine", readout="mean", loss="ce", neuron_lr=1e-3)
-MNIST_PMSN = dict(**PMSN, lr=1e-2, batch_size=64, epochs=200, weight_decay=0.01, neuron_options={})
-SHD_PMSN = dict(**PMSN, lr=1e-2, batch_size=40, epochs=150, neuron_options={"preset": "shd"}, dataset_options={})
-COLUMNS = dict(**PMSN, lr=1e-3, batch_size=128, epochs=200, neuron_options={"input_scale": 0.2}, mixup=True)
-IMAGENET = dict(**{**PMSN, "optimizer": "sgd"}, lr=0.1, epochs=320, neuron_options={"preset": "static"})
-TCLIF = dict(neuron="tclif", optimizer="adam", batch_size=256, weight_decay=0.0, readout="sum", loss="ce")
-MNIST = dict(**TCLIF, lr=5e-4, neuron_lr=5e-4, epochs=200, schedule="milestones", milestones=(60, 80), lr_factor=0.1)
-GSC = dict(**TCLIF, lr=1e-3, neuron_lr=1e-3, epochs=100, schedule="milestones", milestones=(60, 90, 120), lr_factor=0.1)
-EVENTS = dict(**TCLIF, epochs=100, schedule="steps", milestones=(10,), lr_factor=0.8, dataset_options={"channels": 700})
+PMSN = dict(neuron="pmsn", optimizer="adamw", schedule="cosine", readout="mean", loss="ce", neuron_lr=1e-3, mixup=False)
+PMSN |= dict(drop_last=False, amp="no", neuron_lr_scales={}, neuron_weight_decays={}, dataset_options={})
+SEQUENTIAL = PMSN | dict(lr=1e-2, batch_size=64, epochs=200, neuron_options={"preset": "sequential"})
+SEQUENTIAL |= dict(weight_decay=0.01, neuron_weight_decays={"B_real": 0.01})
+AUTHORS_BINS = {"channels": 700, "binning": "authors"}
+SHD_PMSN = PMSN | dict(lr=1e-2, batch_size=40, epochs=150, weight_decay=1e-3, neuron_options={"preset": "shd"})
+SHD_PMSN |= dict(dataset_options=AUTHORS_BINS)
+COLUMNS = PMSN | dict(lr=1e-3, batch_size=128, epochs=200, weight_decay=0.0, label_smoothing=0.1, mixup=True)
+COLUMNS |= dict(drop_last=True, neuron_options={"preset": "sequential", "input_scale": 0.2})
+IMAGENET = PMSN | dict(optimizer="sgd", lr=0.1, epochs=320, weight_decay=0.0, neuron_options={"preset": "static"})
+IMAGENET |= dict(neuron_lr_scales={"B_real": 1.0, "B_imag": 1.0, "R_real": 1.0, "R_imag": 1.0})
+PAPER = IMAGENET | dict(neuron_lr=0.1, batch_size=60, network_options={"init_from": "torchvision"})
+SCRIPT = IMAGENET | dict(neuron_lr=1e-3, loss="tet", amp="fp16", network_options={})
+TCLIF = dict(neuron="tclif", optimizer="adam", weight_decay=0.0, readout="sum", loss="ce", dataset_options={})
+MNIST = TCLIF | dict(lr=5e-4, neuron_lr=5e-4, epochs=200, schedule="milestones", milestones=(60, 80), lr_factor=0.1)
+MNIST |= dict(batch_size=256)
+GSC = TCLIF | dict(lr=1e-3, neuron_lr=1e-3, epochs=100, schedule="milestones", milestones=(60, 90, 120), lr_factor=0.1)
+GSC |= dict(batch_size=128)
+EVENTS = TCLIF | dict(epochs=100, schedule="steps", milestones=(10,), lr_factor=0.8, dataset_options=AUTHORS_BINS)
+EVENTS |= dict(batch_size=64)
 
 
 def tclif(gamma, v_threshold, beta=(-0.5, 0.5)):
     return {"neuron_options": {"beta": beta, "gamma": gamma, "v_threshold": v_threshold}}
 
 
+def events(lr):
+    return EVENTS | tclif(0.5, 1.5) | {"lr": lr, "neuron_lr": lr}
+
+
 PAPERS = {
-    "smnist": (MNIST_PMSN, 65_418, 0.1),
-    "smnist-large": (MNIST_PMSN, 156_218, 0.1),
-    "psmnist": (MNIST_PMSN, 65_418, 0.0),
-    "psmnist-large": (MNIST_PMSN, 156_218, 0.0),
+    "smnist": (SEQUENTIAL, 65_418, 0.1),
+    "smnist-large": (SEQUENTIAL, 156_218, 0.1),
+    "psmnist": (SEQUENTIAL, 65_418, 0.0),
+    "psmnist-large": (SEQUENTIAL, 156_218, 0.0),
     "shd": (SHD_PMSN, 120_340, 0.4),
     "shd-large": (SHD_PMSN, 199_252, 0.4),
-    "cifar10-pixels": (MNIST_PMSN, 206_474, 0.1),
+    "cifar10-pixels": (SEQUENTIAL, 206_474, 0.1),
     "cifar10-columns": (COLUMNS, 539_776, 0.0),
     "cifar100-columns": (COLUMNS, 539_776 + 90 * 256, 0.0),
-    "imagenet-sew18": (IMAGENET, None, 0.0),
-    "imagenet-sew34": (IMAGENET, None, 0.0),
-    "smnist-tclif-ff": ({**MNIST, **tclif(0.5, 1.0)}, "44.8K", 0.0),
-    "smnist-tclif-rec": ({**MNIST, **tclif(0.5, 1.0)}, "63.6K", 0.0),
-    "psmnist-tclif-ff": ({**MNIST, **tclif(0.7, 1.5)}, "85.1K", 0.0),
-    "psmnist-tclif-rec": ({**MNIST, **tclif(1.0, 1.8, (-0.2, 0.8))}, "155.1K", 0.0),
-    "shd-tclif-ff": ({**EVENTS, "lr": 5e-4, "neuron_lr": 5e-4, **tclif(0.5, 1.5)}, "108.8K", 0.0),
-    "shd-tclif-rec": ({**EVENTS, "lr": 5e-3, "neuron_lr": 5e-3, **tclif(0.5, 1.5)}, "141.8K", 0.0),
-    "ssc-tclif": ({**EVENTS, "lr": 1e-4, "neuron_lr": 1e-4, **tclif(0.5, 1.5)}, "110.8K", 0.0),
-    "gsc-tclif-ff": ({**GSC, **tclif(0.6, 1.2)}, "106.2K", 0.0),
-    "gsc-tclif-rec": ({**GSC, **tclif(0.6, 1.3, (-0.7, 0.7))}, "196.5K", 0.0),
+    "imagenet-sew18": (PAPER, None, 0.0),
+    "imagenet-sew34": (PAPER, None, 0.0),
+    "imagenet-sew18-script": (SCRIPT | {"batch_size": 512}, None, 0.0),
+    "imagenet-sew34-script": (SCRIPT | {"batch_size": 256}, None, 0.0),
+    "smnist-tclif-ff": (MNIST | tclif(0.5, 1.0), "44.8K", 0.0),
+    "smnist-tclif-ff-large": (MNIST | tclif(0.5, 1.0), "85.1K", 0.0),
+    "smnist-tclif-rec": (MNIST | tclif(0.5, 1.0), "63.6K", 0.0),
+    "smnist-tclif-rec-large": (MNIST | tclif(0.5, 1.0, (-0.8, 0.4)), "155.1K", 0.0),
+    "psmnist-tclif-ff": (MNIST | tclif(0.7, 1.5), "85.1K", 0.0),
+    "psmnist-tclif-ff-small": (MNIST | tclif(0.7, 1.5), "44.8K", 0.0),
+    "psmnist-tclif-rec": (MNIST | tclif(1.0, 1.8, (-0.2, 0.8)), "155.1K", 0.0),
+    "psmnist-tclif-rec-small": (MNIST | tclif(1.0, 1.8, (-0.2, 0.8)), "63.6K", 0.0),
+    "shd-tclif-ff": (events(5e-4), "108.8K", 0.0),
+    "shd-tclif-rec": (events(5e-3), "141.8K", 0.0),
+    "ssc-tclif-ff": (events(1e-4), "110.8K", 0.0),
+    "ssc-tclif-rec": (events(1e-4), "143.8K", 0.0),
+    "gsc-tclif-ff": (GSC | tclif(0.6, 1.2), "106.2K", 0.0),
+    "gsc-tclif-rec": (GSC | tclif(0.6, 1.3, (-0.7, 0.7)), "196.5K", 0.0),
 }
 
 
@@ -168,12 +190,12 @@ def test_presets_are_the_papers_experiments(preset):
     settings = PRESETS[preset]
     assert {name: getattr(settings, name) for name in expected} == expected
     assert settings.network_options.get("dropout", 0.0) == dropout
-    net = build_network(settings, open_source(settings, dry_run=True))
+    net = build_network(settings, open_source(settings, dry_run=True), initial_weights=False)
     parameters = count_parameters(net)
-    if count is None:  # torchvision's ResNet, and 26 parameters for each channel of a PMSN of five compartments
-        resnet = models.get_model(settings.network.replace("sew", "resnet"), weights=None)
+    if count is None:  # torchvision's ResNet, pe, and 26 parameters for each channel of a PMSN of five compartments
+        resnet = models.get_model(settings.network.replace("sew", "resnet").removesuffix("-pe"), weights=None)
         channels = sum(layer.channels for layer in spiking_layers(net).values())
-        assert parameters == count_parameters(resnet) + 26 * channels
+        assert parameters == count_parameters(resnet) + 4 + 26 * channels
     else:
         assert count in (parameters, f"{parameters / 1000:.1f}K")
 
@@ -191,8 +213,11 @@ def test_every_setting_can_be_overridden():
     assert (settings.lr, settings.milestones, settings.mixup, settings.amp) == (0.5, (3, 7), True, "bf16")
     assert settings.neuron_lr == PRESETS["shd"].neuron_lr
     settings = parse("shd", "--network-option", "dropout=0.0", "--neuron-option", "reset_mode=none")
-    assert settings.network_options == {"hidden": (256, 256), "dropout": 0.0}
+    assert settings.network_options == {"hidden": (256, 256), "dropout": 0.0, "sum_inputs": 5}
     assert settings.neuron_options == {"preset": "shd", "reset_mode": "none"}
+    settings = parse("smnist", "--neuron-lr-scale", "freq=3", "--neuron-weight-decay", "B_imag=0.5", "--drop-last")
+    assert (settings.neuron_lr_scales, settings.drop_last) == ({"freq": 3}, True)
+    assert settings.neuron_weight_decays == {"B_real": 0.01, "B_imag": 0.5}
     assert parse("digits", "--dataset-option", "permute=true").dataset_options == {"permute": True}
     settings = parse("shd", "--dry-run")
     assert (settings.epochs, settings.batch_size) == (1, 8)
@@ -202,6 +227,7 @@ def test_every_setting_can_be_overridden():
 
 def test_another_neuron_takes_its_own_options():
     assert parse("shd", "--neuron", "lif").neuron_options == {}
+    assert parse("smnist", "--neuron", "lif").neuron_weight_decays == {}
     assert parse("shd", "--neuron", "pmsn") == PRESETS["shd"] == with_neuron(PRESETS["shd"], "pmsn")
 
 
