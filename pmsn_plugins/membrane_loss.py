@@ -9,7 +9,7 @@ from torch import Tensor
 
 ADVICE = (
     "no gradient flows through the membrane of a PMSN with reset_mode='modulo': for a loss on the membrane use "
-    "reset_mode='none' in that layer, or put a linear readout behind its spikes"
+    "reset_mode='memoryless' or 'cumulative' in that layer, or put a linear readout behind its spikes"
 )
 
 

@@ -35,7 +35,7 @@ CONVENTION = (
 
 
 def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
-    """The NIR graph of one TC-LIF layer, or of one PMSN layer with ``reset_mode='serial'``.
+    """The NIR graph of one TC-LIF layer, or of one PMSN layer that takes the signed current.
 
     It has one ``Input`` ("input", the current) and one ``Output`` ("output", the spikes), both of shape [features],
     and can be a node of a larger graph, e.g. ``nir.NIRGraph.from_list(nir.Affine(weight, bias), to_nir(layer, 128),
@@ -46,7 +46,7 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
     v_threshold``.
     Recurrent TC-LIF: a ``Linear`` from the spikes back to the dendrite as well, and an ``Affine`` that adds the bias.
     PMSN: per mode one ``I`` for each part, real and imaginary, coupled by ``A - 1``; their sum and D into the
-    output's ``I``.
+    output's ``I``, or with ``reset_mode='memoryless'`` into its ``Threshold``.
 
     A layer that fires at ``u >= v_threshold`` gets the next smaller number as NIR's strict threshold, in the layer's
     dtype.
@@ -56,9 +56,8 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
         features: number of neurons; the channels, if the layer has them.
 
     Raises:
-        NIRExportError: PMSN with ``reset_mode='modulo'`` (the default) or ``'none'``, bursts, global context, or
-            graded spikes: NIR has no rectifier for max(I, 0), no rounding for floor(u / v_threshold), and no average
-            over the sequence.
+        NIRExportError: PMSN with ``reset_mode='modulo'`` (the default), bursts, global context, or graded spikes: NIR
+            has no rectifier for max(I, 0), no rounding for floor(u / v_threshold), and no average over the sequence.
         TypeError: not one of our layers, or ``features`` is not an integer.
         ValueError: ``features`` is below 1 or not the number of channels.
         ImportError: nir is not installed.
@@ -129,9 +128,8 @@ def _tclif(nir, layer: TCLIFParametersMixin, features: int, threshold: float) ->
 
 def _pmsn(nir, layer: PMSNParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:
     lacking = []
-    if layer.reset_mode != "serial":
-        lacking.append(f"reset_mode={layer.reset_mode!r} rectifies the current, max(I, 0), and NIR has no rectifier")
     if layer.reset_mode == "modulo":
+        lacking.append("reset_mode='modulo' rectifies the current, max(I, 0), and NIR has no rectifier")
         lacking.append("it resets by v_threshold floor(u / v_threshold), and NIR has no rounding")
     if layer.burst:
         lacking.append("burst=True fires floor(u / v_threshold) spikes at once, and NIR's spikes are 0 or 1")
@@ -140,22 +138,19 @@ def _pmsn(nir, layer: PMSNParametersMixin, features: int, threshold: float) -> t
     if lacking:
         raise NIRExportError(
             f"NIR cannot express this PMSN exactly: {'; '.join(lacking)}. A PMSN trained with "
-            "reset_mode='serial' can be exported"
+            "reset_mode='serial', 'cumulative' or 'memoryless' can be exported"
         )
     E_real, E_imag, K_real, K_imag, D = (c.double().cpu().numpy() for c in layer.coefficients())
-    nodes = {
-        "membrane": nir.I(np.ones(features)),
-        "direct": _scale(nir, D),
-        "reset": _scale(nir, np.full(features, -threshold)),
-    }
-    edges = [
-        ("input", "direct"),
-        ("direct", "membrane"),
-        ("membrane", "fire"),
-        ("fire", "reset"),
-        ("reset", "membrane"),
-    ]
-    delayed = ["reset"]
+    nodes, delayed = {"direct": _scale(nir, D)}, []
+    output = "fire" if layer.reset_mode == "memoryless" else "membrane"
+    edges = [("input", "direct"), ("direct", output)]
+    if output == "membrane":
+        nodes["membrane"] = nir.I(np.ones(features))
+        edges.append(("membrane", "fire"))
+    if layer.reset_mode == "serial":
+        nodes["reset"] = _scale(nir, np.full(features, -threshold))
+        edges += [("fire", "reset"), ("reset", "membrane")]
+        delayed.append("reset")
     for j in range(E_real.shape[1]):
         real, imag = f"real_{j}", f"imag_{j}"
         scales = {
@@ -173,7 +168,7 @@ def _pmsn(nir, layer: PMSNParametersMixin, features: int, threshold: float) -> t
             edges += [(source, name), (name, target)]
             if source != "input":
                 delayed.append(name)
-        edges.append((real, "membrane"))
+        edges.append((real, output))
     return nodes, edges, delayed
 
 

@@ -15,6 +15,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 
 from pmsn_plugins import snntorch as st
 from pmsn_plugins import spikingjelly as sj
+from pmsn_plugins.functional import RESET_MODES
 
 T, N, C = 120, 3, 5
 
@@ -46,9 +47,8 @@ def stepwise(step, x):
 
 
 @pytest.mark.parametrize("space", [(), (2, 3)])
-@pytest.mark.parametrize(
-    ("reset_mode", "burst"), [("modulo", False), ("none", False), ("serial", False), ("modulo", True)]
-)
+@pytest.mark.parametrize("burst", [False, True])
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
 def test_pmsn(space, reset_mode, burst):
     options = {"n_compartments": 5, "reset_mode": reset_mode, "burst": burst}
     multi = sj.PMSNNode(C, v_threshold=0.75, step_mode="m", **options).double()

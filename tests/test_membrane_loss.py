@@ -50,17 +50,18 @@ def test_modulo(form):
     spk, mem = forms("modulo")[form](x)
     y = torch.randint(C, (B,))
     for loss in (SF.ce_max_membrane_loss()(mem, y), mem.sum() + spk.sum()):
-        with pytest.raises(RuntimeError, match=r"reset_mode='none' in that layer, or put a linear readout"):
+        with pytest.raises(RuntimeError, match=r"'memoryless' or 'cumulative' in that layer, or put a linear readout"):
             loss.backward(retain_graph=True)
     (spk.sum() + 0.0 * mem.sum()).backward()  # no gradient is wanted of it
     with torch.no_grad():
         assert not forms("modulo")[form](x)[1].requires_grad
 
 
-@pytest.mark.parametrize("form", forms("none"))
-def test_none_has_a_gradient(form):
+@pytest.mark.parametrize("reset_mode", ["cumulative", "memoryless"])
+@pytest.mark.parametrize("form", forms("cumulative"))
+def test_without_a_reset_it_has_a_gradient(form, reset_mode):
     x = (2 * torch.rand(T, B, C)).requires_grad_()
-    _, mem = forms("none")[form](x)
+    _, mem = forms(reset_mode)[form](x)
     SF.ce_max_membrane_loss()(mem, torch.randint(C, (B,))).backward()
     assert x.grad.any()
 

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .._checks import (
+    check_choice,
     check_finite,
     check_flag,
     check_int_at_least,
@@ -30,6 +31,7 @@ from .._checks import (
     check_type,
     pairs,
 )
+from ..functional import RESET_MODES
 from ..parameters import PMSNParametersMixin, RecurrentTCLIFParametersMixin, TCLIFParametersMixin
 from .nets import OurLayer, evaluating, named_spiking_layers, no_samples, only_output, warn_if_untrained
 from .style import COLORS, MARKERS, new_figure
@@ -58,16 +60,17 @@ SYNAPTIC_COST = NeuronCost(mac=2, ac=0, ac_per_spike=1)
 """Two leaks, of the synaptic current and the membrane; reset."""
 
 
-def pmsn_cost(n_compartments: int, reset: bool = True) -> NeuronCost:
+def pmsn_cost(n_compartments: int, reset_mode: str = "modulo") -> NeuronCost:
     """PMSN run step by step, k = n_compartments - 1 complex modes; derived from its equations.
 
-    ``A h``: 4 k MAC; ``K x``: 2 k MAC; ``D x``: 1 MAC; sum of the k real parts and the membrane: k + 1 AC; reset: 1 AC
-    per spike.
+    ``A h``: 4 k MAC; ``K x``: 2 k MAC; ``D x``: 1 MAC; sum of the k real parts and the membrane: k + 1 AC, or k without
+    a membrane (``'memoryless'``); reset, where there is one: 1 AC per spike.
     """
     check_int_at_least("n_compartments", n_compartments, 2)
-    check_flag("reset", reset)
+    check_choice("reset_mode", reset_mode, RESET_MODES)
     k = n_compartments - 1
-    return NeuronCost(mac=6 * k + 1, ac=k + 1, ac_per_spike=int(reset))
+    resets = reset_mode in ("modulo", "serial")
+    return NeuronCost(mac=6 * k + 1, ac=k + (reset_mode != "memoryless"), ac_per_spike=int(resets))
 
 
 def psn_cost(T: int) -> NeuronCost:
@@ -281,7 +284,7 @@ def _neuron_cost(name: str, layer: nn.Module, costs: Mapping[type[nn.Module], Ne
         if isinstance(layer, kind):
             return cost
     if isinstance(layer, PMSNParametersMixin):
-        return pmsn_cost(layer.n_compartments, reset=layer.reset_mode != "none")
+        return pmsn_cost(layer.n_compartments, layer.reset_mode)
     if isinstance(layer, RecurrentTCLIFParametersMixin):  # its spikes meet its own weights
         return TCLIF_COST._replace(ac_per_spike=TCLIF_COST.ac_per_spike + layer.fan_out)
     if isinstance(layer, TCLIFParametersMixin):

@@ -83,8 +83,9 @@ def reset_ablation(
 ) -> list[Run]:
     """Test accuracy for each ``reset_mode`` of the PMSN; otherwise as :func:`compartment_sweep`.
 
-    ``'modulo'`` clamps the current at 0 and resets modulo the threshold (the PMSN); ``'none'`` clamps and never resets;
-    ``'serial'`` neither clamps nor runs in parallel: signed current, soft reset.
+    ``'modulo'`` clamps the current at 0 and resets modulo the threshold (the PMSN). The others take the signed current:
+    ``'cumulative'`` fires on its sum and ``'memoryless'`` on itself, both without a reset (the authors' two), and
+    ``'serial'``, which cannot run in parallel, subtracts the threshold once per spike.
     """
     check_items("reset_modes", reset_modes, object, "a series of reset modes")
     for mode in reset_modes:
@@ -248,7 +249,8 @@ def plot_compartment_sweep(runs: Sequence[Run]) -> Figure:
 
 _RESET_LABELS = {
     "modulo": "modulo: clamped current,\nparallel reset (PMSN)",
-    "none": "none: clamped current,\nno reset",
+    "cumulative": "cumulative: sum of the\nsigned current, no reset",
+    "memoryless": "memoryless: signed current\nalone, no reset",
     "serial": "serial: signed current,\nsoft reset",
 }
 

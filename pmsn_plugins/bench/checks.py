@@ -42,7 +42,8 @@ def run_checks(device: torch.device, quick: bool) -> list[Check]:
     variants: dict[str, Callable[..., Tensor]] = {
         "PMSN": _pmsn,
         "PMSN, burst": partial(_pmsn, burst=True),
-        "PMSN, no reset": partial(_pmsn, reset_mode="none"),
+        "PMSN, cumulative": partial(_pmsn, reset_mode="cumulative"),
+        "PMSN, memoryless": partial(_pmsn, reset_mode="memoryless"),
         "PMSN, serial reset": partial(_pmsn, reset_mode="serial"),
         "TC-LIF": _tclif,
         "TC-LIF, pre-reset": partial(_tclif, soma_feedback="pre_reset"),

@@ -13,6 +13,12 @@ threshold gives the same number and keeps float32 exact enough for long sequence
 
 Gradient (Eq. 19, 38-43): straight-through for the floor, so nothing flows through v; the surrogate for the spike.
 
+Without a reset (the two neurons of the authors' script for sequential CIFAR, by column) the current keeps its sign, the
+neuron fires at u > v_threshold, and the gradient is the plain one but for the spike:
+
+    u[t] = v[t] = v[t-1] + I[t]                  reset_mode='cumulative'
+    u[t] = v[t] = I[t]                           reset_mode='memoryless'
+
 Shapes: sequences ``[T, N, C, *]``, steps ``[N, C, *]``. Half precision is accepted; states are float32 or wider.
 
 NaN and infinity. An input that is not finite stays with its neuron and its future: from that step on the neuron's
@@ -49,9 +55,9 @@ from .._checks import (
     is_floating,
 )
 from .pmsn_init import PMSNParameters
-from .surrogate import SpikeFunction, spike_function
+from .surrogate import SpikeFunction, TableSurrogate, spike_function, triangle
 
-RESET_MODES = ("modulo", "none", "serial")
+RESET_MODES = ("modulo", "cumulative", "memoryless", "serial")
 CONTEXTS = ("local", "global")
 METHODS = ("auto", "recurrence", "chunked", "fft")
 
@@ -97,6 +103,14 @@ class PMSNOutput(NamedTuple):
     spikes: Tensor
     state: PMSNState | None
     v_seq: Tensor | None
+
+
+_DEFAULT_SURROGATES = {mode: triangle(strict=mode in ("cumulative", "memoryless")) for mode in RESET_MODES}
+
+
+def default_surrogate(reset_mode: str) -> TableSurrogate:
+    """The authors' spike function: :func:`triangle`, which fires only above the threshold where there is no reset."""
+    return _DEFAULT_SURROGATES[reset_mode]
 
 
 def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
@@ -206,12 +220,15 @@ def pmsn_sequence(
         state: state after the previous chunk, or None to start from zero.
         v_threshold: firing threshold, above 0; it and its inverse must be normal numbers of the dtype that is computed
             in (1.18e-38 to 8.51e37 in float32).
-        surrogate_function: maps ``u - v_threshold`` to spikes; default :func:`triangle`, the papers' one.
-        reset_mode: ``'modulo'`` (Eq. 16); ``'none'`` never resets, ``v[t] = u[t]`` (ablation; its gradient flows
-            through v); ``'serial'`` takes the signed current and subtracts the threshold once per spike, with
-            back-propagation through the reset (Section VII-F2); it cannot be parallelised in time.
-        burst: several spikes per step, ``S = max(floor(u / v_threshold), 0)``, with the straight-through gradient
-            ``1 / v_threshold`` where u > 0; ``surrogate_function`` is not used.
+        surrogate_function: maps ``u - v_threshold`` to spikes; default :func:`default_surrogate`, the papers' one.
+        reset_mode: ``'modulo'`` (Eq. 16). No reset, on the signed current: ``'cumulative'``, ``v[t] = v[t-1] + I[t]``
+            (its gradient flows through v), and ``'memoryless'``, ``v[t] = I[t]``. ``'serial'`` takes the signed current
+            and subtracts the threshold once per spike, with back-propagation through the reset (Section VII-F2); it
+            cannot be parallelised in time.
+        burst: several spikes per step, ``S = max(floor(u / v_threshold), 0)``. Their gradient is that of
+            ``surrogate_function`` around the last multiple of the threshold that u has passed, or before it the first:
+            ``dS/du = g(u - v_threshold max(S, 1))`` where u > 0, as in the authors' scripts. With
+            ``TableSurrogate('straight_through')`` it is 1 wherever u > 0.
         context: ``'global'`` shows every step the time-average of the input sequence (static images). The paper's
             exact formula cannot be recovered from its text; this is our reading.
         method: how the hidden compartments are computed, always to the same numbers: ``'recurrence'`` step by step,
@@ -255,14 +272,19 @@ def pmsn_sequence(
     elif method == "auto":
         method = "recurrence" if len(x) == 1 else "chunked"
     with without_autocast(x):
-        h_real = state.h_real + state.v * 0.0 if reset_mode == "modulo" else state.h_real
+        # where no gradient flows through v, it passes on at most that it is not a number
+        h_real = state.h_real + state.v * 0.0 if reset_mode in ("modulo", "memoryless") else state.h_real
         current, h_real, h_imag = _HIDDEN[method](x, coefficients, h_real, state.h_imag)
+        if surrogate_function is None:
+            surrogate_function = default_surrogate(reset_mode)
         surrogate_function = spike_function(surrogate_function)
         if reset_mode == "serial":
             spikes, v_seq = _fire_serial(current, state.v, v_threshold, surrogate_function, burst)
         else:
-            scan = _modulo_scan if reset_mode == "modulo" else _cumulative_scan
-            u, v_seq = scan(current.relu(), state.v, v_threshold)
+            if reset_mode == "modulo":
+                u, v_seq = _modulo_scan(current.relu(), state.v, v_threshold)
+            else:
+                u = v_seq = state.v + current.cumsum(0) if reset_mode == "cumulative" else current
             spikes = fire(u, v_threshold, surrogate_function, burst)
     final = PMSNState(v_seq[-1].clone(), h_real, h_imag) if return_state else None
     return PMSNOutput(spikes.to(x_seq.dtype), final, v_seq if return_v_seq else None)
@@ -490,11 +512,13 @@ _HIDDEN = {"recurrence": _hidden_recurrence, "chunked": _hidden_chunked, "fft": 
 
 
 def fire(u: Tensor, v_threshold: float | Tensor, surrogate_function: SpikeFunction, burst: bool) -> Tensor:
-    """Spikes of the membrane before reset, with their surrogate or straight-through gradient."""
+    """Spikes of the membrane before reset, with their surrogate gradient."""
     if not burst:
         return surrogate_function(u - v_threshold)
-    scaled = torch.where(u > 0.0, u, 0.0) / v_threshold  # NaN sends nothing
-    return scaled + (scaled.floor() - scaled).nan_to_num(0.0).detach()  # infinity stays what it is
+    number = (torch.where(u > 0.0, u, 0.0) / v_threshold).floor().detach()  # NaN sends nothing
+    x = torch.where(number.isinf(), 0.0, u - v_threshold * number.clamp(min=1.0))
+    one = torch.where(u <= 0.0, 0.0, surrogate_function(x))
+    return number + (one - one.detach())
 
 
 def _modulo_scan(drive: Tensor, v: Tensor, v_threshold: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -514,12 +538,6 @@ def _modulo_scan(drive: Tensor, v: Tensor, v_threshold: float | Tensor) -> tuple
         v_seq = ticks.to(drive.dtype).mul_(2.0**-62) * theta
         v_seq[1:].add_(drive, alpha=0)  # NaN where the drive is, which is for good
     return drive + v_seq[:-1], v_seq[1:]
-
-
-def _cumulative_scan(drive: Tensor, v: Tensor, v_threshold: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Without a reset u and v are the same plain sum, and the gradient flows through it."""
-    u = v + drive.cumsum(0)
-    return u, u
 
 
 def _fire_serial(current, v, v_threshold, surrogate_function, burst):

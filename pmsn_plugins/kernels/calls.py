@@ -30,7 +30,7 @@ SURROGATES = (
 """In the order of ``enum Surrogate``: the rows of :data:`pmsn_plugins.functional.SURROGATES` that are fused, and slopes
 that come as a tensor."""
 
-RESETS = ("modulo", "none", "serial")
+RESETS = ("modulo", "cumulative", "memoryless", "serial")
 """In the order of ``enum Reset``."""
 
 FIRES = ("spike", "strict", "burst", "membrane")
@@ -198,7 +198,7 @@ class PmsnOptions(NamedTuple):
             return None
         if direction == "forward":
             return ("hidden", "membrane")
-        return ("adjoint",) if self.reset == "modulo" else ("grad_v", "adjoint")
+        return ("grad_v", "adjoint") if self.reset == "cumulative" else ("adjoint",)
 
     def check(self) -> None:
         if self.fire == "membrane" and self.reset == "serial":

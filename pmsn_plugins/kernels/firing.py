@@ -35,14 +35,12 @@ def firing(
     """
     if learnable(v_threshold):
         return Firing("membrane")
-    if burst:
-        return Firing("burst")
     if surrogate_function is None:
-        return Firing("spike")  # triangle()
+        return Firing("burst" if burst else "spike")  # triangle()
     spec = describe(surrogate_function)
     if spec is None:
         return Firing("membrane")
-    fire = "strict" if spec.strict else "spike"
+    fire = "burst" if burst else "strict" if spec.strict else "spike"
     if spec.name in SURROGATES:
         return Firing(fire, spec.name, *spec.parameters)
     # slopes are taken by autograd, outside of any graph or transformation
@@ -55,15 +53,15 @@ def recorded(tensors: Iterable[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def slopes(surrogate_function: SpikeFunction, x: Tensor) -> Tensor:
-    """The derivative that ``surrogate_function`` pretends to have at ``x`` [T, *]."""
+def slopes(spikes: SpikeFunction, x: Tensor) -> Tensor:
+    """The derivative that ``spikes`` pretend to have at ``x`` [T, *]."""
     # a few steps at a time on the CPU: its many intermediate results stay in the cache
     steps = max(1, 2**16 // x[0].numel()) if x.device.type == "cpu" else len(x)
     parts = []
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         for part in x.detach().split(steps):
             part.requires_grad_()
-            parts += torch.autograd.grad(surrogate_function(part).sum(), part)
+            parts += torch.autograd.grad(spikes(part).sum(), part)
     return torch.cat(parts)
 
 

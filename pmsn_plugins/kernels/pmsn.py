@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import functional
 from ..functional import PMSNCoefficients, PMSNOutput, PMSNParameters, PMSNState
-from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, fire
+from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, default_surrogate, fire
 from ..functional.surrogate import SpikeFunction, spike_function
 from .backend import Choice, check_backend, choose, fused_for
 from .calls import DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
@@ -56,6 +58,8 @@ def pmsn_sequence(
         return_v_seq=return_v_seq,
         return_state=return_state,
     )
+    if surrogate_function is None:
+        surrogate_function = default_surrogate(reset_mode)
     fires = firing(surrogate_function, v_threshold, burst, reset_mode == "serial")
     choice = choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, method, backend, fires)
     if choice.backend == "torch":
@@ -91,7 +95,9 @@ def pmsn_sequence(
         with torch.no_grad():
             results = compute(tensors, options, Wanted(False, True, False, choice.backend))
         u = results.v_seq + v_threshold * results.out
-        tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
+        known = spike_function(surrogate_function)
+        spikes = partial(fire, v_threshold=v_threshold, surrogate_function=known, burst=burst)
+        tensors = tensors._replace(slopes=slopes(spikes, u))
     results = compute(tensors, options, Wanted(return_state, return_v_seq, False, choice.backend))
     out = results.out
     if fires.fire == "membrane":

@@ -51,8 +51,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
 
     Spikes have the dtype of ``x``; the membrane and all states are float32 or wider. With ``reset_mode='modulo'`` no
     gradient flows through ``mem``: train on spikes. For a loss on the membrane (``ce_max_membrane_loss``,
-    ``mse_membrane_loss``, regression) use ``reset_mode='none'`` in the last layer, or a linear readout. The default
-    ``spike_grad`` is strict like snnTorch's: the neuron fires at ``u > threshold``.
+    ``mse_membrane_loss``, regression) use ``reset_mode='memoryless'`` or ``'cumulative'`` in the last layer, or a
+    linear readout. The default ``spike_grad`` is strict like snnTorch's: the neuron fires at ``u > threshold``.
 
     Args:
         channels: C, axis 2 of a sequence and axis 1 of one step.
@@ -61,8 +61,11 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         threshold: firing threshold, one number above 0.
         spike_grad: called on ``u - threshold``, any function of ``snntorch.surrogate``; default the paper's
             ``triangle(strict=True)``.
-        reset_mode: ``'modulo'`` as above, ``'none'`` or ``'serial'``: :func:`pmsn_plugins.functional.pmsn_sequence`.
-        burst: several spikes per step, ``floor(u / threshold)``, with a straight-through gradient of its own.
+        reset_mode: ``'modulo'`` as above. On the signed current, without a reset: ``'cumulative'``,
+            ``mem[t] = mem[t-1] + I[t]``, and ``'memoryless'``, ``mem[t] = I[t]``; ``'serial'`` subtracts the threshold
+            once per spike. See :func:`pmsn_plugins.functional.pmsn_sequence`.
+        burst: several spikes per step, ``floor(u / threshold)``, with the gradient of ``spike_grad`` around the last
+            multiple of the threshold that u has passed (the first, below it).
         context: ``'global'`` shows every step the time-average of the sequence; whole sequences only.
         backend: who computes it, see :func:`pmsn_plugins.backends`.
         step_mode: what a call takes: ``'m'``, sequences [T, B, C, *], or ``'s'``, one step [B, C, *] (then ``forward``
@@ -93,7 +96,10 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
     h_real: Tensor
     h_imag: Tensor
     _hidden = ("mem", "h_real", "h_imag")
-    _reset_advice = "PMSN takes whole multiples of the threshold off its membrane; use reset_mode='none' for no reset"
+    _reset_advice = (
+        "PMSN takes whole multiples of the threshold off its membrane; use reset_mode='cumulative' or 'memoryless' for "
+        "no reset"
+    )
 
     def __init__(
         self,
@@ -138,8 +144,6 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             )
         if single_state and step_mode != "s":
             raise ValueError("single_state=True is for loops over time steps: use step_mode='s'")
-        if burst and (spike_grad is not None or surrogate_disable):
-            raise ValueError("burst=True has its own gradient: leave out spike_grad and surrogate_disable")
         super().__init__(
             lambda: self._create_parameters(channels, n_compartments, preset),
             channels=channels,

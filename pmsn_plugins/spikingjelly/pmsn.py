@@ -13,6 +13,7 @@ from .. import kernels
 from .._checks import check_choice, check_flag, check_floating
 from ..channel_axis import Fold, check_channel_axis
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
+from ..functional.pmsn import default_surrogate
 from ..parameters import PMSNParametersMixin
 from ._compat import StatefulNode, States, StepOperations
 from .needs_channels import NeedsChannels
@@ -30,8 +31,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
 
     Input [N, C, *] in single-step, [T, N, C, *] in multi-step mode, float16 to float64; spikes have its shape and
     dtype. Sequence, steps and any chunks of the sequence give the same spikes. With ``reset_mode='modulo'`` no gradient
-    flows through ``v`` and ``v_seq``: for a loss on the membrane use ``reset_mode='none'`` in that layer, or a linear
-    readout of its spikes.
+    flows through ``v`` and ``v_seq``: for a loss on the membrane use ``reset_mode='memoryless'`` or ``'cumulative'`` in
+    that layer, or a linear readout of its spikes.
 
     Args:
         channels: number of channels C.
@@ -39,15 +40,19 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         preset: initial values: ``'sequential'`` (S-MNIST, sequential CIFAR), ``'shd'`` (spoken digits) or ``'static'``
             (SEW ResNet on images).
         v_threshold: firing threshold, above 0.
-        reset_mode: ``'modulo'`` (above); ``'none'`` never resets; ``'serial'`` takes the signed current and subtracts
-            the threshold once per spike.
+        reset_mode: ``'modulo'`` (above). On the signed current ``I[t] = Re(sum_j h_j[t]) + D x[t]``, without a reset:
+            ``'cumulative'``, ``v[t] = v[t-1] + I[t]``, and ``'memoryless'``, ``v[t] = I[t]``. ``'serial'`` takes it
+            too, and subtracts the threshold once per spike.
         context: ``'global'`` shows every step the time-average of the given sequence (static images); it needs
             ``step_mode='m'`` and the whole sequence in one call.
-        surrogate_function: the default is the paper's triangle ``max(0, 1 - |u - v_threshold|)``.
+        surrogate_function: the default is the paper's triangle ``max(0, 1 - |u - v_threshold|)``. As in the authors'
+            script, it fires at ``u > v_threshold`` with ``'cumulative'`` and ``'memoryless'``, else at
+            ``u >= v_threshold``.
         step_mode: ``'s'`` or ``'m'``.
         backend: ``'auto'`` or one of :func:`pmsn_plugins.backends`.
         store_v_seq: record the membrane after reset in ``v_seq`` [T, N, C, *].
-        burst: several spikes per step, ``S = floor(u / v_threshold)``.
+        burst: several spikes per step, ``S = floor(u / v_threshold)``, with the surrogate gradient around the last
+            multiple of the threshold that u has passed (the first, below it).
         keep_state: False starts every sequence from rest and keeps no memories: nothing to reset, and faster for a few
             steps, where the final state is larger than the sequence. It needs ``step_mode='m'``.
         channel_axis: axis of the channels in one step, counted from either end: -1 for tokens [N, L, C] and
@@ -72,7 +77,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         v_threshold: float = 1.0,
         reset_mode: str = "modulo",
         context: str = "local",
-        surrogate_function: Callable[[Tensor], Tensor] = surrogate.PiecewiseQuadratic(alpha=1.0),  # noqa: B008
+        surrogate_function: Callable[[Tensor], Tensor] | None = None,
         step_mode: str = "s",
         backend: str = "auto",
         store_v_seq: bool = False,
@@ -88,7 +93,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         super().__init__(
             hidden_states=("h_real", "h_imag"),
             v_threshold=v_threshold,
-            surrogate_function=surrogate_function,
+            surrogate_function=_default(reset_mode) if surrogate_function is None else surrogate_function,
             detach_reset=False,
             step_mode=step_mode,
             backend=backend,
@@ -112,7 +117,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
     def step_operations(self) -> StepOperations:
         k = self.n_compartments - 1
         # A h and K x are complex: 6 k; D x: 1. Sum of the k currents and the membrane: k + 1. A reset: 1
-        return StepOperations(mac=6 * k + 1, ac=k + 1, ac_per_spike=int(self.reset_mode != "none"))
+        resets = self.reset_mode in ("modulo", "serial")
+        return StepOperations(6 * k + 1, ac=k + (self.reset_mode != "memoryless"), ac_per_spike=int(resets))
 
     def _check_input(self, x: Tensor, step_mode: str) -> None:
         if self.channel_axis == 1:
@@ -161,6 +167,11 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             "burst": self.burst,
             "backend": self.backend,
         }
+
+
+def _default(reset_mode: str) -> Callable[[Tensor], Tensor]:
+    default = default_surrogate(reset_mode)
+    return default if default.spec.strict else surrogate.PiecewiseQuadratic(alpha=1.0)  # the same, as SpikingJelly's
 
 
 def _folded(states: States | None, fold: Fold) -> PMSNState | None:

@@ -120,7 +120,8 @@ def test_both_kinds_of_our_layers_cost_the_same_in_both_frameworks():
 
     assert A.pmsn_cost(5) == PMSNNode(2).step_operations == (25, 5, 1)
     assert TCLIFNode().step_operations == energy.TCLIF_COST
-    assert A.pmsn_cost(3, reset=False) == PMSNNode(2, n_compartments=3, reset_mode="none").step_operations
+    for reset_mode, cost in {"cumulative": (13, 3, 0), "memoryless": (13, 2, 0), "serial": (13, 3, 1)}.items():
+        assert A.pmsn_cost(3, reset_mode) == PMSNNode(2, 3, reset_mode=reset_mode).step_operations == cost
     pytest.importorskip("snntorch")
     from pmsn_plugins.snntorch import PMSN
 

@@ -96,7 +96,6 @@ def test_sizes_and_seeds_that_are_too_small(net):
 @pytest.mark.parametrize("value", ["no", 0, 1, None, NAN, []])
 def test_flags(value):
     for name, call in (
-        ("reset", lambda: A.pmsn_cost(5, value)),
         ("recurrent", lambda: A.step_energy(1, 1, 0.0, 0.0, COST, recurrent=value)),
         ("recurrent", lambda: A.lstm_step_energy(1, 1, recurrent=value)),
     ):
@@ -171,6 +170,7 @@ def test_choices(value):
     for name, call in (
         ("form", lambda: A.tclif_jacobian(-0.5, 0.5, value)),
         ("field", lambda: A.acceleration([RECORD], field=value)),
+        ("reset_mode", lambda: A.pmsn_cost(5, value)),
         ("reset_modes", lambda: A.reset_ablation((value,))),
         *((("value in runs", lambda: A.plot_reset_ablation([A.Run(value, 0, 50.0)])),) if value != [] else ()),
     ):

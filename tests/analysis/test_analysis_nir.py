@@ -101,13 +101,14 @@ def test_one_to_one_feedback(x):
     np.testing.assert_array_equal(run(to_nir(layer, 6), x), sequence(layer, x))
 
 
-def test_serial_pmsn(x):
+@pytest.mark.parametrize("reset_mode", ["serial", "cumulative", "memoryless"])
+def test_pmsn_on_the_signed_current(x, reset_mode):
     from pmsn_plugins.spikingjelly import PMSNNode
 
     torch.manual_seed(0)
-    layer = PMSNNode(6, preset="static", reset_mode="serial", step_mode="m").double()
+    layer = PMSNNode(6, preset="static", reset_mode=reset_mode, step_mode="m").double()
     spikes = sequence(layer, x)
-    assert 0.05 < spikes.mean() < 0.95
+    assert 0.01 < spikes.mean() < 0.99
     np.testing.assert_array_equal(run(to_nir(layer, 6), x), spikes)
 
 
@@ -133,8 +134,7 @@ def test_part_of_a_larger_graph():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no rectifier.*no rounding.*reset_mode='serial' can be exported"),
-        ({"reset_mode": "none"}, "reset_mode='none' rectifies"),
+        ({}, "no rectifier.*no rounding.*reset_mode='serial', 'cumulative' or 'memoryless' can be exported"),
         ({"reset_mode": "serial", "burst": True}, "spikes are 0 or 1"),
         ({"reset_mode": "serial", "context": "global"}, "nodes are causal"),
     ],

@@ -82,8 +82,8 @@ def test_sweeps_run_resume_and_draw(tmp_path):
     assert again[0].accuracy == 12.5 and again[1] == runs[1] and again[2].value == 4
     assert isinstance(A.plot_compartment_sweep(again), Figure)
 
-    runs = A.reset_ablation(("modulo", "none"), **options)
-    assert [run.value for run in runs] == ["modulo", "none"]
+    runs = A.reset_ablation(("modulo", "memoryless"), **options)
+    assert [run.value for run in runs] == ["modulo", "memoryless"]
     assert isinstance(A.plot_reset_ablation(runs), Figure)
 
 

@@ -13,6 +13,7 @@ from pmsn_plugins.functional import (
     PMSNCoefficients,
     PMSNParameters,
     PMSNState,
+    TableSurrogate,
     discretize,
     pmsn_impulse_response,
     pmsn_initial_parameters,
@@ -33,6 +34,28 @@ def inputs(*shape, dtype=torch.float64, seed=1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+class AuthorsSpike(torch.autograd.Function):
+    """What the scripts send, and the gradient they give it, as they write them."""
+
+    @staticmethod
+    def forward(ctx, u, theta, burst, strict):
+        ctx.save_for_backward(u)
+        ctx.theta, ctx.burst = theta, burst
+        if burst:
+            return (u / theta).floor().clamp(min=0)
+        return (u > theta if strict else u >= theta).to(u)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (u,) = ctx.saved_tensors
+        distance = (u - ctx.theta).abs()
+        if ctx.burst:
+            distance = distance % ctx.theta
+        slope = (1 - distance).clamp(min=0)
+        # scripts with bursts clamp the current, and so have no u below 0
+        return grad * torch.where(u > 0, slope, 0.0) if ctx.burst else grad * slope, None, None, None
+
+
 def equations(x, p: PMSNParameters, theta=1.0, reset_mode="modulo", burst=False):
     """PMSN Eq. 6-18 in complex arithmetic, one step and one equation at a time."""
     axes = (1, 1, x.shape[2]) + (1,) * (x.ndim - 3)
@@ -48,15 +71,11 @@ def equations(x, p: PMSNParameters, theta=1.0, reset_mode="modulo", burst=False)
     for x_t in x:
         h = A * h + B_bar * x_t
         current = (R * h).sum(0).real + D * x_t
-        u = v + (current if reset_mode == "serial" else current.relu())
-        if burst:
-            n = (u / theta).floor().clamp(min=0)
-            s = n + (u.relu() / theta - (u.relu() / theta).detach())
-        else:
-            s = triangle()(u - theta)
+        u = (0 if reset_mode == "memoryless" else v) + (current.relu() if reset_mode == "modulo" else current)
+        s = AuthorsSpike.apply(u, theta, burst, reset_mode in ("cumulative", "memoryless"))
         if reset_mode == "modulo":
             v = (u - theta * (u / theta).floor()).detach()
-        elif reset_mode == "none":
+        elif reset_mode in ("cumulative", "memoryless"):
             v = u
         else:
             v = u - theta * s
@@ -189,12 +208,14 @@ def test_gradcheck_of_the_linear_part(method):
     )
 
 
-def test_gradcheck_without_reset():
+@pytest.mark.parametrize("reset_mode", ["cumulative", "memoryless"])
+def test_gradcheck_without_reset(reset_mode):
     """Without a reset, and with a smooth function in place of the Heaviside, everything is differentiable."""
     p = parameters(2, 3)
 
     def run(x, *q):
-        return pmsn_sequence(x, discretize(PMSNParameters(*q)), reset_mode="none", surrogate_function=torch.tanh)[0]
+        options = dict(reset_mode=reset_mode, surrogate_function=torch.tanh)
+        return pmsn_sequence(x, discretize(PMSNParameters(*q)), **options).spikes
 
     assert torch.autograd.gradcheck(run, [inputs(70, 1, 2).requires_grad_(), *(q.requires_grad_() for q in p)])
 
@@ -268,6 +289,42 @@ def test_burst_counts_thresholds():
     assert pmsn_sequence(x, coefficients).spikes.flatten().tolist() == [1, 1, 0, 1]
 
 
+@pytest.mark.parametrize("theta", [1.0, 0.75, 2.0])
+def test_gradient_of_a_burst(theta):
+    """The surrogate around the last multiple of the threshold that u has passed."""
+    zero = torch.zeros(1, 1)
+    coefficients = PMSNCoefficients(zero, zero, zero, zero, torch.ones(1))
+
+    def slopes(surrogate_function=None, v_threshold=theta):
+        x = (theta * torch.tensor([-0.5, 0.0, 0.25, 1.0, 1.75, 2.5, 1e30])).reshape(1, -1, 1).requires_grad_()
+        options = dict(reset_mode="memoryless", burst=True, surrogate_function=surrogate_function)
+        spikes = pmsn_sequence(x, coefficients, v_threshold=v_threshold, **options).spikes
+        return [g.flatten() for g in torch.autograd.grad(spikes.sum(), x, retain_graph=True)], spikes
+
+    (slope,), _ = slopes()
+    wanted = [1 - theta * d if d is not None else 0 for d in (None, None, 0.75, 0, 0.75, 0.5)]
+    torch.testing.assert_close(slope[:-1], torch.tensor(wanted).clamp(min=0))
+    (slope,), _ = slopes(TableSurrogate("straight_through"))
+    assert slope.tolist() == [0, 0, 1, 1, 1, 1, 1]
+    # the n-th spike comes at u = n threshold
+    learned = torch.tensor(theta, requires_grad=True)
+    (slope,), spikes = slopes(v_threshold=learned)
+    (gradient,) = torch.autograd.grad(spikes[:, :-1].sum(), learned)
+    torch.testing.assert_close(gradient, -(slope[:-1] * torch.tensor([1.0, 1, 1, 1, 1, 2])).sum())
+
+
+@pytest.mark.parametrize("reset_mode", RESET_MODES)
+def test_the_default_fires_where_the_authors_scripts_do(reset_mode):
+    """At the threshold itself: with a reset, and not without."""
+    zero = torch.zeros(1, 1)
+    coefficients = PMSNCoefficients(zero, zero, zero, zero, torch.ones(1))
+    fires = pmsn_sequence(torch.ones(1, 1, 1), coefficients, reset_mode=reset_mode).spikes.item()
+    assert fires == (reset_mode not in ("cumulative", "memoryless"))
+    for strict in (False, True):
+        options = dict(reset_mode=reset_mode, surrogate_function=triangle(strict=strict))
+        assert pmsn_sequence(torch.ones(1, 1, 1), coefficients, **options).spikes.item() == (not strict)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("burst", [False, True])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
@@ -316,7 +373,10 @@ def test_a_membrane_that_overflows_is_above_the_threshold(burst):
     zero = torch.zeros(1, 1)
     coefficients = PMSNCoefficients(zero, zero, zero, zero, torch.ones(1))
     x = torch.tensor([3e38, 3e38, 0.0]).reshape(3, 1, 1)
-    spikes = pmsn_sequence(x, coefficients, reset_mode="none", burst=burst).spikes.flatten().tolist()
+    x.requires_grad_()
+    output = pmsn_sequence(x, coefficients, reset_mode="cumulative", burst=burst).spikes
+    assert torch.autograd.grad(output.sum(), x)[0].isfinite().all()
+    spikes = output.flatten().tolist()
     assert spikes == ([torch.tensor(3e38).item(), math.inf, math.inf] if burst else [1, 1, 1])
 
 
@@ -367,7 +427,7 @@ X = inputs(5, 2, 3)
         (TypeError, "v_threshold", lambda: pmsn_sequence(X, COEFFICIENTS, v_threshold="1")),
         (
             ValueError,
-            "'modulo', 'none', 'serial', got 'hard'",
+            "'modulo', 'cumulative', 'memoryless', 'serial', got 'hard'",
             lambda: pmsn_sequence(X, COEFFICIENTS, reset_mode="hard"),
         ),
         (ValueError, "'local', 'global', got 'x'", lambda: pmsn_sequence(X, COEFFICIENTS, context="x")),

@@ -204,7 +204,7 @@ def test_several_wrong_at_once(cpu_kernels, data):
 def test_options_are_checked(cpu_kernels):
     operator, call = flat_case("pmsn", "forward")
     wrong = [
-        ("reset", "x", "reset must be one of 'modulo', 'none', 'serial', got 'x'"),
+        ("reset", "x", "reset must be one of 'modulo', 'cumulative', 'memoryless', 'serial', got 'x'"),
         ("fire", "x", "fire must be one of"),
         ("surrogate", "x", "surrogate must be one of"),
         ("backend", "cupy", r"backend must be one for cpu tensors \('cpu'\), got 'cupy'"),

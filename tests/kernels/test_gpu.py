@@ -21,7 +21,7 @@ def test_auto_takes_cupy(tools):
 
 
 @pytest.mark.parametrize("shape", [(16384, 1, 64), (1024, 64, 128), (4, 32, 64, 28, 28), (250, 40, 352)])
-@pytest.mark.parametrize("reset_mode", ["modulo", "none"])
+@pytest.mark.parametrize("reset_mode", ["modulo", "cumulative", "memoryless"])
 def test_large_shapes(tools, shape, reset_mode):
     x, coefficients, _ = tools.pmsn_case(shape, 4, torch.float64, False, "cuda")
     expected = tools.run(functional.pmsn_sequence, x, coefficients, None, reset_mode=reset_mode)

@@ -20,8 +20,9 @@ TCLIF = {**COMMON, "INTERVAL": 32, "PRE_RESET": 0, "DETACH": 0, "STRICT": 0}
 CASES = {
     "pmsn k=4": ("pmsn", pmsn(4)),
     "pmsn k=16": ("pmsn", pmsn(16)),
-    "pmsn double none burst state": ("pmsn", pmsn(2, reset=1, fire=2, state=1, REAL="double")),
-    "pmsn half serial": ("pmsn", pmsn(1, reset=2, fire=1, MEMORY="Half", SURROGATE=6)),
+    "pmsn double cumulative burst state": ("pmsn", pmsn(2, reset=1, fire=2, state=1, REAL="double")),
+    "pmsn memoryless": ("pmsn", pmsn(4, reset=2, fire=1)),
+    "pmsn half serial": ("pmsn", pmsn(1, reset=3, fire=1, MEMORY="Half", SURROGATE=6)),
     "pmsn bfloat16 membrane": ("pmsn", pmsn(1, fire=3, MEMORY="Bfloat16")),
     "tclif": ("tclif", TCLIF),
     "tclif pre-reset": ("tclif", {**TCLIF, "PRE_RESET": 1, "DETACH": 1, "STRICT": 1, "SURROGATE": 1}),

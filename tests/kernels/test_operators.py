@@ -28,7 +28,7 @@ def leaves(*tensors):
 
 
 @pytest.mark.parametrize("with_state", [False, True])
-@pytest.mark.parametrize("reset", ["modulo", "none"])
+@pytest.mark.parametrize("reset", ["modulo", "cumulative", "memoryless"])
 def test_opcheck_pmsn(tools, cpu_kernels, with_state, reset):
     x, coefficients, state = tools.pmsn_case((40, 2, 3), 2, torch.float64, with_state)
     tensors = PmsnTensors(*leaves(x, *coefficients), *(leaves(*state) if with_state else ()))
@@ -57,7 +57,7 @@ def test_opcheck_discretize(cpu_kernels):
     torch.library.opcheck(DISCRETIZE.forward, (*tensors, *NoOptions(), *Where("cpu")))
 
 
-@pytest.mark.parametrize("reset_mode", ["none", "serial"])
+@pytest.mark.parametrize("reset_mode", ["cumulative", "memoryless", "serial"])
 def test_gradcheck_where_the_gradient_is_true(tools, cpu_kernels, reset_mode):
     """With the membrane as output nothing is a surrogate, apart from a reset that does not happen."""
     x, coefficients, state = tools.pmsn_case((5, 2, 3), 2, torch.float64, True)

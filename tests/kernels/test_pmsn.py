@@ -31,9 +31,10 @@ def test_float64(tools, cpu_kernels, poisoned, k, reset_mode, burst, with_state)
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
 @pytest.mark.parametrize("shape", [(7, 3, 5), (100, 2, 3, 5, 7), (4, 9, 40)])
-def test_float64_on_every_backend(tools, backend, poisoned, shape, reset_mode, with_state):
+@pytest.mark.parametrize("burst", [False, True])
+def test_float64_on_every_backend(tools, backend, poisoned, shape, reset_mode, burst, with_state):
     case = tools.pmsn_case(shape, 3, torch.float64, with_state, backend.device)
-    options = dict(reset_mode=reset_mode, v_threshold=0.7)
+    options = dict(reset_mode=reset_mode, burst=burst, v_threshold=0.7)
     expected = tools.run(functional.pmsn_sequence, *case, **options)
     tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend=backend.name, **options), expected, 1e-9)
 
@@ -195,7 +196,7 @@ def test_threads_may_change_between_forward_and_backward(tools, cpu_kernels, man
         assert tools.relative_error(one, other) < 1e-9
 
 
-@pytest.mark.parametrize("reset_mode", ["modulo", "none"])
+@pytest.mark.parametrize("reset_mode", ["modulo", "cumulative", "memoryless"])
 @pytest.mark.parametrize("T", [300, 431])
 def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
     case = tools.pmsn_case((T, 1, 5), 2, torch.float64, True)
@@ -211,24 +212,26 @@ def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
     tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", reset_mode=reset_mode), expected, 1e-9)
     grids = dict(launched)
     assert {"pmsn_hidden_carry", "pmsn_membrane_carry", "pmsn_adjoint_carry"} <= {*grids}
-    assert ("pmsn_grad_v_carry" in grids) == (reset_mode == "none")
+    assert ("pmsn_grad_v_carry" in grids) == (reset_mode == "cumulative")
     *_, segments = grids["pmsn_forward"]
     assert segments > 5
 
 
 @pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("reset_mode", ["modulo", "memoryless"])
 @pytest.mark.parametrize("shape", [(3000, 1, 5), (2561, 2, 20), (4000, 1, 1, 3)])
-def test_time_cut_on_the_cpu(tools, cpu_kernels, poisoned, many_threads, shape, with_state):
+def test_time_cut_on_the_cpu(tools, cpu_kernels, poisoned, many_threads, shape, reset_mode, with_state):
     T, N, C, *inner = shape
     for k in (2, 5):
         case = tools.pmsn_case(shape, k, torch.float64, with_state)
         interval = checkpoint_interval(1 + 2 * k, 8, 8)
         assert cpu_layout(T, N, C, math.prod(inner), interval, 24, True).segments > 4
-        expected = tools.run(functional.pmsn_sequence, *case)
-        tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu"), expected, 1e-9)
+        options = dict(reset_mode=reset_mode)
+        expected = tools.run(functional.pmsn_sequence, *case, **options)
+        tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
         # without gradients there are no checkpoints to keep what goes from one segment to the next
         with torch.no_grad():
-            spikes = kernels.pmsn_sequence(*case, backend="cpu").spikes
+            spikes = kernels.pmsn_sequence(*case, backend="cpu", **options).spikes
         assert torch.equal(spikes, expected.spikes)
 
 

@@ -1,5 +1,6 @@
 """Fused surrogates equal their rows of the table; all others run as the user's own code around the fused kernels."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -74,10 +75,11 @@ def tolerance_of(surrogate_function):
 @pytest.mark.parametrize("surrogate_function", FUSED.values(), ids=FUSED)
 def test_fused_in_both_neurons(tools, cpu_kernels, surrogate_function):
     assert firing(surrogate_function, 1.0, False, True).fire in ("spike", "strict")
+    assert firing(surrogate_function, 1.0, True, True).fire == "burst"
     tolerance = 1e-12  # also with snnTorch's functions, which by themselves send float32
     case = tools.pmsn_case((20, 3, 5), 2, torch.float64, False)
-    for reset_mode in ("modulo", "serial"):
-        options = dict(surrogate_function=surrogate_function, reset_mode=reset_mode)
+    for reset_mode, burst in itertools.product(functional.RESET_MODES, (False, True)):
+        options = dict(surrogate_function=surrogate_function, reset_mode=reset_mode, burst=burst)
         expected = tools.run(functional.pmsn_sequence, *case, **options)
         tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, tolerance)
     case = tools.tclif_case((20, 3, 5), (), torch.float64, False)
@@ -87,7 +89,7 @@ def test_fused_in_both_neurons(tools, cpu_kernels, surrogate_function):
 
 
 @pytest.mark.parametrize("burst", [False, True])
-@pytest.mark.parametrize("reset_mode", ["modulo", "none", "serial"])
+@pytest.mark.parametrize("reset_mode", ["modulo", "cumulative", "memoryless", "serial"])
 @pytest.mark.parametrize("surrogate_function", OTHERS.values(), ids=OTHERS)
 def test_other_functions(tools, cpu_kernels, surrogate_function, reset_mode, burst):
     case = tools.pmsn_case((20, 3, 5), 2, torch.float64, True)
@@ -189,7 +191,7 @@ def test_functions_that_are_no_step_run_on_torch(tools, cpu_kernels, surrogate_f
         assert torch.equal(*grads) and grads[0] != 0
 
 
-@pytest.mark.parametrize("reset_mode", ["modulo", "none", "serial"])
+@pytest.mark.parametrize("reset_mode", ["modulo", "cumulative", "memoryless", "serial"])
 @pytest.mark.parametrize("burst", [False, True])
 def test_learnable_threshold(tools, cpu_kernels, reset_mode, burst):
     x, coefficients, _ = tools.pmsn_case((20, 3, 5), 2, torch.float64, False)

@@ -17,7 +17,7 @@ def pmsn_loss(module, **options):
 
     def loss(x, parameters, state):
         output = module.pmsn_sequence(
-            x, PMSNParameters(*parameters), PMSNState(*state), reset_mode="none", return_v_seq=True, **options
+            x, PMSNParameters(*parameters), PMSNState(*state), reset_mode="cumulative", return_v_seq=True, **options
         )
         weight = torch.linspace(0.1, 1, x.numel(), dtype=x.dtype).view(x.shape)
         return (output.spikes * weight).sum() + output.v_seq.square().mean() + output.state.h_imag.square().sum()
@@ -168,7 +168,7 @@ def test_jacrev(tools, cpu_kernels):
     def outputs(module, **options):
         def function(x):
             output = module.pmsn_sequence(
-                x, PMSNParameters(*parameters), reset_mode="none", return_v_seq=True, **options
+                x, PMSNParameters(*parameters), reset_mode="cumulative", return_v_seq=True, **options
             )
             return output.v_seq.sum((1, 2)), output.state.h_real.sum()
 

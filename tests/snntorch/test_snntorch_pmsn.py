@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as strategy
 from snntorch import surrogate
 
-from pmsn_plugins.functional import PMSNState, pmsn_sequence
+from pmsn_plugins.functional import RESET_MODES, PMSNState, pmsn_sequence
 from pmsn_plugins.snntorch import PMSN, triangle
 
 T, B, C = 40, 3, 5
@@ -39,7 +39,7 @@ def gradients(spikes, wrt):
     return torch.autograd.grad((spikes * inputs(*spikes.shape, seed=9)).sum(), wrt)
 
 
-VARIANTS = [("modulo", False), ("none", False), ("serial", False), ("modulo", True), ("serial", True)]
+VARIANTS = [*((mode, False) for mode in RESET_MODES), *((mode, True) for mode in RESET_MODES)]
 
 
 @pytest.mark.parametrize(("reset_mode", "burst"), VARIANTS)
@@ -72,7 +72,7 @@ def test_sequence_and_loop_are_the_functional_reference(reset_mode, burst, space
     space=strategy.lists(strategy.integers(1, 3), max_size=2),
     n_compartments=strategy.integers(2, 6),
     threshold=strategy.floats(0.2, 3.0),
-    reset_mode=strategy.sampled_from(["modulo", "none", "serial"]),
+    reset_mode=strategy.sampled_from(RESET_MODES),
 )
 def test_sequence_is_chunks_is_steps(cuts, space, n_compartments, threshold, reset_mode):
     options = {"n_compartments": n_compartments, "threshold": threshold, "reset_mode": reset_mode}
@@ -230,8 +230,9 @@ def test_surrogate_disable():
     assert not spk.requires_grad
 
 
-def test_learned_threshold_has_the_gradient_of_the_surrogate():
-    layer = make(threshold=0.8, learn_threshold=True, reset_mode="none")
+@pytest.mark.parametrize("reset_mode", ["cumulative", "memoryless"])
+def test_learned_threshold_has_the_gradient_of_the_surrogate(reset_mode):
+    layer = make(threshold=0.8, learn_threshold=True, reset_mode=reset_mode)
     x = inputs(T, B, C)
     spk, mem = layer(x)
     weight = inputs(*spk.shape, seed=9)

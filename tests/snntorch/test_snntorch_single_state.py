@@ -50,7 +50,7 @@ class Tutorial5(nn.Module):
         lambda C: snn.Leaky(beta=0.9),
         lambda C: make("TCLIF"),
         lambda C: make("PMSN", C),
-        lambda C: make("PMSN", C, reset_mode="none"),
+        lambda C: make("PMSN", C, reset_mode="memoryless"),
     ],
     ids=["Leaky", "TCLIF", "PMSN", "PMSN without reset"],
 )

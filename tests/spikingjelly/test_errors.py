@@ -22,7 +22,7 @@ C = 4
         (lambda: PMSNNode(4.0), TypeError, "channels must be an integer, got 4.0"),
         (lambda: PMSNNode(C, n_compartments=1), ValueError, "n_compartments must be at least 2, got 1"),
         (lambda: PMSNNode(C, preset="mnist"), ValueError, "preset must be one of 'sequential', 'shd', 'static', got"),
-        (lambda: PMSNNode(C, reset_mode="hard"), ValueError, "reset_mode must be one of 'modulo', 'none', 'serial'"),
+        (lambda: PMSNNode(C, reset_mode="hard"), ValueError, "reset_mode must be one of 'modulo', 'cumulative', "),
         (lambda: PMSNNode(C, context="all"), ValueError, "context must be one of 'local', 'global', got 'all'"),
         (lambda: PMSNNode(C, backend="triton"), ValueError, "backend must be one of 'auto', 'torch'.* got 'triton'"),
         (lambda: PMSNNode(C, v_threshold=0), ValueError, "v_threshold must be a finite number above 0, got 0"),
@@ -77,7 +77,7 @@ def test_flags_that_are_set_later(make, value):
     assert node.v_seq.shape == (1, 2, C)
 
 
-@pytest.mark.parametrize("value", [None, "triangle", 1.0, [], torch.ones(2)])
+@pytest.mark.parametrize("value", [0, "triangle", 1.0, [], torch.ones(2)])
 def test_surrogate_functions_that_cannot_be_called(make, value):
     """Found when the neuron is made, not in the first forward."""
     with pytest.raises(TypeError, match=r"surrogate_function must be a function of \(v - v_threshold\), got"):

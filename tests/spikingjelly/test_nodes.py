@@ -41,8 +41,14 @@ def test_signatures_are_the_documented_ones():
         "beta", "gamma", "v_threshold", "soma_feedback", "surrogate_function", "detach_reset", "step_mode", "backend",
         "store_v_seq", "channels", "keep_state",
     ]  # fmt: skip
-    default = pmsn["surrogate_function"].default
-    assert isinstance(default, surrogate.PiecewiseQuadratic) and default.alpha == 1.0
+
+
+@pytest.mark.parametrize("reset_mode", reference.RESET_MODES)
+def test_the_default_fires_as_the_authors_scripts(reset_mode):
+    node = PMSNNode(C, reset_mode=reset_mode)
+    default = reference.describe(node.surrogate_function)
+    assert default == ("triangle", (1.0,), reset_mode in ("cumulative", "memoryless"))
+    assert isinstance(node.surrogate_function, surrogate.PiecewiseQuadratic) != default.strict
 
 
 @given(

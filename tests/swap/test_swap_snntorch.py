@@ -315,11 +315,11 @@ def test_a_regression_net_trains_on_its_membrane():
     net(x).sum().backward()
     net = Net()
     swap_neurons(net, PMSN, x)
-    with pytest.raises(RuntimeError, match="reset_mode='none'"):
+    with pytest.raises(RuntimeError, match="reset_mode='memoryless'"):
         net(x).sum().backward()
     net = Net()
     swap_neurons(net, PMSN, x, target="lif1")
-    swap_neurons(net, functools.partial(PMSN, reset_mode="none"), x)
+    swap_neurons(net, functools.partial(PMSN, reset_mode="memoryless"), x)
     net(x).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
 

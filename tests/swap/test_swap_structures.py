@@ -65,10 +65,10 @@ def test_neurons_in_nested_lists(new, sample):
 
 def test_a_net_that_reads_the_membrane():
     build = functools.partial(Delays, "membrane")
-    check_swap(build, functools.partial(PMSNNode, reset_mode="none"), torch.rand(T, N, 6))
+    check_swap(build, functools.partial(PMSNNode, reset_mode="memoryless"), torch.rand(T, N, 6))
     net = build()
     swap_neurons(net, PMSNNode, torch.rand(T, N, 6))
-    with pytest.raises(RuntimeError, match="reset_mode='none'"):
+    with pytest.raises(RuntimeError, match="reset_mode='memoryless'"):
         net(4 * torch.rand(T, N, 6)).sum().backward()
 
 

@@ -212,9 +212,9 @@ def test_every_setting_can_be_overridden():
     settings = parse("shd", "--lr", "0.5", "--milestones", "3,7", "--mixup", "--amp", "bf16", "--loss", "tet")
     assert (settings.lr, settings.milestones, settings.mixup, settings.amp) == (0.5, (3, 7), True, "bf16")
     assert settings.neuron_lr == PRESETS["shd"].neuron_lr
-    settings = parse("shd", "--network-option", "dropout=0.0", "--neuron-option", "reset_mode=none")
+    settings = parse("shd", "--network-option", "dropout=0.0", "--neuron-option", "reset_mode=serial")
     assert settings.network_options == {"hidden": (256, 256), "dropout": 0.0, "sum_inputs": 5}
-    assert settings.neuron_options == {"preset": "shd", "reset_mode": "none"}
+    assert settings.neuron_options == {"preset": "shd", "reset_mode": "serial"}
     settings = parse("smnist", "--neuron-lr-scale", "freq=3", "--neuron-weight-decay", "B_imag=0.5", "--drop-last")
     assert (settings.neuron_lr_scales, settings.drop_last) == ({"freq": 3}, True)
     assert settings.neuron_weight_decays == {"B_real": 0.01, "B_imag": 0.5}

@@ -263,7 +263,7 @@ def test_rates_of_a_neurons_parameters_reach_the_optimizer(tmp_path):
     changes = {"weight_decay": 0.1, "neuron_lr_scales": {"c1": 3.0}, "neuron_weight_decays": {"c2": 0.2}}
     trainer = make_trainer(tmp_path, {**changes, "neuron_lr": 1e-3})
     rates = [(g["lr"], g["weight_decay"], len(g["params"])) for g in trainer.optimizer.param_groups]
-    assert rates == [(1e-2, 0.1, 4), (1e-3, 0.2, 1), (pytest.approx(3e-3), 0.0, 1)]
+    assert rates == [(1e-2, 0.1, 8), (1e-3, 0.2, 2), (pytest.approx(3e-3), 0.0, 2)]
     with pytest.raises(ValueError, match="neuron_lr_scales has no option 'B_real'; its options are: c1, c2"):
         make_trainer(tmp_path, {"neuron_lr_scales": {"B_real": 1.0}})
 

@@ -158,8 +158,9 @@ struct PmsnCpu {
                 hidden_from_filters(parameters.block(b) + 1, k, state.block(b) + s * planes + 1);
     }
 
-    // Time cut into segments (RESET_MODULO only), before `forward`: what a segment leaves at its end, from rest, goes
-    // to the checkpoint there; first the hidden compartments, then (from those before it as they are) the membrane.
+    // Time cut into segments (RESET_MODULO, and RESET_MEMORYLESS, of whose membrane only NaN goes on), before `forward`:
+    // what a segment leaves at its end, from rest, goes to the checkpoint there; first the hidden compartments, then
+    // (from those before it as they are) the membrane.
     void forward_local(index_t index, void* memory, bool membrane) const {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), state = scratch.tile(rows, planes);
@@ -271,13 +272,15 @@ struct PmsnCpu {
         L* const dI = scratch.lanes(rows * (depth + 1));
         L* const current = scratch.lanes(rows * depth);
         L* const changes = as_filters && from_zero ? scratch.lanes(rows * depth * k) : nullptr;
-        L* const slopes = args.slopes ? scratch.lanes(rows * depth) : nullptr;
+        const bool bursts = args.fire == FIRE_BURST && !args.slopes;
+        L* const slopes = args.slopes || bursts ? scratch.lanes(rows * depth) : nullptr;
         L* const grad_v_seq = args.grad_v_seq ? scratch.lanes(rows * depth) : nullptr;
         const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.out_storage),
             dx_steps(args.grad_x, args.x_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, KEEP_U);
-        const auto membrane_adjoint =
-            args.reset == RESET_NONE ? membrane_adjoint_pass<RESET_NONE, L> : membrane_adjoint_pass<RESET_SERIAL, L>;
+        const auto membrane_adjoint = args.reset == RESET_CUMULATIVE   ? membrane_adjoint_pass<RESET_CUMULATIVE, L>
+                                      : args.reset == RESET_MEMORYLESS ? membrane_adjoint_pass<RESET_MEMORYLESS, L>
+                                                                       : membrane_adjoint_pass<RESET_SERIAL, L>;
         // also after a forward that went through the hidden state because it was asked for: the same u up to rounding
         const bool is_short = layout.T <= SHORT_STEPS && from_rest && from_zero;
         const Item item(layout, index);
@@ -297,7 +300,7 @@ struct PmsnCpu {
             if (item.end < layout.T) {
                 const index_t place = item.start / layout.segment * (1 + 4 * k);
                 adjoint.load(0, local ? nullptr : args.carries, batch.planes(layout, place, 1 + 4 * k));
-            } else if (local) adjoint.load(0, nullptr, batch.planes(layout, 0, 1 + 4 * k));
+            } else if (local) adjoint.load(1, nullptr, batch.planes(layout, 0, 4 * k));
             else if (!is_short) {
                 adjoint.load(1, args.grad_h_real_after, batch.planes(layout, 0, k));
                 adjoint.load(1 + k, args.grad_h_imag_after, batch.planes(layout, 0, k));
@@ -324,6 +327,7 @@ struct PmsnCpu {
                         charge(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span,
                                x_steps.read(x, here, b), partial, recompute);
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
+                        if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
                         modulo_adjoint_pass(args, span, u, slopes, grad_steps.read(grad_out, here, b), dI, theta);
                     } else {
                         x_steps.load(x, here, b);
@@ -333,8 +337,8 @@ struct PmsnCpu {
                                partial, KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, u, nullptr, theta);
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
-                        membrane_adjoint(args, adjoint.block(b), span, current, u, slopes, grad_out, grad_v_seq, dI,
-                                         theta);
+                        if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
+                        membrane_adjoint(args, adjoint.block(b), span, u, slopes, grad_out, grad_v_seq, dI, theta);
                     }
                     const Columns<L> dx =
                         local ? Columns<L>::in_cache(grad_out, here.count) : dx_steps.write(grad_out, here, b);

@@ -243,18 +243,27 @@ struct MembranePass {
     }
     static function select(index_t reset, index_t fire, Keep keep) {
         if (reset == RESET_MODULO) return select<RESET_MODULO>(fire, keep);
-        if (reset == RESET_NONE) return select<RESET_NONE>(fire, keep);
+        if (reset == RESET_CUMULATIVE) return select<RESET_CUMULATIVE>(fire, keep);
+        if (reset == RESET_MEMORYLESS) return select<RESET_MEMORYLESS>(fire, keep);
         return select<RESET_SERIAL>(fire, keep);
     }
 };
 
-// Calls `use(slope)` with d out / d u as a function slope(u, i) of lane i; `given` are the slopes of SURROGATE_GIVEN.
+// u -> d out / d u of FIRE_BURST
+template <class L>
+static void burst_slope_pass(const PmsnArgs& args, const L* u, L* slopes, index_t count, real_of<L> theta) {
+    const auto parameters = surrogate_parameters<real_of<L>>(args);
+    with_surrogate(args.surrogate, [=](auto kind) {
+        for (index_t i = 0; i < count; ++i) slopes[i] = burst_slope<decltype(kind)::value>(u[i], theta, parameters);
+    });
+}
+
+// Calls `use(slope)` with d out / d u as a function slope(u, i) of lane i; `given` are slopes that are known already.
 template <class L, class Use>
 static void with_slope(const PmsnArgs& args, const L* given, real_of<L> theta, const Use& use) {
     const real_of<L> one = 1;
-    if (args.surrogate == SURROGATE_GIVEN) return use([=](L, index_t i) { return given[i]; });
+    if (given) return use([=](L, index_t i) { return given[i]; });
     if (args.fire == FIRE_MEMBRANE) return use([=](L, index_t) { return splat<L>(one); });
-    if (args.fire == FIRE_BURST) return use([=](L u, index_t) { return burst_slope(u, theta); });
     const auto parameters = surrogate_parameters<real_of<L>>(args);
     with_surrogate(args.surrogate, [&](auto kind) {
         use([=](L u, index_t) { return surrogate_derivative<decltype(kind)::value>(u - theta, parameters); });
@@ -277,8 +286,8 @@ static void modulo_adjoint_pass(const PmsnArgs& args, Span span, const L* u, con
 
 // u -> dI, for the resets that a gradient flows through; advances grad_v, the first lane of the adjoint.
 template <int RESET, class L>
-static void membrane_adjoint_pass(const PmsnArgs& args, L* adjoint, Span span, const L* current, const L* u,
-                                  const L* given, const L* grad_out, const L* grad_v_seq, L* dI, real_of<L> theta) {
+static void membrane_adjoint_pass(const PmsnArgs& args, L* adjoint, Span span, const L* u, const L* given,
+                                  const L* grad_out, const L* grad_v_seq, L* dI, real_of<L> theta) {
     with_slope(args, given, theta, [=](auto slope) {
         L* to = adjoint;
         for (index_t s = 0; s < span.rows; ++s, to += 1 + 4 * span.k) {
@@ -286,8 +295,7 @@ static void membrane_adjoint_pass(const PmsnArgs& args, L* adjoint, Span span, c
             for (index_t t = span.steps - 1; t >= 0; --t) {
                 const index_t i = s * span.steps + t;
                 if (grad_v_seq) grad_v += grad_v_seq[i];
-                const L I = finite_or_nan(current[i]);
-                dI[i + s + 1] = membrane_adjoint_step<RESET>(I, slope(u[i], i), grad_out[i], grad_v, theta);
+                dI[i + s + 1] = membrane_adjoint_step<RESET>(slope(u[i], i), grad_out[i], grad_v, theta);
             }
             to[0] = grad_v;
         }

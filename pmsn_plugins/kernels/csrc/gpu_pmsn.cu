@@ -106,7 +106,7 @@ struct Adjoint {
         return (R*)args.carries + segment * ADJOINT * args.layout.M + element;
     }
     PMSN_FN void load(const R* from, index_t M) {
-        v = PMSN_RESET == RESET_NONE ? from[0] : R(0);
+        v = PMSN_RESET == RESET_CUMULATIVE ? from[0] : R(0);
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
             h.lam_real[j] = from[(1 + j) * M], h.lam_imag[j] = from[(1 + K + j) * M];
@@ -126,9 +126,9 @@ struct Adjoint {
 PMSN_FN R slope_of(const PmsnArgs& args, R u, R theta, index_t at) {
     if (PMSN_SURROGATE == SURROGATE_GIVEN) return read(args.slopes, at);
     if (PMSN_FIRE == FIRE_MEMBRANE) return 1;
-    if (PMSN_FIRE == FIRE_BURST) return burst_slope(u, theta);
-    return surrogate_derivative<PMSN_SURROGATE>(
-        u - theta, SurrogateParameters<R>{(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c});
+    const SurrogateParameters<R> parameters = {(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c};
+    if (PMSN_FIRE == FIRE_BURST) return burst_slope<PMSN_SURROGATE>(u, theta, parameters);
+    return surrogate_derivative<PMSN_SURROGATE>(u - theta, parameters);
 }
 
 // A step of memory: x is read a few steps ahead, for the loads do not wait for the recurrence.
@@ -157,16 +157,13 @@ PMSN_FN void for_elements(const PmsnArgs& args, Run run) {
     }
 }
 
-// Recompute the steps of one interval, and leave dout/du and the current of each. Where only the product of the slope
-// and [current > 0] is needed, it is in `slope` and there is no `current`.
-PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, index_t start, index_t end, R* slope,
-                       R* current) {
+// Recompute the steps of one interval, and leave dout/dI of each: dout/du, and 0 where the current is clamped.
+PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, index_t start, index_t end, R* slope) {
     State state;
     state.load(args, n.threshold, start, element);
     for_steps(args.x, element, args.layout.M, start, end, [&](index_t t, R x) {
         R u, out;
         const R I = state.step(n, x, u, out), g = slope_of(args, u, n.threshold.theta, t * args.layout.M + element);
-        if (PMSN_RESET == RESET_NONE) current[t - start] = I;
         slope[t - start] = PMSN_RESET == RESET_MODULO && I <= 0 ? R(0) : g;
     });
 }
@@ -176,10 +173,9 @@ PMSN_FN R grad_out(const PmsnArgs& args, index_t at) {
 }
 
 // dI of step t of an interval that has been recomputed
-PMSN_FN R drive_adjoint(const PmsnArgs& args, const Neuron& n, R current, R slope, index_t at, R& grad_v) {
+PMSN_FN R drive_adjoint(const PmsnArgs& args, const Neuron& n, R slope, index_t at, R& grad_v) {
     if (PMSN_RESET != RESET_MODULO && args.grad_v_seq) grad_v += read(args.grad_v_seq, at);
-    return membrane_adjoint_step<PMSN_RESET>(PMSN_RESET == RESET_NONE ? current : R(1), slope, grad_out(args, at),
-                                             grad_v, n.threshold.theta);
+    return membrane_adjoint_step<PMSN_RESET>(slope, grad_out(args, at), grad_v, n.threshold.theta);
 }
 
 // The way back through the thread's segment; LOCAL: from a zero adjoint, and only to find where it ends.
@@ -187,17 +183,16 @@ template <bool LOCAL>
 PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const Part& part, Adjoint& a,
                    HiddenSums<R, K>& sums, R& sum_D) {
     const index_t M = args.layout.M, interval = args.layout.interval;
-    R slope[PMSN_INTERVAL], current[PMSN_INTERVAL];
+    R slope[PMSN_INTERVAL];
     const Memory::element* x = (const Memory::element*)args.x + element;
     for (index_t start = (part.end - 1) / interval * interval; start >= part.start; start -= interval) {
         const index_t end = part.end < start + interval ? part.end : start + interval;
-        recompute(args, n, element, start, end, slope, current);
-        R dI = drive_adjoint(args, n, current[end - 1 - start], slope[end - 1 - start], (end - 1) * M + element, a.v);
+        recompute(args, n, element, start, end, slope);
+        R dI = drive_adjoint(args, n, slope[end - 1 - start], (end - 1) * M + element, a.v);
         a.h.enter(dI);
         for (index_t t = end - 1; t >= start; --t) {
-            const R before = t > start ? drive_adjoint(args, n, current[t - 1 - start], slope[t - 1 - start],
-                                                       (t - 1) * M + element, a.v)
-                                       : R(0);
+            const R before =
+                t > start ? drive_adjoint(args, n, slope[t - 1 - start], (t - 1) * M + element, a.v) : R(0);
             const R x_t = LOCAL ? R(0) : Memory::load(x + t * M);
             const R dx = hidden_adjoint_step<R, K>(n.modes, a.h, sums, x_t, before) + n.D * dI;
             if (!LOCAL) {
@@ -284,26 +279,26 @@ extern "C" __global__ void pmsn_membrane_carry(const PmsnArgs args) {
         state.load(args, n.threshold, 0, element);
         for (index_t end = args.layout.segment; end < args.layout.T; end += args.layout.segment) {
             R* at = (R*)args.checkpoints + (end / args.layout.interval - 1) * STATE * args.layout.M + element;
-            const R charged = state.v + *at;
+            const R charged = membrane_before<PMSN_RESET>(state.v) + *at;
             *at = state.v =
                 PMSN_RESET == RESET_MODULO ? least_nonnegative(charged, charged - n.threshold.theta) : charged;
         }
     });
 }
 
-// Without a reset dI needs dL/dv first: a plain sum over the later steps.
+// Where the membrane is a sum, dI needs dL/dv first: a plain sum over the later steps.
 extern "C" __global__ void pmsn_grad_v_local(const PmsnArgs args) {
     for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
         if (part.start == 0) return;
         Adjoint a;
         a.clear();
-        R slope[PMSN_INTERVAL], current[PMSN_INTERVAL];
+        R slope[PMSN_INTERVAL];
         const index_t interval = args.layout.interval;
         for (index_t start = (part.end - 1) / interval * interval; start >= part.start; start -= interval) {
             const index_t end = part.end < start + interval ? part.end : start + interval;
-            recompute(args, n, element, start, end, slope, current);
+            recompute(args, n, element, start, end, slope);
             for (index_t t = end - 1; t >= start; --t)
-                drive_adjoint(args, n, current[t - start], slope[t - start], t * args.layout.M + element, a.v);
+                drive_adjoint(args, n, slope[t - start], t * args.layout.M + element, a.v);
         }
         *a.place(args, blockIdx.z - 1, element) = a.v;
     });
@@ -325,8 +320,8 @@ extern "C" __global__ void pmsn_adjoint_local(const PmsnArgs args) {
         if (part.start == 0) return;
         Adjoint a;
         a.clear();
-        if (PMSN_RESET == RESET_NONE)
-            a.v = part.end == args.layout.T ? read(args.grad_v_after, element) : *a.place(args, blockIdx.z, element);
+        if (part.end == args.layout.T) a.v = read(args.grad_v_after, element);
+        else if (PMSN_RESET == RESET_CUMULATIVE) a.v = *a.place(args, blockIdx.z, element);
         HiddenSums<R, K> unused = {};
         R unused_D = 0;
         sweep<true>(args, n, element, part, a, unused, unused_D);

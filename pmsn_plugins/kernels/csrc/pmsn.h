@@ -140,7 +140,7 @@ struct AdjointCarry {
     }
 };
 
-enum Reset { RESET_MODULO, RESET_NONE, RESET_SERIAL };
+enum Reset { RESET_MODULO, RESET_CUMULATIVE, RESET_MEMORYLESS, RESET_SERIAL };
 
 // What is sent out of u: spikes where u >= theta, where u > theta (STRICT), their number (BURST), or u itself
 // (MEMBRANE).
@@ -158,10 +158,14 @@ PMSN_FN L fire(L u, real_of<L> theta) {
     return u;
 }
 
-// d out / d u of FIRE_BURST.
-template <class L>
-PMSN_FN L burst_slope(L u, real_of<L> theta) {
-    return u > L{} ? splat<L>(1 / theta) : u == u ? L{} : u;
+// d out / d u of FIRE_BURST: the surrogate's, around the last multiple of theta that u has passed (the first, before
+// it). None below zero, nor at infinity.
+template <int KIND, class L>
+PMSN_FN L burst_slope(L u, real_of<L> theta, const SurrogateParameters<real_of<L>>& parameters) {
+    const L one = splat<L>(1), number = fire<FIRE_BURST>(u, theta);
+    const L x = u - theta * (number > one ? number : one);
+    const L slope = u > L{} ? surrogate_derivative<KIND>(x, parameters) : L{};
+    return x == x ? slope : u == u ? L{} : u;
 }
 
 template <class R>
@@ -192,15 +196,21 @@ PMSN_FN L modulo_of_any(L x, const Threshold<real_of<L>>& threshold) {
     return x < L{} && rest > L{} ? complement : rest;
 }
 
+// What the last membrane adds to the next: all of it, or nothing, but NaN stays.
+template <int RESET, class L>
+PMSN_FN L membrane_before(L v) {
+    return RESET == RESET_MEMORYLESS ? v * real_of<L>(0) : v;
+}
+
 // Charge by the current, fire, reset. v is updated; u is the membrane before reset, out what is sent; the current
 // becomes what has been charged. One that is not finite becomes NaN, and so does v, for good: NaN fires nothing.
 template <int RESET, int FIRE, class L>
 PMSN_FN void membrane_step(L& current, L& v, L& u, L& out, const Threshold<real_of<L>>& threshold) {
     const real_of<L> theta = threshold.theta;
-    const L drive = current = RESET == RESET_SERIAL ? finite_or_nan(current) : positive_part_or_nan(current);
-    u = v + drive;
+    const L drive = current = RESET == RESET_MODULO ? positive_part_or_nan(current) : finite_or_nan(current);
+    u = membrane_before<RESET>(v) + drive;
     out = fire<FIRE>(u, theta);
-    if (RESET == RESET_NONE) v = u;
+    if (RESET == RESET_CUMULATIVE || RESET == RESET_MEMORYLESS) v = u;
     if (RESET == RESET_SERIAL) v = u - out * theta;
     if (RESET == RESET_MODULO) {
         // with the drive reduced first, few operations depend on the last v: it is below theta, and so is the new one
@@ -210,20 +220,14 @@ PMSN_FN void membrane_step(L& current, L& v, L& u, L& out, const Threshold<real_
     }
 }
 
-// dI[t] from dL/dout[t], slope = dout/du, the current I[t], and the membrane's adjoint, updated: dL/dv[t] before,
-// dL/dv[t-1] after. RESET_MODULO passes nothing through v.
+// dL/du[t] from dL/dout[t], slope = dout/du, and the membrane's adjoint, updated: dL/dv[t] before, dL/dv[t-1] after.
+// RESET_MODULO passes nothing through v. It is dI[t] too, where the current is not clamped.
 template <int RESET, class L>
-PMSN_FN L membrane_adjoint_step(L current, L slope, L grad_out, L& grad_v, real_of<L> theta) {
-    if (RESET == RESET_SERIAL) {
-        grad_v += (grad_out - grad_v * theta) * slope;
-        return grad_v;
-    }
-    L grad_u = grad_out * slope;
-    if (RESET == RESET_NONE) {
-        grad_u += grad_v;
-        grad_v = grad_u;
-    }
-    return current <= L{} ? L{} : grad_u;  // where it is NaN the gradient is, too
+PMSN_FN L membrane_adjoint_step(L slope, L grad_out, L& grad_v, real_of<L> theta) {
+    if (RESET == RESET_MODULO) return grad_out * slope;
+    const L grad_u = grad_v + (RESET == RESET_SERIAL ? grad_out - grad_v * theta : grad_out) * slope;
+    grad_v = RESET == RESET_MEMORYLESS ? L{} : grad_u;
+    return grad_u;
 }
 
 }  // namespace PMSN_NAMESPACE
