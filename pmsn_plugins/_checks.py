@@ -155,6 +155,17 @@ def check_not_negative(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
 
 
+def check_range(name: str, value: tuple[float, float]) -> None:
+    """Raise unless ``value`` is a pair (low, high) of finite numbers, 0 < low <= high."""
+    if not (isinstance(value, tuple | list) and len(value) == 2):
+        raise TypeError(f"{name} must be two numbers (low, high), got {shown(value)}")
+    for bound in value:
+        check_positive(name, bound)
+    low, high = value
+    if low > high:
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high, got {shown(value)}")
+
+
 def check_rate(name: str, value: float) -> None:
     """Raise unless ``value`` is a rate of dropout."""
     check_finite(name, value)

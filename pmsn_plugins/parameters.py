@@ -130,20 +130,42 @@ class PMSNParametersMixin(NeuronParameters):
 
     backend: str
 
-    def _create_parameters(self, channels: int, n_compartments: int, preset: str) -> None:
-        initial = pmsn_initial_parameters(channels, n_compartments, preset)
+    def _create_parameters(
+        self,
+        channels: int,
+        n_compartments: int,
+        preset: str,
+        dt_range: tuple[float, float] | None = None,
+        coupling: float | None = None,
+        time_scale: float | None = None,
+    ) -> None:
         self.channels = channels
         self.n_compartments = n_compartments
         self.preset = preset
+        self.dt_range = dt_range
+        self.coupling = coupling
+        self.time_scale = time_scale
+        initial = self._initial_parameters()
         for name, value in zip(initial._fields, initial, strict=True):
             setattr(self, name, nn.Parameter(value))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the initial values again, in place."""
-        initial = pmsn_initial_parameters(self.channels, self.n_compartments, self.preset)
+        initial = self._initial_parameters()
         for name, value in zip(initial._fields, initial, strict=True):
             getattr(self, name).copy_(value)
+
+    def _initial_parameters(self) -> PMSNParameters:
+        return pmsn_initial_parameters(self.channels, self.n_compartments, self.preset, **self._changes_of_preset())
+
+    def _changes_of_preset(self) -> dict[str, Any]:
+        return {"dt_range": self.dt_range, "coupling": self.coupling, "time_scale": self.time_scale}
+
+    def initial_repr(self) -> str:
+        """Where the initial values come from, as ``extra_repr`` shows it."""
+        given = {name: value for name, value in self._changes_of_preset().items() if value is not None}
+        return ", ".join(f"{name}={value}" for name, value in {"preset": self.preset, **given}.items())
 
     def neuron_parameters(self) -> PMSNParameters:
         """The parameters, as the functions take them."""

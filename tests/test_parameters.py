@@ -10,9 +10,9 @@ from pmsn_plugins.parameters import PMSNParametersMixin, TCLIFParametersMixin
 
 
 class PMSN(PMSNParametersMixin, nn.Module):
-    def __init__(self, channels=3, n_compartments=5, preset="sequential"):
+    def __init__(self, channels=3, n_compartments=5, preset="sequential", **changes):
         super().__init__()
-        self._create_parameters(channels, n_compartments, preset)
+        self._create_parameters(channels, n_compartments, preset, **changes)
 
 
 class TCLIF(TCLIFParametersMixin, nn.Module):
@@ -139,6 +139,13 @@ def test_parameters_have_the_documented_shapes():
     neuron = PMSN(channels=6, n_compartments=9)
     shapes = {n: tuple(p.shape) for n, p in neuron.named_parameters()}
     assert shapes == {n: (6,) if n in ("log_dt", "D") else (6, 8) for n in PMSNParameters._fields}
+
+
+def test_reset_parameters_keeps_to_the_range_and_the_coupling_that_were_asked_for():
+    neuron = PMSN(64, dt_range=(0.5, 0.6), coupling=0.0)
+    neuron.reset_parameters()
+    dt = neuron.log_dt.exp()
+    assert dt.min() > 0.49 and dt.max() < 0.61 and (neuron.freq == 0).all()
 
 
 def test_reset_parameters_draws_the_initial_values_again():

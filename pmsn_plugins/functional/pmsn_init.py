@@ -8,7 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_device, check_floating_dtype, check_int_at_least, check_type
+from .._checks import (
+    check_choice,
+    check_device,
+    check_floating_dtype,
+    check_int_at_least,
+    check_not_negative,
+    check_positive,
+    check_range,
+    check_type,
+)
 
 
 class PMSNParameters(NamedTuple):
@@ -52,28 +61,59 @@ PRESETS = {
 """``sequential``: S-MNIST, PS-MNIST, sequential CIFAR. ``shd``: spoken digits. ``static``: SEW ResNet on images."""
 
 
-def hidden_modes(n_compartments: int, preset: str = "sequential") -> tuple[Tensor, Tensor, Tensor]:
+def initial_values(
+    preset: str = "sequential",
+    *,
+    dt_range: tuple[float, float] | None = None,
+    coupling: float | None = None,
+    time_scale: float | None = None,
+) -> PMSNPreset:
+    """A preset with what the other arguments change in it; they are those of :func:`pmsn_initial_parameters`."""
+    check_choice("preset", preset, PRESETS)
+    chosen = PRESETS[preset]
+    if time_scale is not None:
+        check_positive("time_scale", time_scale)
+        if dt_range is not None or coupling is not None:
+            raise ValueError(
+                "time_scale chooses dt_range and coupling: give it or them, "
+                f"got time_scale={time_scale!r}, dt_range={dt_range!r}, coupling={coupling!r}"
+            )
+        chosen = chosen._replace(dt_range=(0.4 / time_scale, 40.0 / time_scale), coupling=1.0)
+    if dt_range is not None:
+        check_range("dt_range", dt_range)
+        chosen = chosen._replace(dt_range=tuple(map(float, dt_range)))
+    if coupling is not None:
+        check_not_negative("coupling", coupling)
+        chosen = chosen._replace(coupling=float(coupling))
+    return chosen
+
+
+def hidden_modes(
+    n_compartments: int, preset: str = "sequential", *, coupling: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenmodes of the initial chain of k = n_compartments - 1 hidden compartments.
 
     The chain is ``dh/dt = S h + 1 x`` with ``S[i, i] = -0.5``, ``S[i, i+1] = s (i+1)``, ``S[i+1, i] = -s (i+1)``
-    (PMSN Eq. 6), and ``S = V diag(lam) V^-1``. The readout row ``r`` takes the last compartment or the sum of all.
+    (PMSN Eq. 6), s the coupling, and ``S = V diag(lam) V^-1``. The readout row ``r`` takes the last compartment or the
+    sum of all.
 
     Returns:
         ``lam``, ``B = V^-1 1`` and ``R = V^T r``, each complex128 of shape [k].
 
     Raises:
-        ValueError: fewer than two compartments, or an unknown preset.
+        TypeError: an argument is of another type.
+        ValueError: fewer than two compartments, an unknown preset, or a coupling below 0.
     """
     check_int_at_least("n_compartments", n_compartments, 2)
-    check_choice("preset", preset, PRESETS)
+    initial = initial_values(preset, coupling=coupling)
     k = n_compartments - 1
-    coupling = PRESETS[preset].coupling * torch.arange(1, k, dtype=torch.float64)
-    skew = torch.diag(coupling, 1) - torch.diag(coupling, -1)
+    couplings = initial.coupling * torch.arange(1, k, dtype=torch.float64)
+    skew = torch.diag(couplings, 1) - torch.diag(couplings, -1)
     # S is -0.5 I plus a skew-symmetric matrix, so -i (S + 0.5 I) is Hermitian and V is unitary
     freq, V = torch.linalg.eigh(-1j * skew)
     lam = torch.complex(torch.full_like(freq, -0.5), freq)
     r = torch.ones(k, dtype=V.dtype)
-    if PRESETS[preset].readout == "last":
+    if initial.readout == "last":
         r[:-1] = 0
     return lam, V.mH @ torch.ones(k, dtype=V.dtype), V.mT @ r
 
@@ -83,6 +123,9 @@ def pmsn_initial_parameters(
     n_compartments: int = 5,
     preset: str = "sequential",
     *,
+    dt_range: tuple[float, float] | None = None,
+    coupling: float | None = None,
+    time_scale: float | None = None,
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -93,13 +136,16 @@ def pmsn_initial_parameters(
         channels: number of channels C.
         n_compartments: compartments per neuron including the output one, n >= 2; k = n - 1 are hidden.
         preset: ``'sequential'``, ``'shd'`` or ``'static'``, see :data:`PRESETS`.
+        dt_range: (low, high), where ``dt`` is drawn from, uniformly on a logarithmic scale; None takes the preset's.
+        coupling: s, the strength of the chain's couplings (:func:`hidden_modes`), 0 or more; None takes the preset's.
         generator: source of randomness for ``log_dt`` and ``D``; the rest is deterministic. The same numbers are drawn
             for every dtype.
         dtype: default ``torch.get_default_dtype()``.
 
     Raises:
         TypeError: ``generator``, ``dtype`` or another argument is of another type.
-        ValueError: channels < 1, n_compartments < 2, unknown preset or device.
+        ValueError: channels < 1, n_compartments < 2, unknown preset or device; ``dt_range`` without 0 < low <= high, or
+            ``coupling`` below 0.
     """
     check_int_at_least("channels", channels, 1)
     if generator is not None:
@@ -108,10 +154,11 @@ def pmsn_initial_parameters(
     check_floating_dtype("dtype", dtype)
     if device is not None:
         check_device("device", device)
-    lam, B, R = hidden_modes(n_compartments, preset)
-    low, high = (math.log(bound) for bound in PRESETS[preset].dt_range)
+    initial = initial_values(preset, dt_range=dt_range, coupling=coupling, time_scale=time_scale)
+    lam, B, R = hidden_modes(n_compartments, preset, coupling=initial.coupling)
+    low, high = (math.log(bound) for bound in initial.dt_range)
     log_dt = low + (high - low) * torch.rand(channels, generator=generator, dtype=torch.float32)
-    draw = torch.randn if PRESETS[preset].direct == "normal" else torch.rand
+    draw = torch.randn if initial.direct == "normal" else torch.rand
     D = draw(channels, generator=generator, dtype=torch.float32)
     modes = (torch.log(-lam.real), lam.imag, B.real, B.imag, R.real, R.imag)
     per_channel = (mode.expand(channels, -1) for mode in modes)

@@ -61,6 +61,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         threshold: firing threshold, one number above 0.
         spike_grad: called on ``u - threshold``, any function of ``snntorch.surrogate``; default the paper's
             ``triangle(strict=True)``.
+        dt_range: (low, high) of the initial time steps ``dt``, log-uniform; None takes the preset's.
+        coupling: s, strength of the initial couplings between the hidden compartments; None takes the preset's.
         reset_mode: ``'modulo'`` as above. On the signed current, without a reset: ``'cumulative'``,
             ``mem[t] = mem[t-1] + I[t]``, and ``'memoryless'``, ``mem[t] = I[t]``; ``'serial'`` subtracts the threshold
             once per spike. See :func:`pmsn_plugins.functional.pmsn_sequence`.
@@ -109,6 +111,9 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         threshold: float | Tensor = 1.0,
         spike_grad: SpikeFunction | None = None,
         *,
+        dt_range: tuple[float, float] | None = None,
+        coupling: float | None = None,
+        time_scale: float | None = None,
         reset_mode: str = "modulo",
         burst: bool = False,
         context: str = "local",
@@ -145,7 +150,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         if single_state and step_mode != "s":
             raise ValueError("single_state=True is for loops over time steps: use step_mode='s'")
         super().__init__(
-            lambda: self._create_parameters(channels, n_compartments, preset),
+            lambda: self._create_parameters(channels, n_compartments, preset, dt_range, coupling, time_scale),
             channels=channels,
             threshold=threshold,
             spike_grad=spike_grad,
@@ -278,4 +283,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
 
     def extra_repr(self) -> str:
         """Shown when the layer is printed."""
-        return f"channels={self.channels}, n_compartments={self.n_compartments}, reset_mode={self.reset_mode!r}"
+        return (
+            f"channels={self.channels}, n_compartments={self.n_compartments}, {self.initial_repr()}, "
+            f"reset_mode={self.reset_mode!r}"
+        )

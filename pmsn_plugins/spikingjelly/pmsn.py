@@ -57,6 +57,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             steps, where the final state is larger than the sequence. It needs ``step_mode='m'``.
         channel_axis: axis of the channels in one step, counted from either end: -1 for tokens [N, L, C] and
             [T, N, L, C], 0 for [C, N, *] and [T, C, N, *]. It costs no copy of a contiguous input.
+        dt_range: (low, high) of the initial time steps ``dt``, log-uniform; None takes the preset's.
+        coupling: s, strength of the initial couplings between the hidden compartments; None takes the preset's.
 
     Parameters ``log_dt`` [C], ``log_decay``, ``freq``, ``B_real``, ``B_imag``, ``R_real``, ``R_imag`` [C, k] and ``D``
     [C]: see :class:`pmsn_plugins.functional.PMSNParameters`. Memories: ``v`` [N, C, *] and ``h_real``, ``h_imag``
@@ -85,6 +87,9 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         burst: bool = False,
         keep_state: bool = True,
         channel_axis: int = 1,
+        dt_range: tuple[float, float] | None = None,
+        coupling: float | None = None,
+        time_scale: float | None = None,
     ) -> None:
         check_choice("reset_mode", reset_mode, RESET_MODES)
         check_choice("context", context, CONTEXTS)
@@ -100,7 +105,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             store_v_seq=store_v_seq,
             keep_state=keep_state,
         )
-        self._create_parameters(channels, n_compartments, preset)
+        self._create_parameters(channels, n_compartments, preset, dt_range, coupling, time_scale)
         self.reset_mode = reset_mode
         self.context = context
         self.burst = burst
@@ -108,7 +113,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.channels}, n_compartments={self.n_compartments}, preset={self.preset}, "
+            f"{self.channels}, n_compartments={self.n_compartments}, {self.initial_repr()}, "
             f"reset_mode={self.reset_mode}, context={self.context}, burst={self.burst}, "
             f"keep_state={self.keep_state}, channel_axis={self.channel_axis}, {super().extra_repr()}"
         )

@@ -444,6 +444,21 @@ def test_bad_input(error, match, call):
         call()
 
 
+def test_dt_range_and_coupling_replace_those_of_the_preset():
+    def draw(**changes):
+        return pmsn_initial_parameters(500, preset="shd", generator=torch.Generator().manual_seed(0), **changes)
+
+    preset, changed = draw(), draw(dt_range=(0.02, 2), coupling=1.25)
+    low, high = math.log(0.02), math.log(2)
+    assert low <= changed.log_dt.min() < low + 0.1 and high - 0.1 < changed.log_dt.max() <= high
+    torch.testing.assert_close(changed.log_dt.mean(), torch.tensor((low + high) / 2), atol=0.15, rtol=0)
+    torch.testing.assert_close(changed.freq, preset.freq / 4)  # 'shd' has coupling 5
+    for name in ("log_decay", "B_real", "B_imag", "R_real", "R_imag", "D"):
+        torch.testing.assert_close(getattr(changed, name), getattr(preset, name), msg=name)
+    assert torch.equal(draw(dt_range=[0.5, 0.5]).log_dt, torch.full((500,), math.log(0.5)))
+    assert (draw(coupling=0).freq == 0).all()
+
+
 def test_half_precision_parameters_keep_float32_coefficients():
     half = PMSNParameters(*(q.half() for q in parameters(3, 4)))
     coefficients = discretize(half)

@@ -35,7 +35,8 @@ def test_signatures_are_the_documented_ones():
     pmsn = inspect.signature(PMSNNode).parameters
     assert list(pmsn) == [
         "channels", "n_compartments", "preset", "v_threshold", "reset_mode", "context", "surrogate_function",
-        "step_mode", "backend", "store_v_seq", "burst", "keep_state", "channel_axis",
+        "step_mode", "backend", "store_v_seq", "burst", "keep_state", "channel_axis", "dt_range", "coupling",
+        "time_scale",
     ]  # fmt: skip
     assert list(inspect.signature(TCLIFNode).parameters) == [
         "beta", "gamma", "v_threshold", "soma_feedback", "surrogate_function", "detach_reset", "step_mode", "backend",
