@@ -21,7 +21,7 @@ from pmsn_plugins.spikingjelly import PMSNNode
 def impulse_response() -> Figure:
     """What the four hidden compartments of one PMSN neuron answer to one unit of input, and what they add up to."""
     torch.manual_seed(3)
-    response = analysis.impulse_response(PMSNNode(8), T=300)
+    response = analysis.impulse_response(PMSNNode(8, preset="sequential"), T=300)
     return analysis.plot_impulse_response(next(iter(response.values())), channel=0)
 
 

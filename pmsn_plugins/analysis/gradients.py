@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,7 +156,7 @@ def compare_gradients(T: int = 100, width: int = 64, batch: int = 32, seed: int 
 
     20 - width - width - 10, untrained, its weights three times PyTorch's so that all layers fire, fed with random
     spikes (rate 0.2). ALIF-like is a LIF whose spikes charge a slow second compartment (time constant 20 steps) that
-    inhibits it. LIF and ALIF-like have tau = 2 steps. Needs SpikingJelly.
+    inhibits it. LIF and ALIF-like have tau = 2 steps, PMSN the preset 'sequential'. Needs SpikingJelly.
 
     Returns:
         Neuron -> layer -> norms [T], for :func:`plot_gradient_over_time`.
@@ -176,7 +177,7 @@ def compare_gradients(T: int = 100, width: int = 64, batch: int = 32, seed: int 
             2, leak=(0.95, 0.5), up=-0.2, down=0.0, gain=(0.0, 1.0), reset=-1.0
         ),
         "TC-LIF": lambda channels: TCLIFNode(),
-        "PMSN": PMSNNode,
+        "PMSN": partial(PMSNNode, preset="sequential"),
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

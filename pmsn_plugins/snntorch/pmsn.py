@@ -57,12 +57,15 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
     Args:
         channels: C, axis 2 of a sequence and axis 1 of one step.
         n_compartments: compartments per neuron including the one that fires, at least 2.
-        preset: initial values, ``'sequential'``, ``'shd'`` or ``'static'`` (:data:`pmsn_plugins.functional.PRESETS`).
+        preset: initial values, ``'general'``, or those of the paper's experiments, ``'sequential'``, ``'shd'`` and
+            ``'static'`` (:data:`pmsn_plugins.functional.PRESETS`).
         threshold: firing threshold, one number above 0.
         spike_grad: called on ``u - threshold``, any function of ``snntorch.surrogate``; default the paper's
             ``triangle(strict=True)``.
         dt_range: (low, high) of the initial time steps ``dt``, log-uniform; None takes the preset's.
         coupling: s, strength of the initial couplings between the hidden compartments; None takes the preset's.
+        time_scale: chooses both for sequences of about so many time steps, see
+            :func:`pmsn_plugins.functional.pmsn_initial_parameters`.
         reset_mode: ``'modulo'`` as above. On the signed current, without a reset: ``'cumulative'``,
             ``mem[t] = mem[t-1] + I[t]``, and ``'memoryless'``, ``mem[t] = I[t]``; ``'serial'`` subtracts the threshold
             once per spike. See :func:`pmsn_plugins.functional.pmsn_sequence`.
@@ -107,7 +110,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         self,
         channels: int,
         n_compartments: int = 5,
-        preset: str = "sequential",
+        preset: str = "general",
         threshold: float | Tensor = 1.0,
         spike_grad: SpikeFunction | None = None,
         *,

@@ -37,8 +37,9 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
     Args:
         channels: number of channels C.
         n_compartments: compartments per neuron including the output one, at least 2.
-        preset: initial values: ``'sequential'`` (S-MNIST, sequential CIFAR), ``'shd'`` (spoken digits) or ``'static'``
-            (SEW ResNet on images).
+        preset: initial values: ``'general'``, for 4 to 1000 time steps, or those of the paper's experiments,
+            ``'sequential'`` (S-MNIST, sequential CIFAR), ``'shd'`` (spoken digits) and ``'static'`` (SEW ResNet on
+            images).
         v_threshold: firing threshold, above 0.
         reset_mode: ``'modulo'`` (above). On the signed current ``I[t] = Re(sum_j h_j[t]) + D x[t]``, without a reset:
             ``'cumulative'``, ``v[t] = v[t-1] + I[t]``, and ``'memoryless'``, ``v[t] = I[t]``. ``'serial'`` takes it
@@ -59,6 +60,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             [T, N, L, C], 0 for [C, N, *] and [T, C, N, *]. It costs no copy of a contiguous input.
         dt_range: (low, high) of the initial time steps ``dt``, log-uniform; None takes the preset's.
         coupling: s, strength of the initial couplings between the hidden compartments; None takes the preset's.
+        time_scale: chooses both for sequences of about so many time steps, see
+            :func:`pmsn_plugins.functional.pmsn_initial_parameters`.
 
     Parameters ``log_dt`` [C], ``log_decay``, ``freq``, ``B_real``, ``B_imag``, ``R_real``, ``R_imag`` [C, k] and ``D``
     [C]: see :class:`pmsn_plugins.functional.PMSNParameters`. Memories: ``v`` [N, C, *] and ``h_real``, ``h_imag``
@@ -75,7 +78,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         self,
         channels: int,
         n_compartments: int = 5,
-        preset: str = "sequential",
+        preset: str = "general",
         v_threshold: float = 1.0,
         reset_mode: str = "modulo",
         context: str = "local",

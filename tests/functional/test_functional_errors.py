@@ -335,7 +335,7 @@ def test_choices(value):
     with pytest.raises(error, match=r"backend must be one of '.*, got"):
         kernels.discretize(PARAMETERS, value)
     for call in (lambda: hidden_modes(5, value), lambda: pmsn_initial_parameters(C, 5, value)):
-        with pytest.raises(error, match="preset must be one of 'sequential', 'shd', 'static', got"):
+        with pytest.raises(error, match="preset must be one of 'general', 'sequential', 'shd', 'static', got"):
             call()
 
 

@@ -126,7 +126,7 @@ def test_equals_the_equations(T, method, reset_mode, burst):
     space=st.lists(st.integers(1, 3), max_size=2),
     k=st.integers(1, 16),
     theta=st.floats(0.05, 10.0),
-    preset=st.sampled_from(["sequential", "shd", "static"]),
+    preset=st.sampled_from(["general", "sequential", "shd", "static"]),
     layout=st.sampled_from(["contiguous", "channels last", "strided", "expanded"]),
     cut=st.floats(0.0, 1.0),
     seed=st.integers(0, 10_000),
@@ -434,7 +434,7 @@ X = inputs(5, 2, 3)
         (ValueError, "method must be one of", lambda: pmsn_sequence(X, COEFFICIENTS, method="scan")),
         (ValueError, "n_compartments must be at least 2, got 1", lambda: pmsn_initial_parameters(3, 1)),
         (ValueError, "channels must be at least 1, got 0", lambda: pmsn_initial_parameters(0)),
-        (ValueError, "'sequential', 'shd', 'static', got 'mnist'", lambda: pmsn_initial_parameters(3, 5, "mnist")),
+        (ValueError, "'general', .* 'static', got 'mnist'", lambda: pmsn_initial_parameters(3, 5, "mnist")),
         (ValueError, "freq must have shape", lambda: discretize(parameters(3, 4)._replace(freq=inputs(3, 5)))),
         (ValueError, r"\[C, k\]", lambda: discretize(parameters(3, 4)._replace(log_decay=inputs(3)))),
     ],
@@ -457,6 +457,35 @@ def test_dt_range_and_coupling_replace_those_of_the_preset():
         torch.testing.assert_close(getattr(changed, name), getattr(preset, name), msg=name)
     assert torch.equal(draw(dt_range=[0.5, 0.5]).log_dt, torch.full((500,), math.log(0.5)))
     assert (draw(coupling=0).freq == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("time_scale", "low", "high", "coupling"),
+    [
+        (1000, 1e-3, 0.1, 5.0),
+        (100, 1e-2, 1.0, 2.0),
+        (40, 0.025, 1.0, 0.2 * 40**0.5),
+        (4, 0.25, 1.0, 0.4),
+        (0.5, 1, 1, 0.1 * 2**0.5),
+    ],
+)
+def test_time_scale_is_a_range_and_a_coupling(time_scale, low, high, coupling):
+    def draw(**changes):
+        return pmsn_initial_parameters(300, 4, "shd", generator=torch.Generator().manual_seed(0), **changes)
+
+    for actual, expected in zip(
+        draw(time_scale=time_scale), draw(dt_range=(low, high), coupling=coupling), strict=True
+    ):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_the_general_preset_is_a_time_scale_of_a_hundred_steps():
+    general, other = (
+        pmsn_initial_parameters(50, 5, preset, generator=torch.Generator().manual_seed(1), time_scale=time_scale)
+        for preset, time_scale in (("general", None), ("static", 100))
+    )
+    for actual, expected in zip(general, other, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_half_precision_parameters_keep_float32_coefficients():

@@ -18,7 +18,7 @@ C = 4
         (lambda: PMSN(0), ValueError, "channels must be at least 1, got 0"),
         (lambda: PMSN(4.0), TypeError, "channels must be an integer, got 4.0"),
         (lambda: PMSN(C, n_compartments=1), ValueError, "n_compartments must be at least 2, got 1"),
-        (lambda: PMSN(C, preset="speech"), ValueError, "preset must be one of 'sequential', 'shd', 'static'"),
+        (lambda: PMSN(C, preset="speech"), ValueError, "preset must be one of 'general', 'sequential', 'shd'"),
         (lambda: PMSN(C, dt_range=(0.1, 0.01)), ValueError, r"0 < low <= high, got \(0.1, 0.01\)"),
         (lambda: PMSN(C, dt_range=(0, 1)), ValueError, "dt_range must be a finite number above 0, got 0"),
         (lambda: PMSN(C, dt_range=0.1), TypeError, r"dt_range must be two numbers \(low, high\), got 0.1"),
