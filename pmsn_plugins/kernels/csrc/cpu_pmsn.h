@@ -255,7 +255,7 @@ struct PmsnCpu {
     index_t backward_scratch() const {
         const index_t tiles = 4 * (1 + 4 * k) + rows * (planes + 1 + 4 * k) + 2 * SHORT_STEPS;
         return sizeof(L) *
-               (blocks * tiles + 7 * Scratch<L>::apart(rows * (depth + 1)) + Scratch<L>::apart(rows * depth * k));
+               (blocks * tiles + 7 * Scratch<L>::apart(rows * (depth + 1)) + 2 * Scratch<L>::apart(rows * depth * k));
     }
 
     // Without `partial` only to find the adjoint at the segment's start, from zero at its end.
@@ -272,6 +272,7 @@ struct PmsnCpu {
         L* const dI = scratch.lanes(rows * (depth + 1));
         L* const current = scratch.lanes(rows * depth);
         L* const changes = as_filters && from_zero ? scratch.lanes(rows * depth * k) : nullptr;
+        L* const grad_changes = changes && APART ? scratch.lanes(rows * depth * k) : nullptr;
         const bool bursts = args.fire == FIRE_BURST && !args.slopes;
         L* const slopes = args.slopes || bursts ? scratch.lanes(rows * depth) : nullptr;
         L* const grad_v_seq = args.grad_v_seq ? scratch.lanes(rows * depth) : nullptr;
@@ -342,7 +343,7 @@ struct PmsnCpu {
                     }
                     const Columns<L> dx =
                         local ? Columns<L>::in_cache(grad_out, here.count) : dx_steps.write(grad_out, here, b);
-                    const Forth<L> forth = {x, dI, state.block(b), changes};
+                    const Forth<L> forth = {x, dI, state.block(b), changes, grad_changes};
                     const Columns<L> in_grad = Columns<L>::in_cache(grad_out, here.count);
                     const AheadBack ahead = {Ahead(grad_steps, soon.planes, soon.block),
                                              Ahead(dx_steps, soon.planes, soon.block)};

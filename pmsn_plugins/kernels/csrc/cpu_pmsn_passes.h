@@ -6,11 +6,12 @@
 
 namespace PMSN_NAMESPACE {
 
-// Hidden compartments share only x and I, so any number of them is done in groups that fit the registers.
-#if PMSN_LANE_BYTES == 64
-enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2 };
+// Hidden compartments share only x and I, so any number of them is done in groups that fit the registers. With 16 of
+// these the adjoint of a group of filters and its sums do not fit together, and are two passes.
+#if PMSN_LANE_BYTES == 64 || defined(__aarch64__)
+enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2, APART = 0, APART_ADJOINT_GROUP = 0, APART_SUMS_GROUP = 0 };
 #else
-enum { FORWARD_GROUP = 2, ADJOINT_GROUP = 1 };
+enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 1, APART = 1, APART_ADJOINT_GROUP = 4, APART_SUMS_GROUP = 2 };
 #endif
 
 // The passes below run over one block: `rows` rows of `steps` steps. k hidden compartments have
@@ -105,14 +106,22 @@ static void hidden_group(const L* parameters, L* state, L* changes, Span span, i
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) h_real[j] = real[j], h_imag[j] = imag[j];
         sink.begin(state);
-        for (index_t t = 0; t < span.steps; ++t, change += span.k) {
+        const auto current = [&](index_t t, L x_t) __attribute__((always_inline)) {
             if (Hidden<L, K>::are_filters && changes) {
                 PMSN_UNROLL
                 for (int j = 0; j < K; ++j) changes[change + j] = h_imag[j];
             }
-            const L x_t = x.load(s, t), sum = hidden_step<L, K>(hidden, h_real, h_imag, x_t);
-            sink.step(s, t, x_t, sum + (FIRST ? D * x_t : partial.load(s, t)));
+            change += span.k;
+            return hidden_step<L, K>(hidden, h_real, h_imag, x_t) + (FIRST ? D * x_t : partial.load(s, t));
+        };
+        // what becomes of a current comes a step later, when it no longer has to be waited for
+        L x_t = x.load(s, 0), I = current(0, x_t);
+        for (index_t t = 1; t < span.steps; ++t) {
+            const L next_x = x.load(s, t), next_I = current(t, next_x);
+            sink.step(s, t - 1, x_t, I);
+            x_t = next_x, I = next_I;
         }
+        sink.step(s, span.steps - 1, x_t, I);
         sink.end(state);
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) real[j] = h_real[j], imag[j] = h_imag[j];
@@ -143,19 +152,23 @@ static void hidden_pass(const L* parameters, L* state, L* changes, Span span, Co
 }
 
 // What the way back needs of the way there: x, dL/dI (with a zero before every row), and of Filters the state at the
-// end and the changes.
+// end, the changes, and where APART memory for as many gradients of them.
 template <class L>
 struct Forth {
     const L *x, *dI, *state, *changes;
+    L* grad_changes;
 };
 
+// What a pass does of the way back.
+enum Way { BACK = 1, SUMS = 2 };
+
 // Compartments first..first+K; the first group also takes D, and asks for grad_out, the last one for dx.
-template <template <class, int> class Hidden, int K, bool FIRST, class L>
+template <template <class, int> class Hidden, int K, int WAY, bool FIRST, class L>
 static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Forth<L> forth,
                           Columns<L> partial, Columns<L> dx, AheadBack ahead) {
     typedef typename Hidden<L, K>::Adjoint Adjoint;
     typedef typename Hidden<L, K>::Sums Sums;
-    constexpr bool filters = Hidden<L, K>::are_filters;
+    constexpr bool filters = Hidden<L, K>::are_filters, back = WAY & BACK, with_sums = WAY & SUMS;
     const index_t k = span.k;
     const bool last = first + K == k;
     const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, k);
@@ -165,44 +178,64 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
     adjoint += 1 + first;
     for (index_t s = 0; s < span.rows; ++s, adjoint += 1 + 4 * k) {
         const L *x = forth.x + s * span.steps, *dI = forth.dI + s * (span.steps + 1);
-        auto after = load_fields<K, FilterState<L, K>>(forth.state + s * (1 + 2 * k) + 1 + first, k);
+        const L* const state = forth.state + s * (1 + 2 * k) + 1 + first;
+        const index_t change = s * span.steps * k + first;
         Adjoint a = load_fields<K, Adjoint>(adjoint, k);
+        L w[K];
+        PMSN_UNROLL
+        for (int j = 0; j < K; ++j) w[j] = state[j];
         if constexpr (!filters) a.enter(dI[span.steps]);
+        if constexpr (filters && back) enter(hidden, a, dI[span.steps]);
+        if constexpr (filters && with_sums) enter(total, w, state + k, dI[span.steps]);
         for (index_t t = span.steps - 1; t >= 0; --t) {
-            L part;
-            if (FIRST) ahead.grad_out.template ask<sizeof(L)>(s, t);
-            if (last) ahead.dx.template ask<sizeof(L)>(s, t);
-            if constexpr (filters)
-                part = hidden_adjoint_step<L, K>(hidden, after, a, total, dI[t + 1],
-                                                 forth.changes + (s * span.steps + t) * k + first);
-            else part = hidden_adjoint_step<L, K>(hidden, a, total, x[t], dI[t]);
-            if (FIRST) {
-                dx.store(s, t, part + D * dI[t + 1]);
-                total_D += dI[t + 1] * x[t];
-            } else dx.store(s, t, part + partial.load(s, t));
+            if (FIRST && back) ahead.grad_out.template ask<sizeof(L)>(s, t);
+            if (last && back) ahead.dx.template ask<sizeof(L)>(s, t);
+            L part = L{};
+            if constexpr (filters) {
+                L here[K], *const grad_d = with_sums && back ? here : forth.grad_changes + change + t * k;
+                if (back) part = filters_adjoint_step<L, K>(hidden, a, grad_d, dI[t]);
+                if (with_sums) filters_sums_step<L, K>(total, w, grad_d, forth.changes + change + t * k, dI[t]);
+            } else part = hidden_adjoint_step<L, K>(hidden, a, total, x[t], dI[t]);
+            if (back) dx.store(s, t, part + (FIRST ? D * dI[t + 1] : partial.load(s, t)));
+            if (FIRST && with_sums) total_D += dI[t + 1] * x[t];
         }
-        store_fields<K>(a, adjoint, k);
+        if (back) store_fields<K>(a, adjoint, k);
     }
+    if (!with_sums) return;
     sums[0] += total_D;
     sums += 1 + first;
     PMSN_UNROLL
     for (int i = 0; i < 4 * K; ++i) sums[i / K * k + i % K] += ((const L*)&total)[i];
 }
 
+// Compartments first..k in groups of K, and what is left in smaller ones.
+template <template <class, int> class Hidden, int K, int WAY, class L>
+static void adjoint_groups(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Forth<L> forth,
+                           Columns<L> partial, Columns<L> dx, AheadBack ahead) {
+    for (; first + K <= span.k; first += K) {
+        const Columns<L> to = first + K < span.k ? partial : dx;
+        if (first)
+            adjoint_group<Hidden, K, WAY, false>(parameters, adjoint, sums, span, first, forth, partial, to, ahead);
+        else adjoint_group<Hidden, K, WAY, true>(parameters, adjoint, sums, span, 0, forth, partial, to, ahead);
+    }
+    if constexpr (K > 1)
+        adjoint_groups<Hidden, K / 2, WAY>(parameters, adjoint, sums, span, first, forth, partial, dx, ahead);
+}
+
 // dI -> dx; advances the hidden part of the adjoint, and the sums. `partial` is scratch memory.
 template <template <class, int> class Hidden, class L>
 static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, Forth<L> forth, Columns<L> partial,
                          Columns<L> dx, AheadBack ahead) {
-    const auto group = [&](auto size, auto is_first, index_t first) {
-        constexpr int K = decltype(size)::value;
-        adjoint_group<Hidden, K, decltype(is_first)::value>(parameters, adjoint, sums, span, first, forth, partial,
-                                                            first + K < span.k ? partial : dx, ahead);
+    const auto groups = [&](auto size, auto way) {
+        adjoint_groups<Hidden, decltype(size)::value, decltype(way)::value>(parameters, adjoint, sums, span, 0, forth,
+                                                                            partial, dx, ahead);
     };
-    index_t j = span.k < ADJOINT_GROUP ? 1 : ADJOINT_GROUP;
-    if (j == 1) group(Constant<1>(), Constant<true>(), 0);
-    else group(Constant<ADJOINT_GROUP>(), Constant<true>(), 0);
-    for (; j + ADJOINT_GROUP <= span.k; j += ADJOINT_GROUP) group(Constant<ADJOINT_GROUP>(), Constant<false>(), j);
-    for (; j < span.k; ++j) group(Constant<1>(), Constant<false>(), j);
+    if constexpr (Hidden<L, 1>::are_filters && APART) {
+        groups(Constant<APART_ADJOINT_GROUP>(), Constant<BACK>());
+        groups(Constant<APART_SUMS_GROUP>(), Constant<SUMS>());
+    } else {
+        groups(Constant<ADJOINT_GROUP>(), Constant<BACK | SUMS>());
+    }
 }
 
 // What a membrane pass leaves: what is sent out, also the membrane after reset, or the membrane before it.
