@@ -160,7 +160,7 @@ def make_job(neuron: str, shape: tuple[int, ...], dtype: torch.dtype, threads: i
 
 
 def _run(library: ctypes.CDLL, job: Job, index: int, threads: int) -> None:
-    if getattr(library, job.calls[index].name)(ctypes.addressof(job.arguments[index]), threads):
+    if getattr(library, job.calls[index].name)(job.arguments[index], threads):
         raise MemoryError("the library ran out of memory")
 
 

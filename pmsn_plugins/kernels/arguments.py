@@ -4,6 +4,7 @@ and filled from a call."""
 from __future__ import annotations
 
 import ctypes
+import struct
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
@@ -124,7 +125,7 @@ def numbers(options: Any) -> tuple[int | float, ...]:
 
 def head(
     neuron: str, layout: Layout | None, options: Any, sizes: Sizes, memory: torch.dtype, real: torch.dtype
-) -> tuple[int | float, ...]:
+) -> bytes:
     """What a struct has before its tensors; ``memory`` is the dtype of the input. Kernels that know no time have no
     layout."""
     known = {
@@ -134,11 +135,19 @@ def head(
         "x_storage": STORAGE[memory],
         "out_storage": STORAGE[real if options.sends_membrane else memory],
     }
-    return (*(layout or ()), *(known[name] for name in HEADS[neuron]), *numbers(options))
+    values = (*(layout or ()), *(known[name] for name in HEADS[neuron]), *numbers(options))
+    kinds_ = (kind for _, kind in STRUCTURES[neuron]._fields_)
+    return struct.pack("".join(kind._type_ for kind, _ in zip(kinds_, values, strict=False)), *values)
 
 
-def fill(head: tuple[int | float, ...], call: Call) -> ctypes.Structure:
-    """The struct of a call."""
+def packed(head: bytes, call: Call) -> bytes:
+    """The struct of a call, as it lies in memory: pointers and numbers all take eight bytes."""
     tensors = (*call.tensors, *call.results, *call.gradients, *call.tensor_gradients)
     # the address of an empty tensor is null
-    return STRUCTURES[call.neuron](*head, *[None if t is None else t.data_ptr() for t in tensors])
+    pointers = struct.pack(f"{len(tensors)}P", *[0 if t is None else t.data_ptr() for t in tensors])
+    return (head + pointers).ljust(ctypes.sizeof(STRUCTURES[call.neuron]), b"\0")
+
+
+def fill(head: bytes, call: Call) -> ctypes.Structure:
+    """The same, to be changed."""
+    return STRUCTURES[call.neuron].from_buffer_copy(packed(head, call))

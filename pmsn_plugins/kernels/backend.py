@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,9 @@ class Backend(Protocol):
 
     def run(self, call: Call) -> None:
         """Compute a call: write its results, or backward its tensors' gradients."""
+
+    def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+        """Whether contiguous tensors, alike in pairs, hold the same bits."""
 
 
 FUSED: list[Backend] = [CpuDevice(), CupyDevice()]

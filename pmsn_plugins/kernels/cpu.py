@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .arguments import STRUCTURES, fill, head
+from .arguments import STRUCTURES, head, packed
 from .calls import Call, Geometry
 from .plan import cpu_layout
 from .sources import sources_stamp
@@ -67,6 +70,7 @@ def declare(library: ctypes.CDLL) -> str | None:
             for direction in ("forward", "backward"):
                 getattr(library, f"{neuron}_{direction}").argtypes = (ctypes.c_void_p, ctypes.c_int)
         library.pmsn_use_instruction_set.argtypes = (ctypes.c_char_p,)
+        library.pmsn_equal.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_longlong)
         library.pmsn_surrogate.argtypes = (ctypes.c_longlong, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p)
     except AttributeError as error:  # it names the function
         return str(error)
@@ -95,21 +99,24 @@ class CpuDevice:
 
     def run(self, call: Call) -> None:
         threads = torch.get_num_threads()
-        args = arguments(call, threads)
-        if getattr(library, call.name)(ctypes.addressof(args), threads):
+        if getattr(library, call.name)(arguments(call, threads), threads):
             raise MemoryError(f"{call.name}: out of memory")
 
+    def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+        addresses = struct.pack(f"{2 * len(first)}P", *[t.data_ptr() for t in (*first, *second)])
+        return bool(
+            library.pmsn_equal(addresses, struct.pack(f"{len(first)}q", *[t.nbytes for t in first]), len(first))
+        )
 
-def arguments(call: Call, threads: int) -> ctypes.Structure:
-    """What the library is called with."""
+
+def arguments(call: Call, threads: int) -> bytes:
+    """The struct that the library is called with."""
     head = _head(call.neuron, call.options, call.geometry, call.first.dtype, call.tensors.real, threads)
-    return fill(head, call)
+    return packed(head, call)
 
 
 @lru_cache(1024)
-def _head(
-    neuron: str, options: Any, geometry: Geometry, memory: torch.dtype, real: torch.dtype, threads: int
-) -> tuple[int | float, ...]:
+def _head(neuron: str, options: Any, geometry: Geometry, memory: torch.dtype, real: torch.dtype, threads: int) -> bytes:
     T, _, sizes, interval, _ = geometry
     layout = None
     if T:

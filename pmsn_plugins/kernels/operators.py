@@ -123,6 +123,14 @@ class Operator:
         self.run_forward(tensors, options, wanted.backend, self.results._make(results), expected.geometry)
         return results
 
+    def compute_unwatched(self, tensors: Any, options: Any, wanted: Any, expected: Expected, into: Any = None) -> Any:
+        """The same of a known call (:mod:`.unwatched`), past the dispatcher: a record, with None for what is not
+        wanted. ``into``: a record of tensors to be written, where it has one, in place of new ones."""
+        results = self._allocate_results(tensors, expected.results, wanted, into or self.nothing)
+        results = self.results._make(results)
+        self.run_forward(tensors, options, wanted.backend, results, expected.geometry)
+        return results
+
     def compute_backward(self, gradients: Any, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
         """The same; the gradient of a state is empty where it is not wanted."""
         expected = self._checked(tensors, options, gradients)
@@ -158,7 +166,11 @@ class Operator:
 
     def geometry(self, tensors: Any, options: Any) -> Geometry:
         """What a call is laid out like."""
-        return self._expected(*self._key(tensors, options)).geometry
+        return self.expected(tensors, options).geometry
+
+    def expected(self, tensors: Any, options: Any) -> Expected:
+        """What a call is laid out like, and what its tensors look like."""
+        return self._expected(*self._key(tensors, options))
 
     def _gradient_record(self) -> type:
         types = {"needed": Tensor, "optional": Tensor | None}
@@ -197,12 +209,18 @@ class Operator:
         _check_device(gradients, tensors[0].device)
         return self._allocate_gradients(tensors, wanted)
 
-    def _allocate_results(self, tensors: Any, looks: Sequence[Look], wanted: Any) -> list[Tensor]:
-        made = []
-        for role, (shape, dtype, _) in zip(self.result_roles, looks, strict=True):
-            like = tensors[0] if dtype == tensors[0].dtype else tensors[1]  # which is real
+    def _allocate_results(
+        self, tensors: Any, looks: Sequence[Look], wanted: Any, into: Any = None
+    ) -> list[Tensor | None]:
+        made, first = [], tensors[0]
+        for index, (role, (shape, dtype, _)) in enumerate(zip(self.result_roles, looks, strict=True)):
+            like = first if dtype == first.dtype else tensors[1]  # which is real
             # (saying the dtype, or a tuple where a number does, takes as long as the allocation)
-            made.append(like.new_empty(shape if role.wanted is None or getattr(wanted, role.wanted) else 0))
+            if role.wanted is None or getattr(wanted, role.wanted):
+                given = into and into[index]
+                made.append(like.new_empty(shape) if given is None else given)
+            else:
+                made.append(None if into else like.new_empty(0))
         return made
 
     def _allocate_gradients(self, tensors: Any, wanted: Any) -> list[Tensor]:
@@ -297,6 +315,25 @@ class Operator:
 class LayerOperator(Operator):
     """PMSN on a layer's parameters: the discretisation and PMSN on its coefficients, in one."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._discretized: dict[tuple[int, torch.Size, torch.dtype], tuple[list[Tensor], PmsnTensors]] = {}
+
+    def compute_unwatched(
+        self, tensors: LayerTensors, options: PmsnOptions, wanted: Wanted, expected: Expected, into: Any = None
+    ) -> PmsnResults:
+        """Parameters that have not changed since the last such call, to the bit, are not discretised again."""
+        parameters, like = _contiguous(tensors[1:8]), tensors.log_decay
+        key = like.data_ptr(), like.shape, like.dtype
+        before, inner = self._discretized.get(key, (None, None))
+        if before is None or not backend_of(wanted.backend, like.device.type).equal(before, parameters):
+            inner = self._inner(tensors, wanted.backend, expected.geometry)[1]
+            if len(self._discretized) >= 256:
+                self._discretized.clear()
+            self._discretized[key] = [p.clone() for p in parameters], inner
+        inner = PmsnTensors(tensors.x, *inner[1:5], *tensors[8:])
+        return PMSN.compute_unwatched(inner, options, wanted, expected, into)
+
     def run_forward(
         self, tensors: LayerTensors, options: PmsnOptions, backend: str, results: PmsnResults, geometry: Geometry
     ) -> None:
@@ -344,7 +381,8 @@ def _timeless(geometry: Geometry) -> Geometry:
 
 
 def _contiguous(tensors: Iterable[Tensor | None], unread: Collection[int] = ()) -> list[Tensor | None]:
-    return [t if t is None or i in unread else t.contiguous() for i, t in enumerate(tensors)]
+    # (asking is a fifth of what .contiguous() costs)
+    return [t if t is None or i in unread or t.is_contiguous() else t.contiguous() for i, t in enumerate(tensors)]
 
 
 def _check(tensors: Any, looks: Sequence[Look], device: torch.device) -> None:

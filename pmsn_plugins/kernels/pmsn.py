@@ -15,6 +15,9 @@ from .backend import Choice, check_backend, choose, fused_for
 from .calls import DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
 from .firing import Firing, converted, firing, recorded, slopes, threshold
 from .operators import DISCRETIZE, PMSN, PMSN_LAYER
+from .unwatched import Known, known, look, not_converted, remember, unwatched
+
+_RECORDS = (PMSNParameters, PMSNCoefficients)
 
 
 def pmsn_sequence(
@@ -31,6 +34,7 @@ def pmsn_sequence(
     return_v_seq: bool = False,
     return_state: bool = True,
     backend: str = "auto",
+    overwrite: bool = False,
 ) -> PMSNOutput:
     """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend.
 
@@ -41,11 +45,19 @@ def pmsn_sequence(
 
     Args:
         method: of the PyTorch backend; naming one other than ``'auto'`` chooses that backend.
+        overwrite: the final state of a single step may take the place of ``state`` in memory, whose values are lost.
 
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
         RuntimeError: the backend was asked for by name and is not available here.
     """
+    given, appearance = (x_seq,), None
+    if unwatched() and type(coefficients) in _RECORDS and (state is None or type(state) is PMSNState):
+        given = x_seq, *coefficients, *(state or ())
+        words = reset_mode, burst, context, method, return_v_seq, return_state, backend
+        appearance = look(type(coefficients), given, v_threshold, surrogate_function, words)
+        if (call := known(appearance)) is not None:
+            return _known_sequence(call, given, state if overwrite else None)
     dtype = check_pmsn_inputs(
         x_seq,
         coefficients,
@@ -98,13 +110,28 @@ def pmsn_sequence(
         known = spike_function(surrogate_function)
         spikes = partial(fire, v_threshold=v_threshold, surrogate_function=known, burst=burst)
         tensors = tensors._replace(slopes=slopes(spikes, u))
-    results = compute(tensors, options, Wanted(return_state, return_v_seq, False, choice.backend))
+    wanted = Wanted(return_state, return_v_seq, False, choice.backend)
+    if appearance is not None and fires.fire != "membrane" and not_converted(given, tensors):
+        remember(appearance, Known(compute, options, wanted, compute.expected(tensors, options)))
+    results = compute(tensors, options, wanted)
     out = results.out
     if fires.fire == "membrane":
         with torch.autocast(x.device.type, enabled=False):
             out = fire(out, v_threshold, spike_function(surrogate_function), burst)
     final = PMSNState(results.v_after, results.h_real_after, results.h_imag_after) if return_state else None
     return PMSNOutput(out.to(x_seq.dtype), final, results.v_seq if return_v_seq else None)
+
+
+def _known_sequence(call: Known, given: tuple[Tensor, ...], state: PMSNState | None) -> PMSNOutput:
+    """``state``: where the final one may be written."""
+    into = None
+    if state is not None and len(given[0]) == 1 and all([s.is_contiguous() for s in state]):
+        into = None, *state, None, None
+    results = call.operator.compute_unwatched(
+        call.operator.tensors(*given), call.options, call.wanted, call.expected, into
+    )
+    final = PMSNState(results.v_after, results.h_real_after, results.h_imag_after) if call.wanted.with_state else None
+    return PMSNOutput(results.out, final, results.v_seq)
 
 
 def pmsn_step(
@@ -117,8 +144,10 @@ def pmsn_step(
     reset_mode: str = "modulo",
     burst: bool = False,
     backend: str = "auto",
+    overwrite: bool = False,
 ) -> tuple[Tensor, PMSNState]:
-    """:func:`pmsn_plugins.functional.pmsn_step` on the chosen backend; errors as in :func:`pmsn_sequence`."""
+    """:func:`pmsn_plugins.functional.pmsn_step` on the chosen backend; arguments and errors as in
+    :func:`pmsn_sequence`."""
     output = pmsn_sequence(
         x.unsqueeze(0) if isinstance(x, Tensor) else x,
         coefficients,
@@ -128,6 +157,7 @@ def pmsn_step(
         reset_mode=reset_mode,
         burst=burst,
         backend=backend,
+        overwrite=overwrite,
     )
     return output.spikes.squeeze(0), output.state
 

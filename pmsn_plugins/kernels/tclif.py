@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from .backend import Choice, choose
 from .calls import TclifOptions, TclifTensors, Wanted
 from .firing import Firing, converted, firing, recorded, slopes, threshold
 from .operators import TCLIF
+from .unwatched import Known, known, look, not_converted, remember, unwatched
 
 
 def tclif_sequence(
@@ -33,13 +34,24 @@ def tclif_sequence(
     return_v_seq: bool = False,
     return_state: bool = True,
     backend: str = "auto",
+    overwrite: bool = False,
 ) -> TCLIFOutput:
     """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend.
+
+    Args:
+        overwrite: the final state of a single step may take the place of ``state`` in memory, whose values are lost.
 
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
         RuntimeError: the backend was asked for by name and is not available here.
     """
+    given, appearance = (x_seq,), None
+    if unwatched() and type(leak) is tuple and (state is None or type(state) is TCLIFState):
+        given = x_seq, b1, b2, *(state or ())
+        words = gamma, soma_feedback, detach_reset, *leak, return_v_seq, return_state, backend
+        appearance = look("tclif", given, v_threshold, surrogate_function, words)
+        if (call := known(appearance)) is not None:
+            return _known_sequence(call, given, state if overwrite else None)
     dtype = check_tclif_inputs(
         x_seq,
         b1,
@@ -73,9 +85,10 @@ def tclif_sequence(
         )
     couplings = _couplings(b1, b2, x_seq.shape[1:])
     theta_tensor, theta = threshold(v_threshold, dtype)
+    flat = [_flat(b, couplings, dtype, x_seq) for b in (b1, b2)]
     tensors = TclifTensors(
         x_seq.to(dtype) if dtype == torch.float64 else x_seq,
-        *(_flat(b, couplings, x_seq, dtype) for b in (b1, b2)),
+        *flat,
         *((None, None) if state is None else converted(dtype, state)),
         theta_tensor,
     )
@@ -92,9 +105,24 @@ def tclif_sequence(
         soma = results.v_seq if pre_reset else results.v_seq + v_threshold * results.out
         u = torch.cat([before[None], soma])
         tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
-    results = TCLIF(tensors, options, Wanted(return_state, return_v_seq, False, choice.backend))
+    wanted = Wanted(return_state, return_v_seq, False, choice.backend)
+    if appearance is not None and not_converted((x_seq, *flat, *(state or ())), tensors):
+        remember(appearance, Known(TCLIF, options, wanted, TCLIF.expected(tensors, options), (couplings, dtype)))
+    results = TCLIF(tensors, options, wanted)
     final = TCLIFState(results.v_after, results.d_after) if return_state else None
     return TCLIFOutput(results.out.to(x_seq.dtype), final, results.v_seq if return_v_seq else None)
+
+
+def _known_sequence(call: Known, given: tuple[Any, ...], state: TCLIFState | None) -> TCLIFOutput:
+    """``state``: where the final one may be written."""
+    x, b1, b2, *before = given
+    tensors = TclifTensors(x, *(_flat(b, *call.more, x) for b in (b1, b2)), *before)
+    into = None
+    if state is not None and len(given[0]) == 1 and all([s.is_contiguous() for s in state]):
+        into = None, *state, None, None
+    results = TCLIF.compute_unwatched(tensors, call.options, call.wanted, call.expected, into)
+    final = TCLIFState(results.v_after, results.d_after) if call.wanted.with_state else None
+    return TCLIFOutput(results.out, final, results.v_seq)
 
 
 def tclif_step(
@@ -110,8 +138,10 @@ def tclif_step(
     detach_reset: bool = False,
     leak: tuple[float, float] = (1.0, 1.0),
     backend: str = "auto",
+    overwrite: bool = False,
 ) -> tuple[Tensor, TCLIFState]:
-    """:func:`pmsn_plugins.functional.tclif_step` on the chosen backend; errors as in :func:`tclif_sequence`."""
+    """:func:`pmsn_plugins.functional.tclif_step` on the chosen backend; arguments and errors as in
+    :func:`tclif_sequence`."""
     output = tclif_sequence(
         x.unsqueeze(0) if isinstance(x, Tensor) else x,
         b1,
@@ -124,6 +154,7 @@ def tclif_step(
         detach_reset=detach_reset,
         leak=leak,
         backend=backend,
+        overwrite=overwrite,
     )
     return output.spikes.squeeze(0), output.state
 
@@ -154,7 +185,7 @@ def _couplings(b1: float | Tensor, b2: float | Tensor, step: torch.Size) -> Coup
     return Couplings(tuple(step), math.prod(step), 1)
 
 
-def _flat(b: float | Tensor, couplings: Couplings, x_seq: Tensor, dtype: torch.dtype) -> Tensor:
+def _flat(b: float | Tensor, couplings: Couplings, dtype: torch.dtype, x_seq: Tensor) -> Tensor:
     if not isinstance(b, Tensor):
         return torch.full((couplings.channels,), b, dtype=dtype, device=x_seq.device)
     shape = couplings.shape if couplings.channels > 1 else (1,) * b.ndim
