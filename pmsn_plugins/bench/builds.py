@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
     elements: int
     names: list[str]
-    arguments: list[ctypes.Structure]
+    arguments: list[bytes]
     calls: list[Call]
     written: list[tuple[Tensor, ...]]
 

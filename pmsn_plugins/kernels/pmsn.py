@@ -107,8 +107,8 @@ def pmsn_sequence(
         with torch.no_grad():
             results = compute(tensors, options, Wanted(False, True, False, choice.backend))
         u = results.v_seq + v_threshold * results.out
-        known = spike_function(surrogate_function)
-        spikes = partial(fire, v_threshold=v_threshold, surrogate_function=known, burst=burst)
+        function = spike_function(surrogate_function)
+        spikes = partial(fire, v_threshold=v_threshold, surrogate_function=function, burst=burst)
         tensors = tensors._replace(slopes=slopes(spikes, u))
     wanted = Wanted(return_state, return_v_seq, False, choice.backend)
     if appearance is not None and fires.fire != "membrane" and not_converted(given, tensors):
