@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -59,18 +59,41 @@ def source(name: str) -> str:
     return inline(name)
 
 
-def constants(call: Call, layout: Layout | None) -> tuple[tuple[str, Any], ...]:
-    """What a kernel is compiled for: of all that is fixed for a layer, what its source asks for."""
+class Program(NamedTuple):
+    """What is compiled for a call.
+
+    Attributes:
+        name: of the source, without ``gpu_`` and ``.cu``.
+        constants: what it is compiled for: of all that is fixed for a layer, what its source asks for.
+    """
+
+    name: str
+    constants: tuple[tuple[str, Any], ...]
+
+    @property
+    def source(self) -> str:
+        return source(f"gpu_{self.name}.cu")
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """For NVRTC."""
+        return ("-std=c++17", "-default-device", *(f"-DPMSN_{name}={value}" for name, value in self.constants))
+
+
+def program(call: Call, layout: Layout | None, args: ctypes.Structure) -> Program:
+    """What computes a call."""
     known = {"REAL": _REAL[call.tensors.real], "K": call.geometry.sizes.k}
     if layout is not None:
         known["MEMORY"] = _MEMORY.get(call.first.dtype, "Plain")
         known["INTERVAL"] = layout.interval
         known["STATE"] = int(call.has_state)
+        known["RECORDED"] = int(bool(args.v_seq or args.grad_v_seq))
     options = zip(call.options._fields, call.options, strict=True)
     words = (name for name, value in options if isinstance(value, (str, bool)))
     known.update(zip((word.upper() for word in words), numbers(call.options), strict=False))
-    asked = _macros(f"gpu_{call.neuron}.cu")
-    return tuple((name, value) for name, value in known.items() if name in asked)
+    name = call.neuron if layout is None else call.name
+    asked = _macros(f"gpu_{name}.cu")
+    return Program(name, tuple((word, value) for word, value in known.items() if word in asked))
 
 
 @cache
@@ -99,9 +122,9 @@ class CupyDevice:
             launches, buffers = [Launch(call.name, (-(-sizes.C // GPU_BLOCK), 1, 1), GPU_BLOCK)], []
         else:
             carried = call.options.carried(call.direction) or ()
-            launches = gpu_launches(call.neuron, call.direction, layout, carried, sizes.sums)
+            launches = gpu_launches(call.neuron, call.direction, layout, carried, sizes.k)
             buffers = _temporary(call, args, layout)
-        self.launch(call.neuron, constants(call, layout), launches, args, device)
+        self.launch(program(call, layout, args), launches, args, device)
         del buffers  # their memory is not reused before the kernels have run: both follow the same stream
 
     def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
@@ -115,14 +138,13 @@ class CupyDevice:
         return gpu_layout(T, sizes.N, sizes.C, sizes.S, interval, multiprocessors, cut_time)
 
     def launch(
-        self, neuron: str, compiled_for: tuple, launches: list[Launch], args: ctypes.Structure, device: torch.device
+        self, program: Program, launches: list[Launch], args: ctypes.Structure, device: torch.device
     ) -> None:
         """Launch the kernels one after the other, with the arguments by value."""
         by_value = np.frombuffer(bytes(args), dtype=f"V{ctypes.sizeof(args)}")
         with torch.cuda.device(device), _cupy_stream(torch.cuda.current_stream(device).cuda_stream):
-            module = _module(neuron, compiled_for, device.index)
             for name, grid, threads in launches:
-                module.get_function(name)(grid, (threads, 1, 1), (by_value,))
+                _kernel(program, name, device.index)(grid, (threads, 1, 1), (by_value,))
 
 
 class _TorchStream:
@@ -152,6 +174,10 @@ def _temporary(call: Call, args: ctypes.Structure, layout: Layout) -> list[Tenso
         setattr(args, field, buffers[-1].data_ptr())
 
     if call.direction == "backward":
+        if args.grad_out is None:
+            dtype = call.tensors.real if call.options.sends_membrane else call.first.dtype
+            buffers.append(torch.zeros(call.first.shape, dtype=dtype, device=call.first.device))
+            args.grad_out = buffers[-1].data_ptr()
         give("partials", layout.items, layout.slots, sizes.sums)
         if layout.segments > 1:
             give("carries", layout.segments - 1, sizes.adjoint, layout.M)
@@ -166,13 +192,13 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @cache
-def _module(neuron: str, compiled_for: tuple, device: int) -> Any:
+def _module(program: Program, device: int) -> Any:
     """Compiled at its first use (CuPy keeps the binary on disk too); a module belongs to one device."""
     import cupy
 
-    return cupy.RawModule(code=source(f"gpu_{neuron}.cu"), options=compile_options(compiled_for))
+    return cupy.RawModule(code=program.source, options=program.options)
 
 
-def compile_options(compiled_for: tuple) -> tuple[str, ...]:
-    """NVRTC options for the constants of a kernel."""
-    return ("-std=c++17", *(f"-DPMSN_{name}={value}" for name, value in compiled_for))
+@cache
+def _kernel(program: Program, name: str, device: int) -> Any:
+    return _module(program, device).get_function(name)

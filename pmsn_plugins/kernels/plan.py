@@ -95,6 +95,9 @@ def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_
 GPU_BLOCK = 128
 """Threads of a block, each with one position of a strip."""
 
+GPU_REDUCERS = 256
+"""Threads of a block that adds up the sums of one channel."""
+
 
 @lru_cache(1024)
 def gpu_layout(T: int, N: int, C: int, S: int, interval: int, multiprocessors: int, cut_time: bool) -> Layout:
@@ -136,21 +139,21 @@ class Launch(NamedTuple):
     threads: int
 
 
-def gpu_launches(neuron: str, direction: str, layout: Layout, passes: Sequence[str], sums: int) -> list[Launch]:
+def gpu_launches(neuron: str, direction: str, layout: Layout, passes: Sequence[str], k: int) -> list[Launch]:
     """The CUDA kernels behind a call, in order.
 
     Args:
         passes: what has to be carried from segment to segment where time is cut.
-        sums: sums per channel that the way back leaves.
+        k: hidden compartments of an element; each is carried by a thread of its own.
     """
     items = (layout.strips, layout.groups, layout.segments)
-    elements = (layout.strips, layout.groups, 1)
     launches = []
     if layout.segments > 1:
         for name in passes:
+            carriers = (-(-layout.M // GPU_BLOCK), k if name in ("hidden", "adjoint") else 1, 1)
             launches.append(Launch(f"{neuron}_{name}_local", items, GPU_BLOCK))
-            launches.append(Launch(f"{neuron}_{name}_carry", elements, GPU_BLOCK))
+            launches.append(Launch(f"{neuron}_{name}_carry", carriers, GPU_BLOCK))
     launches.append(Launch(f"{neuron}_{direction}", items, GPU_BLOCK))
     if direction == "backward":
-        launches.append(Launch(f"{neuron}_reduce", (-(-layout.C * sums // GPU_BLOCK), 1, 1), GPU_BLOCK))
+        launches.append(Launch(f"{neuron}_reduce", (layout.C, 1, 1), GPU_REDUCERS))
     return launches

@@ -20,7 +20,6 @@ from pmsn_plugins.functional import (
     pmsn_initial_parameters,
 )
 from pmsn_plugins.kernels import cpu, gpu
-from pmsn_plugins.kernels.arguments import STRUCTURES
 
 
 class Backend(NamedTuple):
@@ -38,22 +37,21 @@ class EmulatedDevice(gpu.CupyDevice):
         self.folder = folder
         self.libraries = {}
 
-    def launch(self, neuron, compiled_for, launches, args, device):
-        library = self.library(neuron, compiled_for)
+    def launch(self, program, launches, args, device):
+        library = self.library(program, type(args).__name__)
         for name, grid, threads in launches:
             kernel = ctypes.cast(getattr(library, name), ctypes.c_void_p)
             library.emulate(kernel, ctypes.c_void_p(ctypes.addressof(args)), *grid, threads)
 
-    def library(self, neuron, compiled_for):
-        if (neuron, compiled_for) not in self.libraries:
+    def library(self, program, arguments):
+        if program not in self.libraries:
             emulator = (Path(__file__).parent / "cuda_emulator.h").read_text()
-            text = f"{emulator}\n{gpu.source(f'gpu_{neuron}.cu')}\nEMULATE({STRUCTURES[neuron].__name__})\n"
-            options = gpu.compile_options(compiled_for)
-            path = self.folder / (hashlib.sha1(f"{text}{options}".encode()).hexdigest() + ".so")
-            command = ["g++", "-x", "c++", "-O1", "-w", "-shared", "-fPIC", *options, "-", "-o", str(path)]
+            text = f"{emulator}\n{program.source}\nEMULATE({arguments})\n"
+            path = self.folder / (hashlib.sha1(f"{text}{program.options}".encode()).hexdigest() + ".so")
+            command = ["g++", "-x", "c++", "-O1", "-w", "-shared", "-fPIC", *program.options[2:], "-std=c++17", "-", "-o", str(path)]
             subprocess.run(command, input=text, text=True, check=True, capture_output=True)
-            self.libraries[neuron, compiled_for] = ctypes.CDLL(str(path))
-        return self.libraries[neuron, compiled_for]
+            self.libraries[program] = ctypes.CDLL(str(path))
+        return self.libraries[program]
 
 
 @pytest.fixture(scope="session")

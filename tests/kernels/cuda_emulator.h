@@ -6,6 +6,7 @@
 
 #define __global__
 #define __shared__ static
+#define __launch_bounds__(...)
 #define __syncthreads() emulator::suspend()
 
 struct Dimensions {

@@ -85,6 +85,6 @@ def test_compiled_once():
     x = torch.randn(5, 2, 3, device="cuda")
     coefficients = functional.discretize(functional.pmsn_initial_parameters(3, 3, device="cuda"))
     kernels.pmsn_sequence(x, coefficients, backend="cupy")
-    before = gpu._module.cache_info().misses
+    before = gpu._kernel.cache_info().misses
     kernels.pmsn_sequence(x, coefficients, backend="cupy")
-    assert gpu._module.cache_info().misses == before
+    assert gpu._kernel.cache_info().misses == before

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from pmsn_plugins.kernels.plan import (
     GPU_BLOCK,
+    GPU_REDUCERS,
     checkpoint_count,
     checkpoint_interval,
     cpu_layout,
@@ -54,10 +55,10 @@ def test_gpu_layout_covers_everything_once(T, N, C, S, k, multiprocessors, cut_t
     check(layout, T, N, C, S)
     assert layout.segments == 1 or cut_time
     assert layout.segment % interval == 0 or layout.segments == 1
-    for launch in gpu_launches("pmsn", "backward", layout, ("grad_v", "adjoint"), 1 + 4 * k):
+    for launch in gpu_launches("pmsn", "backward", layout, ("grad_v", "adjoint"), k):
         x, y, z = launch.grid
         assert x < 2**31 and y < 2**16 and z < 2**16  # the limits of CUDA
-        assert launch.threads == GPU_BLOCK
+        assert launch.threads == (GPU_REDUCERS if launch.kernel == "pmsn_reduce" else GPU_BLOCK)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_launches():
     whole, cut = gpu_layout(100, 64, 128, 64, 64, 132, True), gpu_layout(16384, 1, 64, 1, 64, 132, True)
 
     def names(*args):
-        return [launch.kernel for launch in gpu_launches(*args, 17)]
+        return [launch.kernel for launch in gpu_launches(*args, 4)]
 
     assert names("pmsn", "forward", whole, ("hidden", "membrane")) == ["pmsn_forward"]
     assert names("tclif", "backward", whole, ()) == ["tclif_backward", "tclif_reduce"]
@@ -114,6 +115,9 @@ def test_launches():
         *("pmsn_adjoint_local", "pmsn_adjoint_carry", "pmsn_backward", "pmsn_reduce"),
     ]
     assert names("pmsn", "backward", cut, ("grad_v", "adjoint"))[:2] == ["pmsn_grad_v_local", "pmsn_grad_v_carry"]
+    grids = {launch.kernel: launch.grid for launch in gpu_launches("pmsn", "backward", cut, ("grad_v", "adjoint"), 4)}
+    assert grids["pmsn_adjoint_carry"] == (1, 4, 1) and grids["pmsn_grad_v_carry"] == (1, 1, 1)
+    assert grids["pmsn_reduce"] == (64, 1, 1)
 
 
 @given(T=st.integers(1, 10**5), k=st.integers(1, 16), input_bytes=st.sampled_from([2, 4, 8]))

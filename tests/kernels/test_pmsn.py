@@ -203,9 +203,9 @@ def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
     monkeypatch.setattr(type(emulated), "multiprocessors", 1000)
     launched, launch = [], emulated.launch
 
-    def recording(neuron, compiled_for, launches, args, device):
+    def recording(program, launches, args, device):
         launched.extend((name, grid) for name, grid, _ in launches)
-        launch(neuron, compiled_for, launches, args, device)
+        launch(program, launches, args, device)
 
     monkeypatch.setattr(emulated, "launch", recording)
     expected = tools.run(functional.pmsn_sequence, *case, reset_mode=reset_mode)

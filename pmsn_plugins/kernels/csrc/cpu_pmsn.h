@@ -237,13 +237,14 @@ struct PmsnCpu {
         for (index_t element = 0; element < M; ++element)
             for (index_t j = 0; j < k; ++j) {
                 const index_t mode = channel(element) * k + j;
-                AdjointCarry<R> carry(read(args.E_real, mode), read(args.E_imag, mode),
-                                      read(args.grad_h_real_after, j * M + element),
+                const R E_real = read(args.E_real, mode), E_imag = read(args.E_imag, mode);
+                const AdjointPower<R> whole(E_real, E_imag, layout.segment),
+                    rest(E_real, E_imag, layout.T - last * layout.segment);
+                AdjointCarry<R> carry(read(args.grad_h_real_after, j * M + element),
                                       read(args.grad_h_imag_after, j * M + element));
                 for (index_t segment = last; segment > 0; --segment) {
-                    const index_t length = segment < last ? layout.segment : layout.T - last * layout.segment;
                     R* at = (R*)args.carries + ((segment - 1) * (1 + 4 * k) + 1 + j) * M + element;
-                    carry.step(length, at[0], at[k * M], at[2 * k * M], at[3 * k * M]);
+                    carry.step(segment < last ? whole : rest, at[0], at[k * M], at[2 * k * M], at[3 * k * M]);
                 }
             }
     }

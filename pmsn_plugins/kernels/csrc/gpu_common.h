@@ -1,7 +1,8 @@
 // CUDA: one thread runs one position of a strip, through the rows of its group, in one segment of time. Compiled by
 // NVRTC with
-//     PMSN_REAL      float or double
-//     PMSN_MEMORY    Plain, Half or Bfloat16: how x, the spikes and their gradients lie in memory
+//     PMSN_REAL        float or double
+//     PMSN_MEMORY      Plain, Half or Bfloat16: how x, the spikes and their gradients lie in memory
+//     PMSN_INTERVAL    layout.interval
 #pragma once
 #include "args.h"
 #include "half.h"
@@ -11,6 +12,8 @@ namespace PMSN_NAMESPACE {
 
 typedef PMSN_REAL R;
 
+enum { THREADS = 128, REDUCERS = 256 };  // of a block; plan.GPU_BLOCK, GPU_REDUCERS
+
 struct Plain {
     typedef R element;
     static PMSN_FN R load(const element* from) { return *from; }
@@ -18,20 +21,109 @@ struct Plain {
 };
 struct Half {
     typedef unsigned short element;
+#if defined(__CUDACC__)
+    static PMSN_FN R load(const element* from) {
+        float value;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(*from));
+        return value;
+    }
+    static PMSN_FN void store(element* to, R value) {
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(*to) : "f"((float)value));
+    }
+#else
     static PMSN_FN R load(const element* from) { return half_to_float<float>(*from); }
     static PMSN_FN void store(element* to, R value) { *to = (unsigned short)float_to_half<float>(value); }
+#endif
 };
 struct Bfloat16 {
     typedef unsigned short element;
     static PMSN_FN R load(const element* from) { return bfloat16_to_float<float>(*from); }
+#if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
+    static PMSN_FN void store(element* to, R value) {
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(*to) : "f"((float)value));
+    }
+#else
     static PMSN_FN void store(element* to, R value) { *to = (unsigned short)float_to_bfloat16<float>(value); }
+#endif
 };
 typedef PMSN_MEMORY Memory;
+typedef Memory::element Element;
 
 PMSN_FN R read(const void* memory, index_t i) { return memory ? ((const R*)memory)[i] : R(0); }
 PMSN_FN void write(void* memory, index_t i, R value) {
     if (memory) ((R*)memory)[i] = value;
 }
+
+// The loads above are under way together: without this each is moved down to where its value is used, and then there
+// is one at a time. ptxas moves no load across a barrier. The mask is that of the lanes that are here now, which all
+// come to the barrier next.
+PMSN_FN void loads_are_issued() {
+#if defined(__CUDACC__)
+    asm volatile("{ .reg .b32 lanes; activemask.b32 lanes; bar.warp.sync lanes; }" ::: "memory");
+#endif
+}
+
+#if defined(__CUDACC__)
+#define PMSN_AS_IT_IS _Pragma("unroll 1")  // a loop that is unrolled where it is worth it
+#else
+#define PMSN_AS_IT_IS
+#endif
+
+template <int COUNT>
+struct Steps {
+    static constexpr int count = COUNT;
+};
+
+// `batch(Steps<n>(), i)` for n of `steps` steps at a time, from the i-th on. As many loads are then under way: a load
+// takes as long as some hundred instructions.
+template <int MOST, class Batch>
+PMSN_FN void in_batches(int steps, Batch batch) {
+    int i = 0;
+    if (MOST != 4) {
+        PMSN_AS_IT_IS
+        for (; i + MOST <= steps; i += MOST) batch(Steps<MOST>(), i);
+    }
+    if (MOST >= 4) {
+        PMSN_AS_IT_IS
+        for (; i + 4 <= steps; i += 4) batch(Steps<4>(), i);
+    }
+    PMSN_AS_IT_IS
+    for (; i < steps; ++i) batch(Steps<1>(), i);
+}
+// The same backwards, from the last step on; the i-th is the first of a batch.
+template <int MOST, class Batch>
+PMSN_FN void in_batches_back(int steps, Batch batch) {
+    if (MOST != 4) {
+        PMSN_AS_IT_IS
+        for (; steps >= MOST; steps -= MOST) batch(Steps<MOST>(), steps - MOST);
+    }
+    if (MOST >= 4) {
+        PMSN_AS_IT_IS
+        for (; steps >= 4; steps -= 4) batch(Steps<4>(), steps - 4);
+    }
+    PMSN_AS_IT_IS
+    for (; steps > 0; --steps) batch(Steps<1>(), steps - 1);
+}
+
+// `step(i, x)` for every step i, from its input x on: planes of M elements.
+template <int MOST, class Step>
+PMSN_FN void for_steps(const Element* x, index_t M, int steps, Step step) {
+    in_batches<MOST>(steps, [&](auto batch, int first) {
+        R ahead[batch.count];
+        PMSN_UNROLL
+        for (int i = 0; i < batch.count; ++i) ahead[i] = Memory::load(x + i * M);
+        loads_are_issued();
+        PMSN_UNROLL
+        for (int i = 0; i < batch.count; ++i) step(first + i, ahead[i]);
+        x += batch.count * M;
+    });
+}
+
+// a / b for numbers that are not negative: a 64-bit division takes a hundred instructions
+PMSN_FN index_t quotient(index_t a, index_t b) {
+    return (a | b) >> 32 ? a / b : (index_t)((unsigned)a / (unsigned)b);
+}
+PMSN_FN index_t remainder(index_t a, index_t b) { return a - quotient(a, b) * b; }
 
 // The thread's part of a Layout.
 struct Part {
@@ -39,27 +131,39 @@ struct Part {
     bool active;
 
     PMSN_FN explicit Part(const Layout& layout) {
-        const index_t rows = (layout.M + layout.P - 1) / layout.P;
+        const index_t rows = quotient(layout.M + layout.P - 1, layout.P);
         position = (index_t)blockIdx.x * layout.strip + threadIdx.x;
         active = position < layout.P;
-        first_row = rows * blockIdx.y / layout.groups;
-        end_row = active ? rows * (blockIdx.y + 1) / layout.groups : first_row;
+        first_row = quotient(rows * blockIdx.y, layout.groups);
+        end_row = active ? quotient(rows * (blockIdx.y + 1), layout.groups) : first_row;
         start = blockIdx.z * layout.segment;
         end = layout.T - start < layout.segment ? layout.T : start + layout.segment;
     }
-    PMSN_FN index_t channel(const Layout& layout) const { return active ? position / layout.S % layout.C : 0; }
+    PMSN_FN index_t channel(const Layout& layout) const {
+        return active ? remainder(quotient(position, layout.S), layout.C) : 0;
+    }
 };
 
-// Sums of all threads of a block per channel, in fixed order, to the block's slots of `partials` [items, slots, COUNT].
+// How the sums of items are kept until they are reduced: [items, slots, COUNT], an item's slots being the channels
+// that its strip touches.
+struct Slots {
+    index_t strips;
+    int count;
+    PMSN_FN explicit Slots(const Layout& layout)
+        : strips(quotient(layout.P + layout.strip - 1, layout.strip)),
+          count((int)quotient(layout.strip - 1, layout.S) + 2) {}
+};
+
+// Sums of all threads of a block per channel, in fixed order, to the block's slots of `partials`.
 template <int COUNT>
 PMSN_FN void sum_by_channel(const Layout& layout, const R* sums, void* partials) {
-    enum { COLUMNS = COUNT < 16 ? COUNT : 16, THREADS = 128 };
+    enum { COLUMNS = COUNT < 16 ? COUNT : 16 };
     __shared__ R buffer[COLUMNS][THREADS + 1];
+    const Slots slots(layout);
     const index_t origin = (index_t)blockIdx.x * layout.strip, rest = layout.P - origin;
     const int width = rest < layout.strip ? (int)rest : (int)layout.strip;
-    const index_t first = origin / layout.S;
-    const int slots = (int)((layout.strip - 1) / layout.S + 2),
-              used = (int)((origin + width - 1) / layout.S - first) + 1;
+    const index_t first = quotient(origin, layout.S);
+    const int used = (int)(quotient(origin + width - 1, layout.S) - first) + 1;
     const index_t item = ((index_t)blockIdx.z * layout.groups + blockIdx.y) * gridDim.x + blockIdx.x;
     PMSN_UNROLL
     for (int column = 0; column < COUNT; column += COLUMNS) {
@@ -74,25 +178,63 @@ PMSN_FN void sum_by_channel(const Layout& layout, const R* sums, void* partials)
             const index_t begin = (first + slot) * layout.S - origin, end = begin + layout.S;
             R sum = 0;
             for (int i = begin < 0 ? 0 : (int)begin; i < (end < width ? (int)end : width); ++i) sum += buffer[j][i];
-            ((R*)partials)[(item * slots + slot) * COUNT + column + j] = sum;
+            ((R*)partials)[(item * slots.count + slot) * COUNT + column + j] = sum;
         }
     }
 }
 
-// Column j of channel c: all its slots, in the order of segments, groups and positions.
-template <int COUNT>
-PMSN_FN R total(const Layout& layout, const void* partials, index_t c, int j) {
-    const index_t strips = (layout.P + layout.strip - 1) / layout.strip, slots = (layout.strip - 1) / layout.S + 2;
-    const index_t segments = (layout.T + layout.segment - 1) / layout.segment;
-    double sum = 0;
-    for (index_t run = 0; run < segments * layout.groups; ++run)
-        for (index_t q = c; q * layout.S < layout.P; q += layout.C)
-            for (index_t strip = q * layout.S / layout.strip;
-                 strip <= ((q + 1) * layout.S - 1) / layout.strip && strip < strips; ++strip) {
-                const index_t slot = q - strip * layout.strip / layout.S;
-                sum += ((const R*)partials)[((run * strips + strip) * slots + slot) * COUNT + j];
+// The sums of channel blockIdx.x over all items, by one block. What it has to add is dealt to lanes, whose sums are then
+// added in pairs: always in the same order. `done(column, sum)` is called by one thread for each column.
+template <int COUNT, class Done>
+PMSN_FN void reduce_channel(const Layout& layout, const void* partials, Done done) {
+    enum { COLUMNS = COUNT < REDUCERS ? COUNT : REDUCERS, LANES = REDUCERS / COLUMNS, BATCH = 8 };
+    __shared__ double buffer[LANES][COLUMNS];
+    const Slots slots(layout);
+    const index_t c = blockIdx.x, C = layout.C, S = layout.S, strip = layout.strip;
+    // The channel lies `times` times in a row, in at most `span` strips each time. A place is one of these strips; there
+    // is one in each run, a group of rows in a segment of time.
+    const unsigned span = (unsigned)quotient(S + strip - 2, strip) + 1,
+                   places = (unsigned)quotient(layout.P + (C - c - 1) * S, C * S) * span,
+                   runs = (unsigned)(quotient(layout.T + layout.segment - 1, layout.segment) * layout.groups);
+    const index_t apart = slots.strips * slots.count * COUNT;
+    const unsigned lane = threadIdx.x / COLUMNS;
+    for (int first = 0; first < COUNT; first += COLUMNS) {
+        const int column = first + threadIdx.x % COLUMNS;
+        const auto find = [&](unsigned place) -> const R* {  // of the first run; null: there is no such strip
+            if (place >= places) return nullptr;
+            const unsigned time = place / span;
+            const index_t q = c + time * C, at = quotient(q * S, strip) + (place - time * span), begin = at * strip;
+            if (at >= slots.strips || begin >= (q + 1) * S || lane >= LANES || column >= COUNT) return nullptr;
+            return (const R*)partials + (at * slots.count + (q - quotient(begin, S))) * COUNT + column;
+        };
+        double sum = 0;
+        unsigned place = lane / runs, run = lane % runs;
+        const R* from = find(place);
+        while (place < places) {
+            R ahead[BATCH];
+            PMSN_UNROLL
+            for (int i = 0; i < BATCH; ++i) {
+                ahead[i] = from ? from[run * apart] : R(0);
+                run += LANES;
+                if (run < runs) continue;
+                place += run / runs, run %= runs;
+                from = find(place);
             }
-    return (R)sum;
+            loads_are_issued();
+            PMSN_UNROLL
+            for (int i = 0; i < BATCH; ++i) sum += ahead[i];
+        }
+        if (lane < LANES) buffer[lane][column - first] = sum;
+        PMSN_UNROLL
+        for (int left = LANES; left > 1;) {
+            const int half = (left + 1) / 2;
+            __syncthreads();
+            if (lane + half < left) buffer[lane][column - first] += buffer[lane + half][column - first];
+            left = half;
+        }
+        if (lane == 0 && column < COUNT) done(column, (R)buffer[0][column - first]);
+        __syncthreads();
+    }
 }
 
 }  // namespace PMSN_NAMESPACE

@@ -112,27 +112,28 @@ struct HiddenCarry {
 // Its adjoint. Over L steps lam and mu, the lam of later steps, go on as conj(A)^L lam and
 // conj(A)^L mu + L conj(A)^(L-1) lam.
 template <class R>
-struct AdjointCarry {
-    R E_real, E_imag, lam_real, lam_imag, mu_real, mu_imag;
+struct AdjointPower {
+    R F_real, F_imag, slow_real, slow_imag;
 
-    PMSN_FN AdjointCarry(R E_real, R E_imag, R real, R imag)
-        : E_real(E_real),
-          E_imag(E_imag),
-          lam_real(real),
-          lam_imag(imag),
-          mu_real(0),
-          mu_imag(0) {}
-    PMSN_FN void step(index_t length, R& to_lam_real, R& to_lam_imag, R& to_mu_real, R& to_mu_imag) {
+    PMSN_FN AdjointPower(R E_real, R E_imag, index_t length) {
         Power power(E_real, E_imag, length - 1);
-        const R slow_real = (R)(length * (1 + power.real)), slow_imag = (R)(length * power.imag);
+        slow_real = (R)(length * (1 + power.real)), slow_imag = (R)(length * power.imag);
         power.multiply(E_real, E_imag);
-        const R F_real = (R)power.real, F_imag = (R)power.imag;
+        F_real = (R)power.real, F_imag = (R)power.imag;
+    }
+};
+template <class R>
+struct AdjointCarry {
+    R lam_real, lam_imag, mu_real, mu_imag;
+
+    PMSN_FN AdjointCarry(R real, R imag) : lam_real(real), lam_imag(imag), mu_real(0), mu_imag(0) {}
+    PMSN_FN void step(const AdjointPower<R>& p, R& to_lam_real, R& to_lam_imag, R& to_mu_real, R& to_mu_imag) {
         const R mu_change_real =
-            F_real * mu_real + F_imag * mu_imag + (slow_real * lam_real + slow_imag * lam_imag) + to_mu_real;
+            p.F_real * mu_real + p.F_imag * mu_imag + (p.slow_real * lam_real + p.slow_imag * lam_imag) + to_mu_real;
         const R mu_change_imag =
-            F_real * mu_imag - F_imag * mu_real + (slow_real * lam_imag - slow_imag * lam_real) + to_mu_imag;
-        const R lam_change_real = F_real * lam_real + F_imag * lam_imag + to_lam_real;
-        const R lam_change_imag = F_real * lam_imag - F_imag * lam_real + to_lam_imag;
+            p.F_real * mu_imag - p.F_imag * mu_real + (p.slow_real * lam_imag - p.slow_imag * lam_real) + to_mu_imag;
+        const R lam_change_real = p.F_real * lam_real + p.F_imag * lam_imag + to_lam_real;
+        const R lam_change_imag = p.F_real * lam_imag - p.F_imag * lam_real + to_lam_imag;
         to_lam_real = lam_real += lam_change_real;
         to_lam_imag = lam_imag += lam_change_imag;
         to_mu_real = mu_real += mu_change_real;

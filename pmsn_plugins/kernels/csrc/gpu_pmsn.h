@@ -1,0 +1,118 @@
+// PMSN on CUDA: what its forward and backward kernels share. Compiled by NVRTC, besides gpu_common.h, with
+//     PMSN_K, PMSN_RESET, PMSN_FIRE, PMSN_SURROGATE    constants of the layer
+//     PMSN_STATE                                       whether an initial state is given
+//     PMSN_RECORDED                                    whether the membranes after reset are asked for, or their
+//                                                      gradients given
+//
+// When time is cut into segments, forward and backward start from the state (the adjoint) at the segment's border, which
+// is found first: every segment is run from zero (*_local), and a thread goes through the segments and adds what the one
+// before (after) contributes (*_carry).
+#pragma once
+#include "gpu_common.h"
+#include "pmsn.h"
+
+namespace PMSN_NAMESPACE {
+
+enum { K = PMSN_K, STATE = 1 + 2 * K, ADJOINT = 1 + 4 * K, SUMS = 1 + 4 * K };
+enum { AHEAD = K > 8 ? 2 : 8 };  // steps whose loads are under way together: what the registers hold
+
+// The membrane passes floats or, with FIRE_MEMBRANE, the arithmetic's own type.
+struct OutIsMembrane {
+    typedef Plain type;
+};
+struct OutIsSpikes {
+    typedef Memory type;
+};
+template <bool>
+struct Out : OutIsSpikes {};
+template <>
+struct Out<true> : OutIsMembrane {};
+typedef Out<PMSN_FIRE == FIRE_MEMBRANE>::type OutMemory;
+typedef OutMemory::element OutElement;
+
+struct Neuron {
+    Modes<R, K> modes;
+    R D;
+    Threshold<R> threshold;
+
+    PMSN_FN Neuron(const PmsnArgs& args, index_t channel)
+        : D(read(args.D, channel)),
+          threshold(args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta) {
+        PMSN_UNROLL
+        for (int j = 0; j < K; ++j) {
+            modes.E_real[j] = read(args.E_real, channel * K + j), modes.E_imag[j] = read(args.E_imag, channel * K + j);
+            modes.K_real[j] = read(args.K_real, channel * K + j), modes.K_imag[j] = read(args.K_imag, channel * K + j);
+        }
+    }
+};
+
+// The checkpoint at `time`, a multiple of the interval: planes of M numbers, v, h_real and h_imag.
+PMSN_FN R* checkpoint(const PmsnArgs& args, index_t time, index_t element) {
+    return (R*)args.checkpoints + (quotient(time, PMSN_INTERVAL) - 1) * STATE * args.layout.M + element;
+}
+
+struct State {
+    R v, h_real[K], h_imag[K];
+
+    PMSN_FN void clear() {
+        v = 0;
+        PMSN_UNROLL
+        for (int j = 0; j < K; ++j) h_real[j] = h_imag[j] = 0;
+    }
+    PMSN_FN void load(const PmsnArgs& args, const Threshold<R>& threshold, index_t time, index_t element) {
+        const index_t M = args.layout.M;
+        if (time) {
+            const R* from = checkpoint(args, time, element);
+            v = from[0];
+            PMSN_UNROLL
+            for (int j = 0; j < K; ++j) h_real[j] = from[(1 + j) * M], h_imag[j] = from[(1 + K + j) * M];
+        } else if (PMSN_STATE) {
+            v = read(args.v, element);
+            if (PMSN_RESET == RESET_MODULO) v = modulo_of_any(v, threshold);
+            PMSN_UNROLL
+            for (int j = 0; j < K; ++j) {
+                h_real[j] = read(args.h_real, j * M + element);
+                h_imag[j] = read(args.h_imag, j * M + element);
+            }
+        } else clear();
+    }
+    PMSN_FN void store(R* to, index_t M) const {
+        to[0] = v;
+        PMSN_UNROLL
+        for (int j = 0; j < K; ++j) to[(1 + j) * M] = h_real[j], to[(1 + K + j) * M] = h_imag[j];
+    }
+    // one step from input x; returns the current
+    PMSN_FN R step(const Neuron& n, R x, R& u, R& out) {
+        R current = hidden_step<R, K>(n.modes, h_real, h_imag, x) + n.D * x;
+        membrane_step<PMSN_RESET, PMSN_FIRE>(current, v, u, out, n.threshold);
+        return current;
+    }
+};
+
+// Run `run(neuron, element, part)` for every element of the thread.
+template <class Run>
+PMSN_FN void for_elements(const PmsnArgs& args, Run run) {
+    const Part part(args.layout);
+    const Neuron neuron(args, part.channel(args.layout));
+    for (index_t row = part.first_row; row < part.end_row; ++row) {
+        const index_t element = row * args.layout.P + part.position;
+        if (element < args.layout.M) run(neuron, element, part);
+    }
+}
+
+// From segment to segment there is a thread for each element, and for each of its hidden compartments (blockIdx.y).
+struct Carrier {
+    index_t element;
+    int j;
+    bool active;
+
+    PMSN_FN explicit Carrier(const Layout& layout)
+        : element((index_t)blockIdx.x * THREADS + threadIdx.x),
+          j(blockIdx.y),
+          active(element < layout.M) {}
+    PMSN_FN index_t mode(const Layout& layout) const {
+        return remainder(quotient(element, layout.S), layout.C) * K + j;
+    }
+};
+
+}  // namespace PMSN_NAMESPACE

@@ -1,0 +1,106 @@
+// PMSN forward on CUDA: pmsn_forward, and before it, where time is cut, the state at the segments' borders.
+#include "gpu_pmsn.h"
+
+using namespace PMSN_NAMESPACE;
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const PmsnArgs args) {
+    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
+        const index_t M = args.layout.M;
+        const Element* x = (const Element*)args.x + part.start * M + element;
+        OutElement* out = (OutElement*)args.out + part.start * M + element;
+        State state;
+        state.load(args, n.threshold, part.start, element);
+        for (index_t start = part.start; start < part.end; start += PMSN_INTERVAL) {
+            const int steps = (int)(part.end - start < PMSN_INTERVAL ? part.end - start : PMSN_INTERVAL);
+            if (start > part.start && args.checkpoints) state.store(checkpoint(args, start, element), M);
+            for_steps<AHEAD>(x, M, steps, [&](int i, R x) {
+                R u, sent;
+                state.step(n, x, u, sent);
+                OutMemory::store(out, sent);
+                out += M;
+                if (PMSN_RECORDED) write(args.v_seq, (start + i) * M + element, state.v);
+            });
+            x += steps * M;
+        }
+        if (part.end < args.layout.T || !args.v_after) return;
+        write(args.v_after, element, state.v);
+        PMSN_UNROLL
+        for (int j = 0; j < K; ++j) {
+            write(args.h_real_after, j * M + element, state.h_real[j]);
+            write(args.h_imag_after, j * M + element, state.h_imag[j]);
+        }
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_local(const PmsnArgs args) {
+    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
+        if (part.end == args.layout.T) return;
+        const index_t M = args.layout.M;
+        State state;
+        state.clear();
+        for_steps<AHEAD>((const Element*)args.x + part.start * M + element, M, (int)args.layout.segment,
+                         [&](int, R x) { hidden_step<R, K>(n.modes, state.h_real, state.h_imag, x); });
+        state.store(checkpoint(args, part.end, element), M);
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_carry(const PmsnArgs args) {
+    const Carrier own(args.layout);
+    if (!own.active) return;
+    const index_t M = args.layout.M, length = args.layout.segment, mode = own.mode(args.layout);
+    HiddenCarry<R> h(read(args.E_real, mode), read(args.E_imag, mode), length,
+                     read(args.h_real, own.j * M + own.element), read(args.h_imag, own.j * M + own.element));
+    R* at = checkpoint(args, length, own.element) + (1 + own.j) * M;
+    const index_t apart = quotient(length, PMSN_INTERVAL) * STATE * M;
+    in_batches<8>((int)quotient(args.layout.T - 1, length), [&](auto batch, int) {
+        R real[batch.count], imag[batch.count];
+        PMSN_UNROLL
+        for (int i = 0; i < batch.count; ++i) real[i] = at[i * apart], imag[i] = at[i * apart + K * M];
+        loads_are_issued();
+        PMSN_UNROLL
+        for (int i = 0; i < batch.count; ++i) {
+            h.step(real[i], imag[i]);
+            at[0] = real[i], at[K * M] = imag[i];
+            at += apart;
+        }
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_membrane_local(const PmsnArgs args) {
+    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
+        if (part.end == args.layout.T) return;
+        const index_t M = args.layout.M;
+        State state;
+        state.load(args, n.threshold, part.start, element);
+        state.v = 0;
+        for_steps<AHEAD>((const Element*)args.x + part.start * M + element, M, (int)args.layout.segment,
+                         [&](int, R x) {
+                             R u, out;
+                             state.step(n, x, u, out);
+                         });
+        *checkpoint(args, part.end, element) = state.v;
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_membrane_carry(const PmsnArgs args) {
+    const Carrier own(args.layout);
+    if (!own.active) return;
+    const index_t M = args.layout.M, length = args.layout.segment;
+    const Threshold<R> threshold(args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta);
+    R v = read(args.v, own.element);
+    if (PMSN_STATE && PMSN_RESET == RESET_MODULO) v = modulo_of_any(v, threshold);
+    R* at = checkpoint(args, length, own.element);
+    const index_t apart = quotient(length, PMSN_INTERVAL) * STATE * M;
+    in_batches<8>((int)quotient(args.layout.T - 1, length), [&](auto batch, int) {
+        R local[batch.count];
+        PMSN_UNROLL
+        for (int i = 0; i < batch.count; ++i) local[i] = at[i * apart];
+        loads_are_issued();
+        PMSN_UNROLL
+        for (int i = 0; i < batch.count; ++i) {
+            const R charged = membrane_before<PMSN_RESET>(v) + local[i];
+            *at = v = PMSN_RESET == RESET_MODULO ? least_nonnegative(charged, charged - threshold.theta) : charged;
+            at += apart;
+        }
+    });
+}

@@ -1,0 +1,22 @@
+// TC-LIF on CUDA: what its forward and backward kernels share. Compiled by NVRTC, besides gpu_common.h, with
+//     PMSN_PRE_RESET, PMSN_STRICT    constants of the layer
+//     PMSN_RECORDED                  whether the soma after every step is asked for, or its gradient given
+#pragma once
+#include "gpu_common.h"
+#include "tclif.h"
+
+namespace PMSN_NAMESPACE {
+
+enum { STATE = 2, AHEAD = 8 };
+
+PMSN_FN TclifCoefficients<R> coefficients(const TclifArgs& args, index_t channel) {
+    const R theta = args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta;
+    const R fire_at = PMSN_STRICT ? next_number(theta) : theta;
+    return {read(args.b1, channel), read(args.b2, channel), (R)args.a1, (R)args.a2, (R)args.gamma, theta, fire_at};
+}
+// The checkpoint at `time`, a multiple of the interval: planes of M numbers, v and d.
+PMSN_FN R* checkpoint(const TclifArgs& args, index_t time, index_t element) {
+    return (R*)args.checkpoints + (quotient(time, PMSN_INTERVAL) - 1) * STATE * args.layout.M + element;
+}
+
+}  // namespace PMSN_NAMESPACE
