@@ -18,12 +18,12 @@ FORMS = ("derived", "printed")
 def tclif_jacobian(b1: float | np.ndarray, b2: float | np.ndarray, form: str = "derived") -> np.ndarray:
     """dU[t] / dU[t-1] over U = (U_D, U_S), away from spikes.
 
-    ``'derived'`` from the equations ``U_D' = U_D + b1 U_S + I`` and ``U_S' = U_S + b2 U_D'``:
+    ``'derived'`` from the equations ``U_D' = U_D + b1 U_S + I`` and ``U_S' = U_S + b2 U_D'``::
 
         [[1,  b1       ],
          [b2, 1 + b1 b2]]
 
-    ``'printed'`` in the paper (Eq. 14):
+    ``'printed'`` in the paper (Eq. 14)::
 
         [[1 + b1 b2,         b1       ],
          [b1 b2^2 + 2 b2,    1 + b1 b2]]
@@ -39,7 +39,7 @@ def tclif_jacobian(b1: float | np.ndarray, b2: float | np.ndarray, form: str = "
         form: ``'derived'`` or ``'printed'``.
 
     Returns:
-        [*, 2, 2], * being the shape of the couplings.
+        [*, 2, 2]: one matrix for each pair of couplings.
 
     Raises:
         TypeError: a coupling is neither a number nor an array of them.

@@ -59,7 +59,7 @@ def _oscillations(layer: OurLayer) -> Oscillations:
 
 
 def plot_oscillations(layers: Mapping[str, Oscillations]) -> Figure:
-    """Histograms of |frequency| and of the time constant on logarithmic axes, one line per layer.
+    """Histograms of ``|frequency|`` and of the time constant on logarithmic axes, one line per layer.
 
     Shares are of all modes of a layer; modes that do not oscillate, or do not fade, are in no bin.
 

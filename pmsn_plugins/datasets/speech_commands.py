@@ -53,7 +53,7 @@ def speech_commands_source(
 
 
 class SpeechCommands12(Dataset):
-    """One part (of :data:`SUBSETS`): item i is (features [101, 40] float32, label in the order of :data:`CLASSES`)."""
+    """One part (of ``SUBSETS``): item i is (features [101, 40] float32, label in the order of ``CLASSES``)."""
 
     def __init__(
         self, root: str | Path, subset: str, *, balanced: bool = False, seed: int = 0, download: bool = False

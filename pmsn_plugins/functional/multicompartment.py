@@ -1,15 +1,26 @@
-"""The generalised multi-compartment spiking neuron: a chain of n compartments, serial in time.
+r"""The generalised multi-compartment spiking neuron: a chain of n compartments, serial in time.
 
 In continuous time (PMSN paper, Eq. 4-5), compartment n being the output one:
 
-    dv_i/dt = -v_i / tau_i + b_{i-1,i} v_{i-1} + b_{i+1,i} v_{i+1} + g_i I(t) - r_i S(t)
-    S(t)    = Heaviside(v_n - v_threshold),        r_n = v_threshold
+.. math::
+
+    dv_i / dt &= -v_i / \tau_i + b_{i-1,i} v_{i-1} + b_{i+1,i} v_{i+1} + g_i I(t) - r_i S(t)
+
+    S(t) &= \operatorname{Heaviside}(v_n - \theta), \quad r_n = \theta
 
 One time step updates the chain from the input end to the output end, each compartment seeing its lower neighbour's new
 value and its upper neighbour's old one (all coefficients absorb dt):
 
-    v_i[t] = leak_i v_i[t-1] + up_{i-1} v_{i-1}[t] + down_i v_{i+1}[t-1] + gain_i I[t]       i = 1..n
-    S[t]   = Heaviside(v_n[t] - v_threshold),      v_i[t] <- v_i[t] - reset_i S[t],           reset_n = v_threshold
+.. math::
+
+    v_i[t] &= \mathtt{leak}_i v_i[t-1] + \mathtt{up}_{i-1} v_{i-1}[t] + \mathtt{down}_i v_{i+1}[t-1]
+    + \mathtt{gain}_i I[t], \quad i = 1, \dots, n
+
+    S[t] &= \operatorname{Heaviside}(v_n[t] - \theta)
+
+    v_i[t] &\leftarrow v_i[t] - \mathtt{reset}_i S[t], \quad \mathtt{reset}_n = \theta
+
+:math:`\theta` is ``v_threshold``.
 
 n = 1, ``leak = 1 - 1/tau``, ``gain = 1/tau`` is LIF; n = 2, ``leak = (1, 1)``, ``up = b2``, ``down = b1``,
 ``gain = (1, 0)``, ``reset = (gamma,)`` is TC-LIF. Nothing here can be parallelised over time: it is the serial

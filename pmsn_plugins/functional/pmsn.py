@@ -1,12 +1,26 @@
-"""The parallel multi-compartment spiking neuron (PMSN), on tensors with explicit states.
+r"""The parallel multi-compartment spiking neuron (PMSN), on tensors with explicit states.
 
-    A_j    = exp(dt lam_j)                       lam_j = -exp(log_decay_j) + i freq_j, dt = exp(log_dt)
-    K_j    = R_j B_j (A_j - 1) / lam_j           zero-order hold; only the product matters for the output
-    h_j[t] = A_j h_j[t-1] + K_j x[t]             hidden compartments, j = 1..k, in their eigenbasis
-    I[t]   = Re(sum_j h_j[t]) + D x[t]           current into the output compartment
-    u[t]   = v[t-1] + max(I[t], 0)               its membrane before reset
-    S[t]   = Heaviside(u[t] - v_threshold)
-    v[t]   = u[t] - v_threshold floor(u[t] / v_threshold)
+.. math::
+
+    h_j[t] &= A_j h_j[t-1] + K_j x[t], \quad j = 1, \dots, k
+
+    I[t] &= \operatorname{Re} \sum_j h_j[t] + D x[t]
+
+    u[t] &= v[t-1] + \max(I[t], 0)
+
+    S[t] &= \operatorname{Heaviside}(u[t] - \theta)
+
+    v[t] &= u[t] - \theta \lfloor u[t] / \theta \rfloor
+
+The hidden compartments h are in their eigenbasis, I is the current into the output compartment, u its membrane before
+reset, v after it, and :math:`\theta` the ``v_threshold``. With a zero-order hold
+
+.. math::
+
+    A_j = \exp(\Delta t \, \lambda_j), \quad K_j = R_j B_j (A_j - 1) / \lambda_j, \quad
+    \lambda_j = -\exp(\mathtt{log\_decay}_j) + i \, \mathtt{freq}_j, \quad \Delta t = \exp(\mathtt{log\_dt})
+
+(only the product K of readout and input matters for the output).
 
 Chen et al., PMSN (arXiv 2408.14917), Eq. 6-18. The paper writes v as a cumulative sum; carrying it modulo the
 threshold gives the same number and keeps float32 exact enough for long sequences.

@@ -1,10 +1,10 @@
 """Surrogate gradients of the Heaviside step: one table for the papers and for all frameworks.
 
 A spike is ``S = Heaviside(x)`` of ``x = u - v_threshold``. Its true derivative is zero almost everywhere; training
-replaces it by ``g(x)``. Each row of :data:`SURROGATES` is one ``g`` with the names and defaults of its parameters.
+replaces it by ``g(x)``. Each row of :data:`.SURROGATES` is one ``g`` with the names and defaults of its parameters.
 
 Frameworks fire at ``x >= 0`` or at ``x > 0``: that is ``strict``. Which of their functions is which row, they say
-themselves, with :func:`register_surrogates`.
+themselves, with :func:`.register_surrogates`.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class SurrogateSpec(NamedTuple):
     """A surrogate function that is known: its slope and where it fires.
 
     Attributes:
-        name: a key of :data:`SURROGATES`, or :data:`OWN`.
-        parameters: values in the order of the row's ``defaults``; none for :data:`OWN`.
+        name: a key of :data:`.SURROGATES`, or :data:`.OWN`.
+        parameters: values in the order of the row's ``defaults``; none for :data:`.OWN`.
         strict: True fires at ``x > 0`` (snnTorch), False at ``x >= 0`` (SpikingJelly, the papers).
     """
 
@@ -113,11 +113,11 @@ SURROGATES: dict[str, SurrogateRow] = {
 
 
 _NO_ROW = SurrogateRow(torch.zeros_like, {})
-"""Of :data:`OWN`: nobody asks for its derivative."""
+"""Of :data:`.OWN`: nobody asks for its derivative."""
 
 
 class _Spike(torch.autograd.Function):
-    """Heaviside forward, a row of :data:`SURROGATES` backward."""
+    """Heaviside forward, a row of :data:`.SURROGATES` backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str, strict: bool, *parameters: float) -> Tensor:
@@ -190,10 +190,10 @@ def _traced_spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
 
 
 class TableSurrogate:
-    """A surrogate function made from a row of :data:`SURROGATES`; usable wherever snnTorch takes ``spike_grad``.
+    """A surrogate function made from a row of :data:`.SURROGATES`; usable wherever snnTorch takes ``spike_grad``.
 
     Args:
-        name: a key of :data:`SURROGATES`.
+        name: a key of :data:`.SURROGATES`.
         strict: fire at ``x > 0`` instead of ``x >= 0``.
         **parameters: overrides of the row's defaults.
 
@@ -256,7 +256,7 @@ def describe(surrogate_function: object) -> SurrogateSpec | None:
             :mod:`pmsn_plugins.snntorch`) has been imported.
 
     Returns:
-        Its row, parameters and firing rule; for :data:`OWN` only the firing rule. None when it is anything else (a
+        Its row, parameters and firing rule; for :data:`.OWN` only the firing rule. None when it is anything else (a
         subclass, a lambda, a relaxed or a stochastic function, one with learnable parameters, ...): then only the
         function itself knows what it does.
 

@@ -1,8 +1,14 @@
-"""The two-compartment leaky integrate-and-fire neuron (TC-LIF), on tensors with explicit states.
+r"""The two-compartment leaky integrate-and-fire neuron (TC-LIF), on tensors with explicit states.
 
-    U_D[t] = a1 U_D[t-1] + b1 U_S[t-1] + I[t] - gamma S[t-1]          dendrite
-    U_S[t] = a2 U_S[t-1] + b2 U_D[t] - v_threshold S[t-1]             soma
-    S[t]   = Heaviside(U_S[t] - v_threshold)
+.. math::
+
+    U_D[t] &= a_1 U_D[t-1] + b_1 U_S[t-1] + I[t] - \gamma S[t-1]
+
+    U_S[t] &= a_2 U_S[t-1] + b_2 U_D[t] - \theta S[t-1]
+
+    S[t] &= \operatorname{Heaviside}(U_S[t] - \theta)
+
+Dendrite :math:`U_D` and soma :math:`U_S`; :math:`\theta` is ``v_threshold``.
 
 Zhang et al., TC-LIF (AAAI 2024), Eq. 7-9, where a1 = a2 = 1; with leaks a1, a2 < 1 it is the generalised
 two-compartment LIF (Eq. 3-5). In the paper ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)``.

@@ -1,9 +1,16 @@
-"""A layer of two-compartment LIF neurons (TC-LIF) that also receives its own last spikes.
+r"""A layer of two-compartment LIF neurons (TC-LIF) that also receives its own last spikes.
 
-    I[t]   = x[t] + W S[t-1] + bias
-    U_D[t] = a1 U_D[t-1] + b1 U_S[t-1] + I[t] - gamma S[t-1]          dendrite
-    U_S[t] = a2 U_S[t-1] + b2 U_D[t] - v_threshold S[t-1]             soma
-    S[t]   = Heaviside(U_S[t] - v_threshold)
+.. math::
+
+    I[t] &= x[t] + W S[t-1] + \mathtt{bias}
+
+    U_D[t] &= a_1 U_D[t-1] + b_1 U_S[t-1] + I[t] - \gamma S[t-1]
+
+    U_S[t] &= a_2 U_S[t-1] + b_2 U_D[t] - \theta S[t-1]
+
+    S[t] &= \operatorname{Heaviside}(U_S[t] - \theta)
+
+Dendrite :math:`U_D` and soma :math:`U_S`; :math:`\theta` is ``v_threshold``.
 
 Zhang et al., TC-LIF (AAAI 2024), the recurrent networks; the neuron is that of :mod:`.tclif`, with all its options.
 
@@ -13,11 +20,19 @@ wider, and so is the product with W, under autocast too.
 The gradient, for the default ``soma_feedback='post_reset'``, where v and d are soma and dendrite after the resets and g
 is the surrogate's derivative: from the last step to the first
 
-    dS[t]   = dL/dS[t] + W^T dI[t+1] - gamma dd[t] - v_threshold dv[t]        (detach_reset: without the two resets)
-    dU_S[t] = dv[t] + g(U_S[t] - v_threshold) dS[t]
-    dI[t]   = dU_D[t] = dd[t] + b2 dU_S[t]
-    dv[t-1] = a2 dU_S[t] + b1 dI[t]               dd[t-1] = a1 dI[t]
-    dW      = sum_t dI[t] S[t-1]^T                db1 = sum_t dI[t] v[t-1]      db2 = sum_t dU_S[t] U_D[t]
+.. math::
+
+    dS[t] &= \partial L / \partial S[t] + W^T dI[t+1] - \gamma \, dd[t] - \theta \, dv[t]
+
+    dU_S[t] &= dv[t] + g(U_S[t] - \theta) \, dS[t]
+
+    dI[t] &= dU_D[t] = dd[t] + b_2 \, dU_S[t]
+
+    dv[t-1] &= a_2 \, dU_S[t] + b_1 \, dI[t], \quad dd[t-1] = a_1 \, dI[t]
+
+    dW &= \sum_t dI[t] \, S[t-1]^T, \quad db_1 = \sum_t dI[t] \, v[t-1], \quad db_2 = \sum_t dU_S[t] \, U_D[t]
+
+(with ``detach_reset`` the first line without the two resets).
 
 Autograd of the loop would find the same with some twenty nodes and one product for dW at every step.
 

@@ -30,7 +30,7 @@ def neuron_factory(
     """A factory of neurons that take whole sequences.
 
     Args:
-        name: one of :data:`NEURONS`.
+        name: one of :data:`.NEURONS`.
         framework: whose neurons, ``'spikingjelly'`` or ``'snntorch'``.
         T: number of time steps; only the PSN and the masked PSN need it.
         options: go to the neuron's class; the threshold is ``v_threshold`` in both frameworks. For the PMSN also

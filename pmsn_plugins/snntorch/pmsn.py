@@ -19,14 +19,19 @@ STEP_MODES = ("m", "s")
 
 
 class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
-    """Parallel multi-compartment spiking neuron: n - 1 hidden compartments and one that fires.
+    r"""Parallel multi-compartment spiking neuron: n - 1 hidden compartments and one that fires.
 
-        h_j[t] = A_j h_j[t-1] + K_j x[t]             j = 1..n-1, complex modes of the hidden compartments
-        I[t]   = Re(sum_j h_j[t]) + D x[t]
-        u[t]   = mem[t-1] + max(I[t], 0)
-        spk[t] = Heaviside(u[t] - threshold)
-        mem[t] = u[t] - threshold floor(u[t] / threshold)
+    .. math::
 
+        h_j[t] &= A_j h_j[t-1] + K_j x[t], \quad j = 1, \dots, n-1
+
+        u[t] &= \mathtt{mem}[t-1] + \max(\operatorname{Re} \sum_j h_j[t] + D x[t], 0)
+
+        \mathtt{spk}[t] &= \operatorname{Heaviside}(u[t] - \theta)
+
+        \mathtt{mem}[t] &= u[t] - \theta \lfloor u[t] / \theta \rfloor
+
+    The h are complex modes of the hidden compartments, :math:`\theta` is ``threshold``.
     Chen et al., PMSN (arXiv 2408.14917), Eq. 6-18; see :mod:`pmsn_plugins.functional.pmsn`.
 
     Like ``snn.StateLeaky`` it takes the whole sequence at once::

@@ -17,15 +17,20 @@ from .membrane import Membrane
 
 
 class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
-    """Two-compartment LIF: a dendrite and a soma, coupled with opposite signs. Replaces ``snn.Synaptic`` line for line.
+    r"""Two-compartment LIF, dendrite and soma coupled with opposite signs. Replaces ``snn.Synaptic`` line for line.
 
-        dend[t] = dend[t-1] + b1 mem[t-1] + x[t] - gamma spk[t-1]
-        mem[t]  = mem[t-1] + b2 dend[t] - threshold spk[t-1]
-        spk[t]  = Heaviside(mem[t] - threshold)
+    .. math::
 
-    Zhang et al., TC-LIF (AAAI 2024), Eq. 7-9; ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)`` are learned. By default
-    both resets are subtracted right after the spike, as in the authors' code, and the returned ``dend`` and ``mem`` are
-    those after reset; with ``soma_feedback='pre_reset'`` (Eq. 7 as printed) they are those before it, as in
+        \mathtt{dend}[t] &= \mathtt{dend}[t-1] + b_1 \mathtt{mem}[t-1] + x[t] - \gamma \, \mathtt{spk}[t-1]
+
+        \mathtt{mem}[t] &= \mathtt{mem}[t-1] + b_2 \mathtt{dend}[t] - \theta \, \mathtt{spk}[t-1]
+
+        \mathtt{spk}[t] &= \operatorname{Heaviside}(\mathtt{mem}[t] - \theta)
+
+    Zhang et al., TC-LIF (AAAI 2024), Eq. 7-9; :math:`\theta` is ``threshold``, and ``b1 = -sigmoid(c1)`` and
+    ``b2 = sigmoid(c2)`` are learned. By default both resets are subtracted right after the spike, as in the authors'
+    code, and the returned ``dend`` and ``mem`` are those after reset; with ``soma_feedback='pre_reset'`` (Eq. 7 as
+    printed) they are those before it, as in
     ``snn.Synaptic``::
 
         tclif = TCLIF()

@@ -20,12 +20,17 @@ STEP_MODES = ("s", "m")
 
 
 class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic):
-    """TC-LIF neurons that also receive their own last spikes. Replaces ``snn.RSynaptic`` line for line.
+    r"""TC-LIF neurons that also receive their own last spikes. Replaces ``snn.RSynaptic`` line for line.
 
-        I[t]    = x[t] + W spk[t-1] + bias
-        dend[t] = dend[t-1] + b1 mem[t-1] + I[t] - gamma spk[t-1]
-        mem[t]  = mem[t-1] + b2 dend[t] - threshold spk[t-1]
-        spk[t]  = Heaviside(mem[t] - threshold)
+    .. math::
+
+        I[t] &= x[t] + W \mathtt{spk}[t-1] + \mathtt{bias}
+
+        \mathtt{dend}[t] &= \mathtt{dend}[t-1] + b_1 \mathtt{mem}[t-1] + I[t] - \gamma \, \mathtt{spk}[t-1]
+
+        \mathtt{mem}[t] &= \mathtt{mem}[t-1] + b_2 \mathtt{dend}[t] - \theta \, \mathtt{spk}[t-1]
+
+        \mathtt{spk}[t] &= \operatorname{Heaviside}(\mathtt{mem}[t] - \theta)
 
     Zhang et al., TC-LIF (AAAI 2024), the recurrent networks; the neuron is :class:`TCLIF`. In a loop over time::
 

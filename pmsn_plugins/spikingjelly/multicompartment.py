@@ -15,13 +15,16 @@ from ._compat import StatefulNode, States, StepOperations
 
 
 class MultiCompartmentNode(NeuronParameters, StatefulNode):
-    """A chain of n compartments with learnable couplings, serial in time ("serial MSN", PMSN paper, Eq. 4-5).
+    r"""A chain of n compartments with learnable couplings, serial in time ("serial MSN", PMSN paper, Eq. 4-5).
 
-    ::
+    .. math::
 
-        v_i[t] = leak_i v_i[t-1] + up_{i-1} v_{i-1}[t] + down_i v_{i+1}[t-1] + gain_i x[t]        i = 1..n
-        S[t]   = Heaviside(v_n[t] - v_threshold)
-        v_i[t] <- v_i[t] - reset_i S[t],  reset_n = v_threshold
+        v_i[t] &= \mathtt{leak}_i v_i[t-1] + \mathtt{up}_{i-1} v_{i-1}[t] + \mathtt{down}_i v_{i+1}[t-1]
+        + \mathtt{gain}_i x[t], \quad i = 1, \dots, n
+
+        S[t] &= \operatorname{Heaviside}(v_n[t] - \theta)
+
+        v_i[t] &\leftarrow v_i[t] - \mathtt{reset}_i S[t], \quad \mathtt{reset}_n = \theta
 
     It is the baseline that :class:`PMSNNode` is measured against, and contains
 

@@ -32,7 +32,7 @@ class NeuronOpCounter(ModuleCounter):
             net(x)
         neurons.get_counts()["Global"]        # {'mac': ..., 'ac': ...}
 
-    The numbers of one neuron and step are :attr:`StatefulNode.step_operations`.
+    The numbers of one neuron and step are its ``step_operations``.
     """
 
     def __init__(self) -> None:

@@ -20,14 +20,21 @@ from .needs_channels import NeedsChannels
 
 
 class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
-    """Parallel multi-compartment spiking neuron, one per channel (Chen et al., arXiv 2408.14917, Eq. 6-18).
+    r"""Parallel multi-compartment spiking neuron, one per channel (Chen et al., arXiv 2408.14917, Eq. 6-18).
 
-    With k = ``n_compartments`` - 1 hidden compartments::
+    With k = ``n_compartments`` - 1 hidden compartments h, and :math:`\theta` for ``v_threshold``
 
-        h_j[t] = A_j h_j[t-1] + K_j x[t]                            A_j = exp(dt (-exp(log_decay_j) + i freq_j))
-        u[t]   = v[t-1] + max(Re(sum_j h_j[t]) + D x[t], 0)         K_j = R_j B_j (A_j - 1) / lam_j
-        S[t]   = Heaviside(u[t] - v_threshold)
-        v[t]   = u[t] - v_threshold floor(u[t] / v_threshold)
+    .. math::
+
+        h_j[t] &= A_j h_j[t-1] + K_j x[t]
+
+        u[t] &= v[t-1] + \max(\operatorname{Re} \sum_j h_j[t] + D x[t], 0)
+
+        S[t] &= \operatorname{Heaviside}(u[t] - \theta)
+
+        v[t] &= u[t] - \theta \lfloor u[t] / \theta \rfloor
+
+    A and K are discretised from the parameters as in :mod:`pmsn_plugins.functional.pmsn`.
 
     Input [N, C, *] in single-step, [T, N, C, *] in multi-step mode, float16 to float64; spikes have its shape and
     dtype. Sequence, steps and any chunks of the sequence give the same spikes. With ``reset_mode='modulo'`` no gradient

@@ -17,13 +17,18 @@ from ._compat import StatefulNode, States, StepOperations
 
 
 class TCLIFNode(TCLIFParametersMixin, StatefulNode):
-    """Two-compartment leaky integrate-and-fire neuron (Zhang et al., AAAI 2024, Eq. 7-9).
+    r"""Two-compartment leaky integrate-and-fire neuron (Zhang et al., AAAI 2024, Eq. 7-9).
 
-    Dendrite U_D and soma U_S, coupled by the learnable ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)``::
+    Dendrite :math:`U_D` and soma :math:`U_S`, coupled by the learnable ``b1 = -sigmoid(c1)`` and ``b2 = sigmoid(c2)``;
+    :math:`\theta` is ``v_threshold``:
 
-        U_D[t] = U_D[t-1] + b1 U_S[t-1] + x[t] - gamma S[t-1]
-        U_S[t] = U_S[t-1] + b2 U_D[t] - v_threshold S[t-1]
-        S[t]   = Heaviside(U_S[t] - v_threshold)
+    .. math::
+
+        U_D[t] &= U_D[t-1] + b_1 U_S[t-1] + x[t] - \gamma S[t-1]
+
+        U_S[t] &= U_S[t-1] + b_2 U_D[t] - \theta S[t-1]
+
+        S[t] &= \operatorname{Heaviside}(U_S[t] - \theta)
 
     Input [N, *] in single-step, [T, N, *] in multi-step mode (with ``channels``: [N, C, *] and [T, N, C, *]), float16
     to float64; spikes have its shape and dtype.

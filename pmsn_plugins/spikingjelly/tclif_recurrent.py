@@ -17,14 +17,17 @@ from .tclif import TCLIFNode
 
 
 class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
-    """TC-LIF neurons that also receive their own last spikes, through a Linear (Zhang et al., AAAI 2024).
+    r"""TC-LIF neurons that also receive their own last spikes, through a Linear (Zhang et al., AAAI 2024).
 
-    ::
+    .. math::
 
-        I[t]   = x[t] + W S[t-1] + bias
-        U_D[t] = U_D[t-1] + b1 U_S[t-1] + I[t] - gamma S[t-1]
-        U_S[t] = U_S[t-1] + b2 U_D[t] - v_threshold S[t-1]
-        S[t]   = Heaviside(U_S[t] - v_threshold)
+        I[t] &= x[t] + W S[t-1] + \mathtt{bias}
+
+        U_D[t] &= U_D[t-1] + b_1 U_S[t-1] + I[t] - \gamma S[t-1]
+
+        U_S[t] &= U_S[t-1] + b_2 U_D[t] - \theta S[t-1]
+
+        S[t] &= \operatorname{Heaviside}(U_S[t] - \theta)
 
     It computes what ``layer.ElementWiseRecurrentContainer`` around a :class:`TCLIFNode` does, in one kernel over the
     sequence: many times faster, and linear in T. A state_dict of such a container is taken as well.
@@ -34,8 +37,8 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
     Args:
         channels: number of neurons C.
         bias: whether the feedback has a bias.
-        beta, gamma, v_threshold, soma_feedback, surrogate_function, detach_reset, step_mode, backend, store_v_seq,
-            keep_state: as in :class:`TCLIFNode`.
+        beta, gamma, v_threshold, soma_feedback, surrogate_function, detach_reset: as in :class:`TCLIFNode`.
+        step_mode, backend, store_v_seq, keep_state: as there.
         per_channel: one pair of couplings per neuron instead of one per layer.
 
     Parameters ``c1``, ``c2``, scalars or [C], and those of ``recurrent``, an ``nn.Linear``: ``weight`` [C, C] (row i

@@ -55,7 +55,7 @@ def swap_neurons(
     Returns:
         The channels of every replaced neuron by its name, ``{'sn1': 64, 'layer1.0.sn1': 64, ...}`` (None where nobody
         needs to know). It prints as a table of what was replaced and what was taken over; see
-        :meth:`SwapReport.to_markdown`.
+        :meth:`.SwapReport.to_markdown`.
 
     Raises:
         TypeError: an argument is of another kind; the class needs an option that nobody gave.

@@ -71,7 +71,7 @@ class Trainer:
         source: the data.
         settings: what decides the result.
         output_dir: receives ``last.pt`` (to resume), ``best.pt`` (best on the validation part) and ``curve.csv``.
-        process: from :func:`pmsn_plugins.training.distributed.start`.
+        process: from ``pmsn_plugins.training.distributed.start``.
         save_every: optimiser steps between checkpoints inside an epoch, 0 for none.
         workers: processes that load data.
         sync_batchnorm: batch normalisation over the samples of all processes.
@@ -445,7 +445,7 @@ class Trainer:
 
 
 def load_network(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state_dict, or raise what :func:`check_network` raises; then nothing is changed."""
+    """Load a state_dict, or raise ValueError where it does not fit the net; then nothing is changed."""
     check_network(net, state)
     net.load_state_dict(state)
 
