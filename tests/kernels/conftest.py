@@ -48,7 +48,8 @@ class EmulatedDevice(gpu.CupyDevice):
             emulator = (Path(__file__).parent / "cuda_emulator.h").read_text()
             text = f"{emulator}\n{program.source}\nEMULATE({arguments})\n"
             path = self.folder / (hashlib.sha1(f"{text}{program.options}".encode()).hexdigest() + ".so")
-            command = ["g++", "-x", "c++", "-O1", "-w", "-shared", "-fPIC", *program.options[2:], "-std=c++17", "-", "-o", str(path)]
+            options = *("-O1", "-w", "-shared", "-fPIC"), *program.options[2:], "-std=c++17"
+            command = ["g++", "-x", "c++", *options, "-", "-o", str(path)]
             subprocess.run(command, input=text, text=True, check=True, capture_output=True)
             self.libraries[program] = ctypes.CDLL(str(path))
         return self.libraries[program]

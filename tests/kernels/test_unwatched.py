@@ -42,7 +42,11 @@ def tclif(T=3, dtype=torch.float32, with_state=True):
 
 NEURONS = {"pmsn": (kernels.pmsn_sequence, pmsn), "tclif": (kernels.tclif_sequence, tclif)}
 OPTIONS = {
-    "pmsn": [{}, *({"reset_mode": mode} for mode in ("cumulative", "memoryless", "serial")), {"burst": True}, {"return_v_seq": True}],
+    "pmsn": [
+        *({"reset_mode": mode} for mode in ("modulo", "cumulative", "memoryless", "serial")),
+        {"burst": True},
+        {"return_v_seq": True},
+    ],
     "tclif": [{}, {"soma_feedback": "pre_reset"}, {"gamma": 0.2, "leak": (0.9, 0.8)}, {"return_v_seq": True}],
 }
 CASES = [(neuron, options) for neuron, all_options in OPTIONS.items() for options in all_options]
