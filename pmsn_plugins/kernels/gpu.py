@@ -137,9 +137,7 @@ class CupyDevice:
         cut_time = call.options.carried(call.direction) is not None
         return gpu_layout(T, sizes.N, sizes.C, sizes.S, interval, multiprocessors, cut_time)
 
-    def launch(
-        self, program: Program, launches: list[Launch], args: ctypes.Structure, device: torch.device
-    ) -> None:
+    def launch(self, program: Program, launches: list[Launch], args: ctypes.Structure, device: torch.device) -> None:
         """Launch the kernels one after the other, with the arguments by value."""
         by_value = np.frombuffer(bytes(args), dtype=f"V{ctypes.sizeof(args)}")
         with torch.cuda.device(device), _cupy_stream(torch.cuda.current_stream(device).cuda_stream):
