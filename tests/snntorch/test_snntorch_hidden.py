@@ -176,6 +176,7 @@ def test_an_emptied_list_is_no_trouble(kind, monkeypatch):
 def test_utils_reset_without_registration(kind):
     """Without a reset: other spikes the second time, and a second backward through a freed graph."""
     net = nn.Sequential(nn.Linear(C, C), make(kind), nn.Linear(C, C), make(kind, output=True))
+    nn.init.constant_(net[2].bias, 3.0)
     results = []
     for _ in range(3):
         utils.reset(net)
