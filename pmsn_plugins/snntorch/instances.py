@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import snntorch as snn
@@ -25,19 +24,16 @@ if TYPE_CHECKING:
 
 
 class Entry:
-    """Stands for a layer in the list; it leaves the list when the layer is gone."""
+    """Stands for a layer in the list, and for nothing once the layer is gone. It must not leave the list then: garbage
+    may be collected in the middle of snnTorch's loops, which count the list's items before they begin."""
 
     def __init__(self, layer: MultiCompartmentLayer) -> None:
         self._kind = type(layer)
-        self._layer = weakref.ref(layer, self._leave)
+        self._layer = weakref.ref(layer)
 
     @property
     def __class__(self) -> type:  # what isinstance asks
         return self._kind
-
-    def _leave(self, _: object) -> None:
-        with suppress(ValueError):  # SpikingNeuron.init() has emptied the list
-            snn.SpikingNeuron.instances.remove(self)
 
     def layer(self) -> MultiCompartmentLayer | None:
         return self._layer()
@@ -72,8 +68,10 @@ class _Hidden:
 
 
 def enlist(layer: MultiCompartmentLayer) -> None:
-    """Put ``layer`` into the list."""
-    snn.SpikingNeuron.instances.append(Entry(layer))
+    """Put ``layer`` into the list, and take out what stands for layers that are gone."""
+    instances = snn.SpikingNeuron.instances
+    instances[:] = [entry for entry in instances if type(entry) is not Entry or entry.layer() is not None]
+    instances.append(Entry(layer))
 
 
 def enlisted(kind: type[MultiCompartmentLayer]) -> Iterator[MultiCompartmentLayer]:

@@ -25,7 +25,10 @@ def stub(tmp_path):
         calls = [f"{neuron}_{way}" for neuron in STRUCTURES for way in ("forward", "backward")]
         source = "".join(
             [
-                *(f"int {name}() {{ return 0; }}" for name in (*calls, "pmsn_surrogate", "pmsn_use_instruction_set")),
+                *(
+                    f"int {name}() {{ return 0; }}"
+                    for name in (*calls, "pmsn_surrogate", "pmsn_equal", "pmsn_use_instruction_set")
+                ),
                 'const char* pmsn_sources() { return ""; } const char* pmsn_instruction_set() { return ""; }',
                 "long long pmsn_argument_bytes(const char* name) {",
                 *(f'if (!__builtin_strcmp(name, "{name}")) return {size};' for name, size in sizes.items()),

@@ -143,8 +143,8 @@ def test_snntorch_reset_knows_tclif_without_registration():
 @kinds
 def test_layers_are_known_to_snntorch_once_and_only_while_they_live(kind):
     gc.collect()  # layers of other tests
-    before = list(snn.SpikingNeuron.instances)
     layer = make(kind)
+    before = snn.SpikingNeuron.instances[:-1]
     copies = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
     for _ in range(3):
         run(layer)
@@ -154,12 +154,40 @@ def test_layers_are_known_to_snntorch_once_and_only_while_they_live(kind):
     assert list(enlisted(type(layer)))[-3:] == [layer, *copies]
     del layer, copies
     gc.collect()  # the graph of the last run may hold it
-    assert snn.SpikingNeuron.instances == before
-    entries[0].mem = torch.zeros(3)  # a class method that holds the entry of a dead layer
+    assert [entry.layer() for entry in entries] == [None] * 3
+    entries[0].mem = torch.zeros(3)  # snnTorch's class methods may still come across it
     entries[0].mem.detach_()
-    make(kind)
-    gc.collect()
-    assert snn.SpikingNeuron.instances == before
+    other = make(kind)
+    assert snn.SpikingNeuron.instances[:-1] == before and snn.SpikingNeuron.instances[-1].layer() is other
+
+
+@kinds
+def test_layers_that_die_while_snntorch_goes_through_its_list(kind, monkeypatch):
+    """Its loops count the items before they begin, and garbage is collected whenever Python likes."""
+    monkeypatch.setattr(snn.SpikingNeuron, "instances", [])
+
+    class Collecting(snn.Leaky, snn.Synaptic, snn.RSynaptic):
+        def __init__(self):
+            pass
+
+        @property
+        def mem(self):
+            gc.collect()
+            return torch.zeros(1)
+
+        @mem.setter
+        def mem(self, value):
+            gc.collect()
+
+        spk = syn = mem
+
+    snn.SpikingNeuron.instances.append(Collecting())
+    for method in ("reset_hidden", "detach_hidden"):
+        layer = make(kind)
+        layer.itself = layer  # a cycle
+        del layer
+        for neuron in (snn.Leaky, snn.Synaptic, snn.RSynaptic):
+            getattr(neuron, method)()
 
 
 @kinds

@@ -17,6 +17,7 @@ from snntorch import surrogate, utils
 
 from pmsn_plugins import swap_neurons
 from pmsn_plugins.snntorch import PMSN, RTCLIF, TCLIF
+from pmsn_plugins.snntorch.instances import enlisted
 
 sys.path.insert(0, str(Path(__file__).parent))
 from swapping import check_swap, same, snapshot
@@ -327,11 +328,11 @@ def test_a_regression_net_trains_on_its_membrane():
 @NEURONS
 def test_nothing_of_a_swap_stays_with_snntorch(new):
     gc.collect()
+    before = [*enlisted(new)]  # of other tests
     net = Loop()
-    before = len(snn.SpikingNeuron.instances)
     swap_neurons(net, new, torch.rand(B, 4))
     gc.collect()
-    assert len(snn.SpikingNeuron.instances) == before + 2
+    assert [*enlisted(new)] == [*before, net.lif1, net.lif2]
     del net
     gc.collect()
-    assert len(snn.SpikingNeuron.instances) == before
+    assert [*enlisted(new)] == before
