@@ -15,7 +15,7 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
     check_module("net", net)
     kinds = (
         NeuronParameters,
-        *_classes("spikingjelly.activation_based.neuron", "BaseNode", "PSN", "MaskedPSN", "SlidingPSN"),
+        *_classes("spikingjelly.activation_based.neuron", "BaseNode", "PSN", "MaskedPSN", "SlidingPSN", "GatedLIFNode"),
         *_classes("snntorch", "SpikingNeuron"),
     )
     return {name: module for name, module in net.named_modules() if isinstance(module, kinds)}

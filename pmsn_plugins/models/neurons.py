@@ -18,8 +18,11 @@ NeuronFactory = Callable[[int], nn.Module]
 """Makes a neuron layer for a number of channels; it maps input currents [T, N, C, *] to spikes of the same shape."""
 
 NEURONS = {
-    "spikingjelly": ("pmsn", "tclif", "lif", "plif", "if", "psn", "slidingpsn", "maskedpsn"),
-    "snntorch": ("pmsn", "tclif", "lif"),
+    "spikingjelly": (
+        *("pmsn", "tclif", "lif", "authors-lif", "plif", "glif", "if", "psn", "slidingpsn", "maskedpsn"),
+        *("gru", "lstm"),
+    ),
+    "snntorch": ("pmsn", "tclif", "lif", "gru", "lstm"),
 }
 """Names that :func:`neuron_factory` knows, per framework."""
 
@@ -32,9 +35,14 @@ def neuron_factory(
     Args:
         name: one of :data:`.NEURONS`.
         framework: whose neurons, ``'spikingjelly'`` or ``'snntorch'``.
-        T: number of time steps; only the PSN and the masked PSN need it.
+        T: number of time steps; only the PSN, the masked PSN and GLIF need it.
         options: go to the neuron's class; the threshold is ``v_threshold`` in both frameworks. For the PMSN also
             ``input_scale``, a factor on its input current.
+
+    ``'lif'`` is the framework's with its own defaults (but for the reset, see below), ``'authors-lif'`` the baseline of
+    the TC-LIF authors' scripts: ``v = 0.8 v + x``, soft reset with its gradient, the triangle as surrogate. ``'glif'``
+    is SpikingJelly's, one set of parameters per channel. ``'gru'`` and ``'lstm'`` are PyTorch's layers in a neuron's
+    place, of as many units as channels: their output is no spikes, and they have more parameters than neurons have.
 
     Defaults beside the classes' own: soft reset for LIF, PLIF and IF, order 32 and a complete mask for the masked PSN,
     order 32 for the sliding PSN.
@@ -46,13 +54,15 @@ def neuron_factory(
     """
     check_choice("framework", framework, NEURONS)
     check_choice("name", name, NEURONS[framework])
-    if name in ("psn", "maskedpsn") and T is None:
-        raise ValueError(f"{name} has one weight per pair of time steps: T must be given")
+    if name in ("psn", "maskedpsn", "glif") and T is None:
+        raise ValueError(f"{name} has parameters for every time step: T must be given")
     if T is not None:
         check_int_at_least("T", T, 1)
     scale = options.pop("input_scale", 1.0) if name == "pmsn" else 1.0
     check_finite("input_scale", scale)
-    if framework == "snntorch":
+    if name in ("gru", "lstm"):
+        build = _recurrent(name, options)
+    elif framework == "snntorch":
         build = _snntorch(name, options)
     elif name in ("pmsn", "tclif"):
         from .. import spikingjelly as ours
@@ -67,12 +77,17 @@ def neuron_factory(
 
 def _spikingjelly(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
     """The framework's own neurons."""
-    from spikingjelly.activation_based import neuron
+    from spikingjelly.activation_based import neuron, surrogate
 
     soft_reset = {"v_reset": None, "step_mode": "m"}
     classes: dict[str, tuple[str, dict[str, Any]]] = {
         "lif": ("LIFNode", soft_reset),
+        "authors-lif": (
+            "LIFNode",
+            {"tau": 5.0, "decay_input": False, "surrogate_function": surrogate.PiecewiseQuadratic(1.0), **soft_reset},
+        ),
         "plif": ("ParametricLIFNode", soft_reset),
+        "glif": ("GatedLIFNode", {}),
         "if": ("IFNode", soft_reset),
         "psn": ("PSN", {"T": T}),
         "slidingpsn": ("SlidingPSN", {"k": 32, "step_mode": "m"}),
@@ -82,13 +97,24 @@ def _spikingjelly(name: str, T: int | None, options: dict[str, Any]) -> NeuronFa
     if not hasattr(neuron, class_name):
         raise ImportError(f"the installed SpikingJelly has no {class_name}: pip install 'spikingjelly>=2.0.0'")
     _check_options(name, getattr(neuron, class_name), options)
+    if name == "glif":
+        from .peers import GatedLIF
+
+        return partial(GatedLIF, T=T, **options)
     return _without_channels(partial(getattr(neuron, class_name), **{**defaults, **options}))
+
+
+def _recurrent(name: str, options: dict[str, Any]) -> NeuronFactory:
+    from .peers import Recurrent
+
+    _check_options(name, Recurrent, options)
+    return partial(Recurrent, kind={"gru": nn.GRU, "lstm": nn.LSTM}[name], **options)
 
 
 def _check_options(name: str, neuron: type[nn.Module], options: dict[str, Any]) -> None:
     """Raise ValueError for an option that ``neuron`` does not take."""
     arguments = inspect.signature(neuron).parameters
-    provided = ("channels", "T", "step_mode", "init_hidden", "output")
+    provided = ("channels", "inplane", "kind", "T", "step_mode", "init_hidden", "output")
     allowed = ["v_threshold" if a == "threshold" else a for a in arguments if a not in provided]
     allowed += ["input_scale"] if name == "pmsn" else []
     check_options(f"neuron {name!r}", options, allowed)

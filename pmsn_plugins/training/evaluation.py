@@ -122,7 +122,7 @@ def check_chunk(net: nn.Module, chunk: int | None) -> None:
     if any(type(module).__name__ == "TimeEmbedded" for module in net.modules()):
         raise ValueError(f"cannot stream: pe belongs to the steps of the whole sequence, got chunk={chunk}")
     for name, layer in spiking_layers(net).items():
-        whole = type(layer).__name__ in ("PSN", "MaskedPSN", "SlidingPSN")
+        whole = type(layer).__name__ in ("PSN", "MaskedPSN", "SlidingPSN", "GatedLIFNode")
         if whole or getattr(layer, "context", "local") == "global":
             raise ValueError(
                 f"cannot stream: {name} ({type(layer).__name__}) needs the whole sequence, got chunk={chunk}"

@@ -21,7 +21,9 @@ from pmsn_plugins.models import (
 
 PMSN, TCLIF = neuron_factory("pmsn"), neuron_factory("tclif")
 HAS_PSN = hasattr(neuron, "PSN")
-AVAILABLE = [name for name in NEURONS["spikingjelly"] if HAS_PSN or "psn" not in name]
+WHOLE_SEQUENCES = ("psn", "slidingpsn", "maskedpsn", "glif")
+AVAILABLE = [name for name in NEURONS["spikingjelly"] if HAS_PSN or name not in WHOLE_SEQUENCES]
+SPIKELESS = ("gru", "lstm")
 
 
 @pytest.mark.parametrize(
@@ -75,11 +77,11 @@ def test_every_neuron_in_every_network(name, build, shape):
     y.square().mean().backward()
     missing = [key for key, p in net.named_parameters() if p.grad is None]
     assert not missing
-    assert len(spiking_layers(net)) in (2, 3, 6, 7)
+    assert len(spiking_layers(net)) in ((0,) if name in SPIKELESS else (2, 3, 6, 7))
     reset_states(net)
 
 
-@pytest.mark.parametrize("name", [name for name in AVAILABLE if name not in ("psn", "slidingpsn", "maskedpsn")])
+@pytest.mark.parametrize("name", [name for name in AVAILABLE if name not in WHOLE_SEQUENCES])
 def test_sequence_equals_steps(name):
     """The nets also run step by step with SpikingJelly's set_step_mode; feedback included where neurons allow it."""
     torch.manual_seed(0)
@@ -262,8 +264,79 @@ def test_bad_arguments(call, message):
 
 @pytest.mark.skipif(not HAS_PSN, reason="this SpikingJelly has no PSN")
 def test_feedback_needs_a_neuron_that_runs_step_by_step():
-    with pytest.raises(ValueError, match="PSN does not run step by step"):
-        feedforward((3, 4, 2), neuron_factory("psn", T=5), feedback=(0,))
+    for name, kind in (("psn", "PSN"), ("glif", "GatedLIF")):
+        with pytest.raises(ValueError, match=f"{kind} does not run step by step"):
+            feedforward((3, 4, 2), neuron_factory(name, T=5), feedback=(0,))
+
+
+def test_lif_of_the_authors():
+    """Against their equations, written out: v = 0.8 v + x, soft reset with its gradient, the triangle at v >= 1."""
+
+    class Triangle(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return (x >= 0).to(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * (1 - ctx.saved_tensors[0].abs()).clamp(min=0)
+
+    x = (2 * torch.randn(60, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    v, expected = torch.zeros(3, 5, dtype=torch.float64), []
+    for x_t in x:
+        v = 0.8 * v + x_t
+        s = Triangle.apply(v - 1.0)
+        v = v - s
+        expected.append(s)
+    expected = torch.stack(expected)
+    spikes = neuron_factory("authors-lif")(5)(x)
+    assert torch.equal(spikes, expected) and 0.1 < spikes.mean() < 0.9
+    weight = torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x)
+    gradients = [torch.autograd.grad((s * weight).sum(), x)[0] for s in (spikes, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not HAS_PSN, reason="this SpikingJelly has no GLIF")
+def test_glif_is_spikingjellys():
+    """On images it is the framework's own; other shapes are images of another size. Initial values follow the seed."""
+    layers = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        layers.append(neuron_factory("glif", T=6)(5))
+    ours, again = layers
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))
+    theirs = neuron.GatedLIFNode(6, inplane=5)
+    theirs.load_state_dict(ours.node.state_dict())
+    x = torch.randn(6, 3, 5, 2, 4)
+    expected = theirs(x)
+    assert 0 < expected.mean() < 1
+    for shape in ((6, 3, 5, 2, 4), (6, 3, 5, 8)):
+        for _ in range(2):  # every call is from rest
+            assert torch.equal(ours(x.reshape(shape)), expected.reshape(shape))
+    assert torch.equal(ours(x[..., 0, 0]), expected[..., 0, 0])
+    with pytest.raises(ValueError, match="the T=6 time steps that GLIF is made for, got 5"):
+        ours(x[:5])
+
+
+@pytest.mark.parametrize("framework", NEURONS)
+@pytest.mark.parametrize(("name", "kind"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
+def test_gru_and_lstm_are_pytorchs(framework, name, kind):
+    ours = neuron_factory(name, framework=framework, num_layers=2)(5)
+    theirs = kind(5, 5, 2)
+    theirs.load_state_dict(ours.rnn.state_dict())
+    x = torch.randn(9, 3, 5)
+    expected, _ = theirs(x)
+    torch.testing.assert_close(ours(x), expected)
+    reset_states(ours)
+    chunks = [ours(part) for part in x.split((4, 5))]
+    torch.testing.assert_close(torch.cat(chunks), expected)
+    with pytest.raises(ValueError, match="the state is for 3 sequences, got 2: reset it"):
+        ours(x[:, :2])
+    reset_states(ours)
+    images = torch.randn(4, 2, 5, 3, 2)
+    apart = torch.stack([theirs(images[..., i, j])[0] for i in range(3) for j in range(2)], -1)
+    torch.testing.assert_close(ours(images), apart.view_as(images))
 
 
 @pytest.mark.skipif(HAS_PSN, reason="this SpikingJelly has the PSN")
@@ -277,7 +350,7 @@ def test_every_neuron_in_a_sew_resnet(name):
     torch.manual_seed(0)
     net = sew_resnet_static(18, neuron_factory(name, T=2), num_classes=3)
     y = net(torch.rand(2, 2, 3, 32, 32))
-    assert y.shape == (2, 2, 3) and len(spiking_layers(net)) == 20
+    assert y.shape == (2, 2, 3) and len(spiking_layers(net)) == (0 if name in SPIKELESS else 20)
     y.square().mean().backward()
     assert all(p.grad is not None for p in net.parameters())
 

@@ -230,8 +230,11 @@ def test_list(capsys):
     [
         (["shd"], "data_dir must name the folder of 'shd'"),
         (["shd", "--data-dir", "nowhere"], "shd_train.h5"),
-        (["digits", "--neuron", "relu"], "neuron must be one of 'pmsn', 'tclif', 'lif', 'plif'"),
-        (["digits", "--neuron", "psn", "--framework", "snntorch"], "neuron must be one of 'pmsn', 'tclif', 'lif', got"),
+        (["digits", "--neuron", "relu"], "neuron must be one of 'pmsn', 'tclif', 'lif', 'authors-lif', 'plif'"),
+        (
+            ["digits", "--neuron", "psn", "--framework", "snntorch"],
+            "'pmsn', 'tclif', 'lif', 'gru', 'lstm', got",
+        ),
         (["digits", "--framework", "norse"], "framework must be one of 'spikingjelly', 'snntorch', got 'norse'"),
         (["digits", "--network", "transformer"], "network must be one of 'feedforward', 'residual'"),
         (["digits", "--dataset", "mnist"], "dataset must be one of 'digits', 'smnist'"),
