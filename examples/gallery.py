@@ -1,7 +1,8 @@
 """Draw the figures of the README's gallery.
 
 python examples/gallery.py impulse_response
-python examples/gallery.py                      # all but the last, which needs a benchmark
+python examples/gallery.py                      # all but the last two: of trainings, and of a benchmark
+python examples/gallery.py reset_ablation       # trains for minutes, and continues if it is stopped
 python -m pmsn_plugins.bench --json bench.json && python examples/gallery.py acceleration --benchmark bench.json
 """
 
@@ -35,32 +36,39 @@ def norm_plane() -> Figure:
     return analysis.plot_norm_plane(analysis.norm_plane())
 
 
+def reset_ablation() -> Figure:
+    """Pixel-by-pixel digits with each reset of the PMSN, five seeds."""
+    return analysis.plot_reset_ablation(analysis.reset_ablation(seeds=range(5), folder=Path("runs/reset_ablation")))
+
+
 def acceleration(benchmark: Path) -> Figure:
     """How much faster than the serial reset each layer is, over the length of the sequence."""
     return analysis.plot_acceleration(json.loads(benchmark.read_text())["results"])
 
 
 FIGURES = {f.__name__: f for f in (impulse_response, gradient_over_time, norm_plane)}
+NAMES = (*FIGURES, "reset_ablation", "acceleration")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("figure", nargs="*", help=f"among {', '.join([*FIGURES, 'acceleration'])}; default: all")
+    parser.add_argument("figure", nargs="*", help=f"among {', '.join(NAMES)}; default: all but the last two")
     parser.add_argument("--benchmark", type=Path, help="JSON written by python -m pmsn_plugins.bench --json")
     parser.add_argument("--output", type=Path, default=Path("examples/figures"), help="folder for the figures")
     args = parser.parse_args()
-    figures = dict(FIGURES)
+    figures, drawn = {**FIGURES, "reset_ablation": reset_ablation}, args.figure or list(FIGURES)
     if args.benchmark:
         if not args.benchmark.is_file():
             parser.error(f"argument --benchmark: no such file, got {str(args.benchmark)!r}")
         figures["acceleration"] = lambda: acceleration(args.benchmark)
+        drawn += [] if args.figure else ["acceleration"]
     for name in args.figure:
         if name == "acceleration" and not args.benchmark:
             parser.error("acceleration is drawn from a benchmark: give --benchmark")
         if name not in figures:
-            parser.error(f"argument figure: must be among {', '.join([*FIGURES, 'acceleration'])}, got {name!r}")
+            parser.error(f"argument figure: must be among {', '.join(NAMES)}, got {name!r}")
     args.output.mkdir(parents=True, exist_ok=True)
-    for name in args.figure or figures:
+    for name in drawn:
         path = args.output / f"{name}.png"
         figures[name]().savefig(path, dpi=110)
         print(path)

@@ -24,6 +24,7 @@ from .surrogate import (
     describe,
     register_surrogates,
     spike_function,
+    straight_through,
     triangle,
 )
 from .tclif import SOMA_FEEDBACK, TCLIFOutput, TCLIFState, tclif_initial_state, tclif_sequence, tclif_step
@@ -66,6 +67,7 @@ __all__ = [
     "pmsn_step",
     "register_surrogates",
     "spike_function",
+    "straight_through",
     "tclif_initial_state",
     "tclif_recurrent_sequence",
     "tclif_recurrent_step",

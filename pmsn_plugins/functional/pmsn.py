@@ -241,8 +241,8 @@ def pmsn_sequence(
             cannot be parallelised in time.
         burst: several spikes per step, ``S = max(floor(u / v_threshold), 0)``. Their gradient is that of
             ``surrogate_function`` around the last multiple of the threshold that u has passed, or before it the first:
-            ``dS/du = g(u - v_threshold max(S, 1))`` where u > 0, as in the authors' scripts. With
-            ``TableSurrogate('straight_through')`` it is 1 wherever u > 0.
+            ``dS/du = g(u - v_threshold max(S, 1))`` where u > 0, as in the authors' scripts; with
+            :func:`straight_through` it is 1 wherever u > 0.
         context: ``'global'`` shows every step the time-average of the input sequence (static images). The paper's
             exact formula cannot be recovered from its text; this is our reading.
         method: how the hidden compartments are computed, always to the same numbers: ``'recurrence'`` step by step,

@@ -231,6 +231,11 @@ def triangle(alpha: float = 1.0, strict: bool = False) -> TableSurrogate:
     return TableSurrogate("triangle", strict, alpha=alpha)
 
 
+def straight_through(strict: bool = False) -> TableSurrogate:
+    """The step with the gradient of the identity, ``g(x) = 1``: with ``burst=True`` the plain straight-through one."""
+    return TableSurrogate("straight_through", strict)
+
+
 Known = tuple[str, Mapping[str, object], bool]
 """What a framework says of one of its functions: its row or :data:`OWN`, all its parameters by name, and ``strict``."""
 

@@ -75,7 +75,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             ``mem[t] = mem[t-1] + I[t]``, and ``'memoryless'``, ``mem[t] = I[t]``; ``'serial'`` subtracts the threshold
             once per spike. See :func:`pmsn_plugins.functional.pmsn_sequence`.
         burst: several spikes per step, ``floor(u / threshold)``, with the gradient of ``spike_grad`` around the last
-            multiple of the threshold that u has passed (the first, below it).
+            multiple of the threshold that u has passed (the first, below it), as in the authors' scripts; with
+            ``surrogate.straight_through_estimator()`` it is 1 wherever u > 0.
         context: ``'global'`` shows every step the time-average of the sequence; whole sequences only.
         backend: who computes it, see :func:`pmsn_plugins.backends`.
         step_mode: what a call takes: ``'m'``, sequences [T, B, C, *], or ``'s'``, one step [B, C, *] (then ``forward``

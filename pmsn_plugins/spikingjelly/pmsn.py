@@ -60,7 +60,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         backend: ``'auto'`` or one of :func:`pmsn_plugins.backends`.
         store_v_seq: record the membrane after reset in ``v_seq`` [T, N, C, *].
         burst: several spikes per step, ``S = floor(u / v_threshold)``, with the surrogate gradient around the last
-            multiple of the threshold that u has passed (the first, below it).
+            multiple of the threshold that u has passed (the first, below it), as in the authors' scripts; with
+            ``surrogate_function=pmsn_plugins.functional.straight_through()`` it is 1 wherever u > 0.
         keep_state: False starts every sequence from rest and keeps no memories: nothing to reset, and faster for a few
             steps, where the final state is larger than the sequence. It needs ``step_mode='m'``.
         channel_axis: axis of the channels in one step, counted from either end: -1 for tokens [N, L, C] and

@@ -13,12 +13,12 @@ from pmsn_plugins.functional import (
     PMSNCoefficients,
     PMSNParameters,
     PMSNState,
-    TableSurrogate,
     discretize,
     pmsn_impulse_response,
     pmsn_initial_parameters,
     pmsn_sequence,
     pmsn_step,
+    straight_through,
     triangle,
 )
 
@@ -304,7 +304,7 @@ def test_gradient_of_a_burst(theta):
     (slope,), _ = slopes()
     wanted = [1 - theta * d if d is not None else 0 for d in (None, None, 0.75, 0, 0.75, 0.5)]
     torch.testing.assert_close(slope[:-1], torch.tensor(wanted).clamp(min=0))
-    (slope,), _ = slopes(TableSurrogate("straight_through"))
+    (slope,), _ = slopes(straight_through())
     assert slope.tolist() == [0, 0, 1, 1, 1, 1, 1]
     # the n-th spike comes at u = n threshold
     learned = torch.tensor(theta, requires_grad=True)
