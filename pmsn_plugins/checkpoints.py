@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,6 +76,10 @@ def load_authors_checkpoint(net: nn.Module, checkpoint: str | Path | Mapping[str
         TypeError: ``net`` is no module, or ``checkpoint`` neither a path nor a mapping.
         ValueError: the file is no checkpoint, has names that no script writes, does not fit ``net``, or holds values
             that are not finite. Then nothing is changed.
+
+    Warns:
+        UserWarning: the checkpoint is of the TC-LIF script's recurrent MNIST network, which has a threshold of 1.0
+            whatever ``--threshold`` said, and a neuron of ``net`` has another one.
     """
     check_module("net", net)
     check_type("checkpoint", checkpoint, (str, Path, Mapping), "a path, or what the file there contains")
@@ -97,6 +102,27 @@ def load_authors_checkpoint(net: nn.Module, checkpoint: str | Path | Mapping[str
             pairs += _pairs(prefix, state, own)
     for target, value in pairs:
         target.copy_(value)
+    if _is_recurrent_mnist(given):
+        _check_thresholds(net)
+
+
+def _is_recurrent_mnist(given: Mapping[str, Mapping[str, object]]) -> bool:
+    """Three TC-LIF layers, the first two with feedback: of the scripts' networks only this one has them."""
+    return [prefix.endswith(".sub_module") for prefix in given["TC-LIF"]] == [True, True, False]
+
+
+def _check_thresholds(net: nn.Module) -> None:
+    for name, module in net.named_modules():
+        if _kind(module) == "TC-LIF":
+            threshold = float(module.v_threshold if hasattr(module, "v_threshold") else module.threshold)
+            if threshold != 1.0:
+                warnings.warn(
+                    f"{name or 'the neuron'} has threshold {threshold:g}, but the script of this checkpoint (recurrent "
+                    "MNIST) ignores its --threshold: its neurons fire at 1.0. With another threshold this network's "
+                    "outputs are not those of the script; build it with v_threshold=1.0",
+                    stacklevel=4,  # of the caller, around no_grad
+                )
+                return
 
 
 def _read(path: Path) -> object:

@@ -145,6 +145,37 @@ def test_recurrent_tclif_script():
     reset_states(net)
 
 
+def tclif_script(recurrent):
+    """Names of the TC-LIF scripts; ``recurrent`` says which layers have feedback."""
+    state, position = {}, 0
+    for i, feedback in enumerate(recurrent):
+        state |= linear(6, 6 if i else 1, f"features.{position}")
+        if feedback:
+            state |= linear(6, 6, f"features.{position + 1}.hid_weight")
+        inside = ".sub_module" if feedback else ""
+        state[f"features.{position + 1}{inside}.decay_factor"] = torch.zeros(1, 2)
+        position += 2
+    return state | linear(10, 6, f"features.{position}")
+
+
+@pytest.mark.parametrize("framework", ["spikingjelly", "snntorch"])
+def test_the_threshold_that_the_recurrent_mnist_script_ignores(framework, recwarn):
+    def load(threshold, recurrent):
+        neuron = neuron_factory("tclif", framework=framework, v_threshold=threshold)
+        feedback = [i for i, has in enumerate(recurrent) if has]
+        net = feedforward((1, *(6 for _ in recurrent), 10), neuron, feedback=feedback)
+        load_authors_checkpoint(net, tclif_script(recurrent))
+
+    load(1.0, (True, True, False))  # the script's own
+    for recurrent in ((False, False, False), (True, False), (True, True)):  # MNIST feedforward, GSC, SHD
+        load(1.8, recurrent)
+    assert not recwarn
+    message = r"1(\.neuron)? has threshold 1.8, but the script .* ignores its --threshold: its neurons fire at 1.0"
+    with pytest.warns(UserWarning, match=message) as caught:
+        load(1.8, (True, True, False))
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from pmsn_plugins import train
-from pmsn_plugins.datasets import View, validation_split
-from pmsn_plugins.training import PRESETS, Settings, build_network, evaluate, load_network, open_source
+from pmsn_plugins.datasets import View, repeated, validation_split
+from pmsn_plugins.training import DATASETS, PRESETS, Settings, build_network, evaluate, load_network, open_source
 
 SMALL = ["digits", "--network-option", "width=8", "--network-option", "blocks=1", "--epochs", "3", "--quiet"]
 SMALL += ["--network-option", "dropout=0.1", "--save-every", "2"]
@@ -177,8 +178,12 @@ def test_permutation_is_part_of_the_checkpoint(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_dry_run_of_every_preset(preset, tmp_path, capsys):
-    batch_size = "1" if PRESETS[preset].dataset == "imagenet" else "2"
+def test_dry_run_of_every_preset(preset, tmp_path, capsys, monkeypatch):
+    if preset.startswith("imagenet") and preset != "imagenet-sew18":  # one with images of full size is slow enough
+        small = {"sample_shape": (3, 32, 32), "num_classes": 10, "to_sequence": partial(repeated, T=4)}
+        entry = DATASETS["imagenet"]._replace(synthetic=lambda: small)
+        monkeypatch.setitem(DATASETS, "imagenet", entry)
+    batch_size = "1" if preset == "imagenet-sew18" else "2"
     args = [preset, "--dry-run", "--batch-size", batch_size, "--quiet", "--output-dir", str(tmp_path)]
     assert train.main(args) == 0, capsys.readouterr().err
     (row,) = curve(tmp_path)
