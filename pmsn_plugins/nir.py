@@ -91,6 +91,8 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
 
 
 def _tclif(nir, layer: TCLIFParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:
+    if layer.leak != (1.0, 1.0):
+        raise NIRExportError(f"leak={layer.leak}: these integrators keep all of their potential")
     b1, b2 = (_row(b, features) for b in layer.couplings(2))
     gamma = float(layer.gamma) + (b1 * threshold if layer.soma_feedback == "post_reset" else 0.0)
     nodes = {

@@ -16,6 +16,7 @@ from ._checks import (
     check_not_negative,
     check_options,
     check_positive,
+    check_range,
     check_type,
     shown,
 )
@@ -181,7 +182,22 @@ class TCLIFParametersMixin(NeuronParameters):
 
     neuron_lr_scale: ClassVar[dict[str, float]] = {"c1": 1.0, "c2": 1.0}
 
-    def _create_parameters(self, beta: Iterable[float], channels: int | None) -> None:
+    leak: tuple[float, float]
+    """What dendrite and soma keep of their potential from step to step; (1, 1) in the paper."""
+
+    def _set_leak(self, leak: tuple[float, float]) -> None:
+        if not (isinstance(leak, tuple | list) and len(leak) == 2):
+            raise TypeError(f"leak must be two numbers (a1, a2), got {shown(leak)}")
+        for a in leak:
+            check_finite("leak", a)
+        a1, a2 = map(float, leak)
+        if not (0.0 <= a1 <= 1.0 and 0.0 <= a2 <= 1.0):
+            raise ValueError(f"leak must be (a1, a2), both from 0 to 1 (nothing leaks), got ({a1}, {a2})")
+        self.leak = (a1, a2)
+
+    def _create_parameters(
+        self, beta: Iterable[float], channels: int | None, beta_range: tuple[float, float] | None = None
+    ) -> None:
         if isinstance(beta, str | Tensor) or not isinstance(beta, Iterable):
             raise TypeError(f"beta must be two numbers (b1, b2), got {shown(beta)}")
         beta = tuple(beta)
@@ -196,8 +212,21 @@ class TCLIFParametersMixin(NeuronParameters):
             check_int_at_least("channels", channels, 1)
         shape = () if channels is None else (channels,)
         self.channels = channels
-        self.c1 = nn.Parameter(torch.full(shape, math.log(-b1 / (1.0 + b1))))
-        self.c2 = nn.Parameter(torch.full(shape, math.log(b2 / (1.0 - b2))))
+        if beta_range is None:
+            self.c1 = nn.Parameter(torch.full(shape, math.log(-b1 / (1.0 + b1))))
+            self.c2 = nn.Parameter(torch.full(shape, math.log(b2 / (1.0 - b2))))
+            return
+        check_range("beta_range", beta_range)
+        low, high = map(float, beta_range)
+        if high >= 1.0:
+            raise ValueError(f"beta_range must be (low, high) with 0 < low <= high < 1, got ({low}, {high})")
+        if channels is None:
+            raise ValueError(
+                f"beta_range is for one pair of couplings per channel, got ({low}, {high}) without channels"
+            )
+        for name in ("c1", "c2"):
+            size = torch.exp(math.log(low) + (math.log(high) - math.log(low)) * torch.rand(shape, dtype=torch.float32))
+            setattr(self, name, nn.Parameter(torch.logit(size).to(torch.get_default_dtype())))
 
     def couplings(self, step_ndim: int) -> tuple[Tensor, Tensor]:
         """(b1, b2), shaped to broadcast over one step [N, *] or, per channel, [N, C, *] of ``step_ndim`` axes."""

@@ -15,7 +15,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 
 from pmsn_plugins import snntorch as st
 from pmsn_plugins import spikingjelly as sj
-from pmsn_plugins.functional import RESET_MODES
+from pmsn_plugins.functional import RESET_MODES, tclif_recurrent_sequence, tclif_sequence
 
 T, N, C = 120, 3, 5
 
@@ -83,8 +83,10 @@ def _spikes(output):
 
 @pytest.mark.parametrize("soma_feedback", ["post_reset", "pre_reset"])
 @pytest.mark.parametrize("detach_reset", [False, True])
-def test_tclif(soma_feedback, detach_reset):
+@pytest.mark.parametrize("leak", [(1.0, 1.0), (0.9, 0.8)])
+def test_tclif(soma_feedback, detach_reset, leak):
     options = {"beta": (-0.4, 0.7), "gamma": 0.6, "soma_feedback": soma_feedback, "detach_reset": detach_reset}
+    options["leak"] = leak
     multi = sj.TCLIFNode(v_threshold=1.25, step_mode="m", **options).double()
     single = sj.TCLIFNode(v_threshold=1.25, step_mode="s", **options).double()
     layer = st.TCLIF(threshold=1.25, **options).double()
@@ -103,6 +105,10 @@ def test_tclif(soma_feedback, detach_reset):
 
     expected = run(multi, multi, x)
     assert expected[0].mean() > 0.02
+    reference = tclif_sequence(
+        x, *multi.couplings(2), v_threshold=1.25, **{key: options[key] for key in options if key != "beta"}
+    )
+    assert torch.equal(reference.spikes, expected[0])
     assert_same(run(lambda x: stepwise(single, x), single, x), expected)
     assert_same(run(loop, layer, x), expected)
     assert_same(run(lambda x: stepwise(hidden, x), hidden, x), expected)
@@ -110,8 +116,9 @@ def test_tclif(soma_feedback, detach_reset):
 
 @pytest.mark.parametrize("soma_feedback", ["post_reset", "pre_reset"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_recurrent_tclif(soma_feedback, bias):
-    options = {"beta": (-0.4, 0.7), "gamma": 0.6, "soma_feedback": soma_feedback, "bias": bias}
+@pytest.mark.parametrize("leak", [(1.0, 1.0), (0.9, 0.8)])
+def test_recurrent_tclif(soma_feedback, bias, leak):
+    options = {"beta": (-0.4, 0.7), "gamma": 0.6, "soma_feedback": soma_feedback, "bias": bias, "leak": leak}
     multi = sj.RecurrentTCLIFNode(C, v_threshold=1.25, step_mode="m", **options).double()
     single = sj.RecurrentTCLIFNode(C, v_threshold=1.25, step_mode="s", **options).double()
     layer = st.RTCLIF(linear_features=C, threshold=1.25, **options).double()
@@ -131,6 +138,12 @@ def test_recurrent_tclif(soma_feedback, bias):
 
     expected = run(multi, multi, x)
     assert expected[0].mean() > 0.02
+    del options["beta"], options["bias"]
+    linear = multi.recurrent
+    reference = tclif_recurrent_sequence(
+        x, linear.weight, linear.bias, *multi.couplings(2), v_threshold=1.25, **options
+    )
+    assert torch.equal(reference.spikes, expected[0])
     assert_same(run(lambda x: stepwise(single, x), single, x), expected)
     assert_same(run(loop, layer, x), expected)
     assert_same(run(lambda x: stepwise(hidden, x), hidden, x), expected)

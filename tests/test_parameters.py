@@ -16,9 +16,9 @@ class PMSN(PMSNParametersMixin, nn.Module):
 
 
 class TCLIF(TCLIFParametersMixin, nn.Module):
-    def __init__(self, beta=(-0.5, 0.5), channels=None):
+    def __init__(self, beta=(-0.5, 0.5), channels=None, beta_range=None):
         super().__init__()
-        self._create_parameters(beta, channels)
+        self._create_parameters(beta, channels, beta_range)
 
 
 def names_by_rate(net, groups):
@@ -184,6 +184,36 @@ def test_beta_outside_the_second_quadrant(beta):
 def test_beta_that_is_no_pair_of_numbers(beta):
     with pytest.raises(TypeError, match=r"beta must be (two numbers \(b1, b2\)|a real number), got"):
         TCLIF(beta=beta)
+
+
+def test_beta_range_spreads_the_couplings():
+    torch.manual_seed(0)
+    b1, b2 = TCLIF(channels=2000, beta_range=(0.03, 0.9)).couplings(step_ndim=2)
+    for size in (-b1, b2):
+        assert 0.03 <= size.min() < 0.031 and 0.89 < size.max() <= 0.9
+        torch.testing.assert_close(size.log().mean(), torch.tensor(0.03 * 0.9).log() / 2, atol=0.1, rtol=0)
+    assert torch.corrcoef(torch.stack([b1, b2]))[0, 1].abs() < 0.1
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert TCLIF(channels=2, beta_range=(0.5, 0.5)).c1.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("beta_range", "error", "message"),
+    [
+        ((0.5, 0.1), ValueError, r"0 < low <= high, got \(0.5, 0.1\)"),
+        ((0.1, 1.0), ValueError, r"0 < low <= high < 1, got \(0.1, 1.0\)"),
+        ((0.0, 0.5), ValueError, "beta_range must be a finite number above 0, got 0.0"),
+        (0.5, TypeError, r"beta_range must be two numbers \(low, high\), got 0.5"),
+    ],
+)
+def test_beta_range_that_is_none(beta_range, error, message):
+    with pytest.raises(error, match=message):
+        TCLIF(channels=2, beta_range=beta_range)
+    with pytest.raises(ValueError, match=r"one pair of couplings per channel, got \(0.1, 0.5\) without channels"):
+        TCLIF(beta_range=(0.1, 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -285,10 +285,11 @@ def _neuron_cost(name: str, layer: nn.Module, costs: Mapping[type[nn.Module], Ne
             return cost
     if isinstance(layer, PMSNParametersMixin):
         return pmsn_cost(layer.n_compartments, layer.reset_mode)
-    if isinstance(layer, RecurrentTCLIFParametersMixin):  # its spikes meet its own weights
-        return TCLIF_COST._replace(ac_per_spike=TCLIF_COST.ac_per_spike + layer.fan_out)
     if isinstance(layer, TCLIFParametersMixin):
-        return TCLIF_COST
+        # a leak is one more multiplication; the spikes of a recurrent layer meet its own weights
+        mac = TCLIF_COST.mac + sum(a != 1.0 for a in layer.leak)
+        own = layer.fan_out if isinstance(layer, RecurrentTCLIFParametersMixin) else 0
+        return TCLIF_COST._replace(mac=mac, ac_per_spike=TCLIF_COST.ac_per_spike + own)
     if hasattr(layer, "step_operations"):  # MultiCompartmentNode
         return NeuronCost(*layer.step_operations)
     known = _KNOWN_COSTS.get(type(layer).__name__)

@@ -63,6 +63,10 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         soma_feedback: ``'post_reset'`` or ``'pre_reset'``, see above.
         detach_reset: let no gradient flow through the resets (``snn.Synaptic`` never does).
         channels: give every channel, axis 1 of ``x``, its own pair of couplings; default one pair per layer.
+        leak: (a1, a2), what dendrite and soma keep of their potential from step to step: ``a1 dend[t-1]`` and
+            ``a2 mem[t-1]`` in place of the first terms above. 1 in the paper; 0.9 helps where sequences are noisy.
+        beta_range: (low, high): with couplings per channel, their initial ``-b1`` and ``b2`` are drawn from it,
+            uniformly on a logarithmic scale, in place of ``beta``.
         backend: who computes it, see :func:`pmsn_plugins.backends`.
         init_hidden: the layer keeps its state, see above.
         output: with ``init_hidden``, return ``(spk, dend, mem)`` rather than ``spk``.
@@ -96,6 +100,8 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         soma_feedback: str = "post_reset",
         detach_reset: bool = False,
         channels: int | None = None,
+        leak: tuple[float, float] = (1.0, 1.0),
+        beta_range: tuple[float, float] | None = None,
         backend: str = "auto",
         single_state: bool = False,
         surrogate_disable: bool = False,
@@ -112,7 +118,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
         check_flag("detach_reset", detach_reset)
         super().__init__(
-            lambda: self._create_parameters(beta, channels),
+            lambda: self._create_parameters(beta, channels, beta_range),
             channels=channels,
             threshold=threshold,
             spike_grad=spike_grad,
@@ -129,6 +135,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             single_state=single_state,
         )
         self.gamma = gamma
+        self._set_leak(leak)
         self.soma_feedback = soma_feedback
         self.detach_reset = detach_reset
 
@@ -171,10 +178,11 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             surrogate_function=self.spike_grad,
             soma_feedback=self.soma_feedback,
             detach_reset=self.detach_reset,
+            leak=self.leak,
             backend=self.backend,
         )
         return self._grade(spk, channel_axis=1), state.v_dendrite, state.v
 
     def extra_repr(self) -> str:
         """Shown when the layer is printed."""
-        return f"gamma={self.gamma}, soma_feedback={self.soma_feedback!r}, channels={self.channels}"
+        return f"gamma={self.gamma}, leak={self.leak}, soma_feedback={self.soma_feedback!r}, channels={self.channels}"

@@ -61,8 +61,8 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         V: with ``all_to_all=False``, one number or one per neuron [C].
         bias: whether the all-to-all feedback has a bias.
         learn_recurrent: whether the feedback is learned.
-        soma_feedback, detach_reset, backend, surrogate_disable, init_hidden, output, learn_threshold: as in
-            :class:`TCLIF`.
+        soma_feedback, detach_reset, leak, beta_range, backend, surrogate_disable, init_hidden, output,
+            learn_threshold: as in :class:`TCLIF`.
         per_channel: one pair of couplings per neuron, with ``linear_features``; default one pair per layer.
         step_mode: what a call takes: ``'s'``, one step [B, C], or ``'m'``, a sequence [T, B, C].
         inhibition, state_quant, reset_mechanism: snnTorch's; only their defaults make sense for this neuron.
@@ -98,6 +98,8 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         soma_feedback: str = "post_reset",
         detach_reset: bool = False,
         per_channel: bool = False,
+        leak: tuple[float, float] = (1.0, 1.0),
+        beta_range: tuple[float, float] | None = None,
         backend: str = "auto",
         step_mode: str = "s",
         surrogate_disable: bool = False,
@@ -125,7 +127,7 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             check_int_at_least("linear_features", linear_features, 1)
 
         def create_parameters() -> None:
-            self._create_parameters(beta, linear_features if per_channel else None)
+            self._create_parameters(beta, linear_features if per_channel else None, beta_range)
             self.channels = linear_features
             if all_to_all:
                 self.recurrent = nn.Linear(linear_features, linear_features, bias=bool(bias))
@@ -152,6 +154,7 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             single_state=False,
         )
         self.gamma = gamma
+        self._set_leak(leak)
         self.all_to_all = all_to_all
         self.soma_feedback = soma_feedback
         self.detach_reset = detach_reset
@@ -171,6 +174,7 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         learned = isinstance(neuron.threshold, nn.Parameter)
         layer = cls(
             gamma=neuron.gamma,
+            leak=neuron.leak,
             threshold=neuron.threshold.detach() if learned else neuron.threshold,
             spike_grad=neuron.spike_grad,
             linear_features=linear_features,
@@ -221,6 +225,7 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             surrogate_function=self.spike_grad,
             soma_feedback=self.soma_feedback,
             detach_reset=self.detach_reset,
+            leak=self.leak,
             backend=self.backend,
         )
         self.spk, self.syn, self.mem = state.spikes, state.v_dendrite, state.v
@@ -243,7 +248,9 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
 
     def extra_repr(self) -> str:
         """Shown when the layer is printed."""
-        return f"gamma={self.gamma}, soma_feedback={self.soma_feedback!r}, step_mode={self.step_mode!r}"
+        return (
+            f"gamma={self.gamma}, leak={self.leak}, soma_feedback={self.soma_feedback!r}, step_mode={self.step_mode!r}"
+        )
 
 
 def _feedback(V: float | Tensor) -> Tensor:

@@ -18,7 +18,8 @@ def settings(container: nn.Module) -> dict[str, Any]:
     inner = container.sub_module
     own = {"bias": _feedback(container).bias is not None}
     if isinstance(inner, TCLIFNode):
-        own |= {"gamma": inner.gamma, "soma_feedback": inner.soma_feedback, "per_channel": inner.c1.ndim > 0}
+        own |= {"gamma": inner.gamma, "leak": inner.leak, "soma_feedback": inner.soma_feedback}
+        own |= {"per_channel": inner.c1.ndim > 0}
     return own
 
 

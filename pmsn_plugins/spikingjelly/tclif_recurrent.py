@@ -38,7 +38,7 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
         channels: number of neurons C.
         bias: whether the feedback has a bias.
         beta, gamma, v_threshold, soma_feedback, surrogate_function, detach_reset: as in :class:`TCLIFNode`.
-        step_mode, backend, store_v_seq, keep_state: as there.
+        step_mode, backend, store_v_seq, keep_state, leak, beta_range: as there.
         per_channel: one pair of couplings per neuron instead of one per layer.
 
     Parameters ``c1``, ``c2``, scalars or [C], and those of ``recurrent``, an ``nn.Linear``: ``weight`` [C, C] (row i
@@ -69,6 +69,8 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
         *,
         per_channel: bool = False,
         keep_state: bool = True,
+        leak: tuple[float, float] = (1.0, 1.0),
+        beta_range: tuple[float, float] | None = None,
     ) -> None:
         check_int_at_least("channels", channels, 1)
         check_flag("bias", bias)
@@ -85,6 +87,8 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
             store_v_seq=store_v_seq,
             channels=channels if per_channel else None,
             keep_state=keep_state,
+            leak=leak,
+            beta_range=beta_range,
         )
         self.channels = channels
         self.recurrent = nn.Linear(channels, channels, bias=bool(bias))
@@ -105,6 +109,7 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
             store_v_seq=node.store_v_seq,
             per_channel=node.c1.ndim > 0,
             keep_state=node.keep_state,
+            leak=node.leak,
         )
         layer.recurrent.to(node.c1)
         layer.c1, layer.c2 = node.c1, node.c2

@@ -120,6 +120,8 @@ def test_both_kinds_of_our_layers_cost_the_same_in_both_frameworks():
 
     assert A.pmsn_cost(5) == PMSNNode(2).step_operations == (25, 5, 1)
     assert TCLIFNode().step_operations == energy.TCLIF_COST
+    leaky = TCLIFNode(leak=(1.0, 0.9))
+    assert leaky.step_operations == energy._neuron_cost("leaky", leaky, {}) == (3, 0, 2)
     for reset_mode, cost in {"cumulative": (13, 3, 0), "memoryless": (13, 2, 0), "serial": (13, 3, 1)}.items():
         assert A.pmsn_cost(3, reset_mode) == PMSNNode(2, 3, reset_mode=reset_mode).step_operations == cost
     pytest.importorskip("snntorch")

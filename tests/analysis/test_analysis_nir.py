@@ -146,6 +146,13 @@ def test_refusals(options, message):
         to_nir(PMSNNode(3, **options), 3)
 
 
+def test_a_leak_is_refused():
+    from pmsn_plugins.spikingjelly import TCLIFNode
+
+    with pytest.raises(NIRExportError, match=r"leak=\(1.0, 0.9\): these integrators keep all"):
+        to_nir(TCLIFNode(leak=(1, 0.9)), 3)
+
+
 def test_bad_arguments():
     from pmsn_plugins.spikingjelly import PMSNNode
 

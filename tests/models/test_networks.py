@@ -362,7 +362,7 @@ def test_networks_are_the_same_in_both_frameworks():
     for name, options, feedback in (
         ("tclif", {"gamma": 0.7, "v_threshold": 1.5}, (0,)),
         ("tclif", {"v_threshold": 0.8}, ()),
-        ("pmsn", {"input_scale": 0.2, "v_threshold": 0.05}, ()),
+        ("pmsn", {"preset": "sequential", "input_scale": 0.2, "v_threshold": 0.5}, ()),
     ):
         outputs, parameters = [], None
         for framework in NEURONS:

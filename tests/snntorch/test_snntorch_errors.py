@@ -32,6 +32,9 @@ C = 4
         (lambda: PMSN(C, threshold=1e39), ValueError, r"threshold must be from .* in torch.float32, got 1e\+39"),
         (lambda: TCLIF(threshold=1e-50), ValueError, "threshold must be from .* in torch.float32, got 1e-50"),
         (lambda: PMSN(C, threshold=torch.ones(C)), ValueError, r"threshold must be one number, .* shape \(4,\)"),
+        (lambda: TCLIF(leak=0.9), TypeError, r"leak must be two numbers \(a1, a2\), got 0.9"),
+        (lambda: TCLIF(leak=(0.9, "1")), TypeError, "leak must be a real number, got '1'"),
+        (lambda: TCLIF(leak=(0.9, 1.1)), ValueError, r"leak must be \(a1, a2\), both from 0 to 1 .* got \(0.9, 1.1\)"),
         (lambda: PMSN(C, reset_mode="zero"), ValueError, "reset_mode must be one of 'modulo', 'cumulative', "),
         (
             lambda: PMSN(C, reset_mechanism="zero"),

@@ -148,6 +148,7 @@ def test_around_a_layer():
         snn.surrogate.atan(),
         soma_feedback="pre_reset",
         detach_reset=True,
+        leak=(0.9, 0.8),
         channels=C,
         learn_threshold=True,
         init_hidden=True,

@@ -40,7 +40,7 @@ def test_signatures_are_the_documented_ones():
     ]  # fmt: skip
     assert list(inspect.signature(TCLIFNode).parameters) == [
         "beta", "gamma", "v_threshold", "soma_feedback", "surrogate_function", "detach_reset", "step_mode", "backend",
-        "store_v_seq", "channels", "keep_state",
+        "store_v_seq", "channels", "keep_state", "leak", "beta_range",
     ]  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def assert_same(actual, expected):
 def test_signature_is_the_documented_one():
     assert list(inspect.signature(RecurrentTCLIFNode).parameters) == [
         "channels", "bias", "beta", "gamma", "v_threshold", "soma_feedback", "surrogate_function", "detach_reset",
-        "step_mode", "backend", "store_v_seq", "per_channel", "keep_state",
+        "step_mode", "backend", "store_v_seq", "per_channel", "keep_state", "leak", "beta_range",
     ]  # fmt: skip
 
 
@@ -144,7 +144,18 @@ def test_a_state_that_is_set():
 
 def test_around_a_node():
     inner = TCLIFNode(
-        (-0.2, 0.8), 0.7, 1.3, "pre_reset", surrogate.ATan(), True, "m", "torch", True, channels=C, keep_state=False
+        (-0.2, 0.8),
+        0.7,
+        1.3,
+        "pre_reset",
+        surrogate.ATan(),
+        True,
+        "m",
+        "torch",
+        True,
+        channels=C,
+        keep_state=False,
+        leak=(0.9, 0.8),
     ).double()
     node = RecurrentTCLIFNode.around(inner, C, bias=False)
     assert node.c1 is inner.c1 and node.c2 is inner.c2

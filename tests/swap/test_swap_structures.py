@@ -518,7 +518,7 @@ def test_recurrent_containers_become_recurrent_neurons(sample):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_a_container_around_tclif_computes_the_same_as_a_recurrent_neuron(per_channel):
     x = 3 * torch.rand(4 * T, N, 3)
-    options = dict(beta=(-0.3, 0.6), gamma=0.4, soma_feedback="pre_reset", v_threshold=0.8)
+    options = dict(beta=(-0.3, 0.6), gamma=0.4, leak=(0.9, 0.8), soma_feedback="pre_reset", v_threshold=0.8)
     net = containers(**options)
     if per_channel:
         for index, width in ((1, 5), (3, 6)):
