@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import check_choice, check_finite, check_int_at_least, check_module, check_options
+from .._checks import check_choice, check_finite, check_flag, check_int_at_least, check_module, check_options
 from ..layers import reset_states, spiking_layers
 
 NeuronFactory = Callable[[int], nn.Module]
@@ -37,7 +37,8 @@ def neuron_factory(
         framework: whose neurons, ``'spikingjelly'`` or ``'snntorch'``.
         T: number of time steps; only the PSN, the masked PSN and GLIF need it.
         options: go to the neuron's class; the threshold is ``v_threshold`` in both frameworks. For the PMSN also
-            ``input_scale``, a factor on its input current.
+            ``input_scale``, a factor on its input current; for the TC-LIF also ``per_channel``: True gives it one pair
+            of couplings per channel.
 
     ``'lif'`` is the framework's with its own defaults (but for the reset, see below), ``'authors-lif'`` the baseline of
     the TC-LIF authors' scripts: ``v = 0.8 v + x``, soft reset with its gradient, the triangle as surrogate. ``'glif'``
@@ -48,7 +49,7 @@ def neuron_factory(
     order 32 for the sliding PSN.
 
     Raises:
-        TypeError: T is not an integer, or ``input_scale`` no number.
+        TypeError: T is not an integer, ``input_scale`` no number, or ``per_channel`` no bool.
         ValueError: unknown name, framework or option, or T missing.
         ImportError: the framework, or this neuron in its installed release, is missing.
     """
@@ -60,16 +61,19 @@ def neuron_factory(
         check_int_at_least("T", T, 1)
     scale = options.pop("input_scale", 1.0) if name == "pmsn" else 1.0
     check_finite("input_scale", scale)
+    per_channel = options.pop("per_channel", False) if name == "tclif" else False
+    check_flag("per_channel", per_channel)
     if name in ("gru", "lstm"):
         build = _recurrent(name, options)
     elif framework == "snntorch":
-        build = _snntorch(name, options)
+        build = _snntorch(name, options, per_channel)
     elif name in ("pmsn", "tclif"):
         from .. import spikingjelly as ours
 
         node = {"pmsn": ours.PMSNNode, "tclif": ours.TCLIFNode}[name]
         _check_options(name, node, options)
-        build = partial(node if name == "pmsn" else _without_channels(node), step_mode="m", **options)
+        takes_channels = name == "pmsn" or per_channel
+        build = partial(_with_channels(node) if takes_channels else _without_channels(node), step_mode="m", **options)
     else:
         build = _spikingjelly(name, T, options)
     return build if scale == 1.0 else lambda channels: nn.Sequential(Scale(scale), build(channels))
@@ -116,15 +120,19 @@ def _check_options(name: str, neuron: type[nn.Module], options: dict[str, Any]) 
     arguments = inspect.signature(neuron).parameters
     provided = ("channels", "inplane", "kind", "T", "step_mode", "init_hidden", "output")
     allowed = ["v_threshold" if a == "threshold" else a for a in arguments if a not in provided]
-    allowed += ["input_scale"] if name == "pmsn" else []
+    allowed += {"pmsn": ["input_scale"], "tclif": ["per_channel"]}.get(name, [])
     check_options(f"neuron {name!r}", options, allowed)
+
+
+def _with_channels(build: Callable[..., nn.Module]) -> NeuronFactory:
+    return lambda channels, **options: build(channels=channels, **options)
 
 
 def _without_channels(build: Callable[..., nn.Module]) -> NeuronFactory:
     return lambda channels, **options: build(**options)
 
 
-def _snntorch(name: str, options: dict[str, Any]) -> NeuronFactory:
+def _snntorch(name: str, options: dict[str, Any], per_channel: bool) -> NeuronFactory:
     import snntorch
 
     from .. import snntorch as ours
@@ -137,7 +145,8 @@ def _snntorch(name: str, options: dict[str, Any]) -> NeuronFactory:
         keeps_state = options.get("context", "local") == "local"
         return partial(ours.PMSN, init_hidden=keeps_state, output=False, **options)
     if name == "tclif":
-        return lambda channels: OverTime(ours.TCLIF(init_hidden=True, **options))
+        build = _with_channels(ours.TCLIF) if per_channel else _without_channels(ours.TCLIF)
+        return lambda channels: OverTime(build(channels, init_hidden=True, **options))
     return lambda channels: OverTime(snntorch.Leaky(init_hidden=True, **{"beta": 0.5, **options}))
 
 

@@ -222,6 +222,23 @@ class Always(nn.Module):
         return torch.ones_like(x)
 
 
+@pytest.mark.parametrize("framework", NEURONS)
+def test_couplings_per_channel(framework):
+    pytest.importorskip(framework)
+    options = {"framework": framework, "leak": (0.9, 0.8)}
+    spread = neuron_factory("tclif", per_channel=True, beta_range=(0.1, 0.5), **options)
+    net = feedforward((2, 6, 5, 3), spread, feedback=(1,))
+    assert [layer.c1.shape for layer in spiking_layers(net).values()] == [(6,), (5,)]
+    assert all(layer.leak == (0.9, 0.8) and layer.c2.unique().numel() > 1 for layer in spiking_layers(net).values())
+    assert net(torch.rand(3, 2, 2)).shape == (3, 2, 3)
+    (shared,) = spiking_layers(feedforward((2, 6, 3), neuron_factory("tclif", **options))).values()
+    assert shared.c1.ndim == 0
+    with pytest.raises(TypeError, match="per_channel must be True or False, got 1"):
+        neuron_factory("tclif", per_channel=1)
+    with pytest.raises(ValueError, match="'pmsn' has no option 'per_channel'"):
+        neuron_factory("pmsn", framework=framework, per_channel=True)
+
+
 def test_input_scale_is_a_factor_on_the_current():
     torch.manual_seed(0)
     scaled = neuron_factory("pmsn", input_scale=0.2)(3)
