@@ -69,12 +69,12 @@ struct PmsnCpu {
         return batch.planes(layout, (start / depth - 1) * planes, planes);
     }
 
-    // x -> current -> sink, one way or another. `changes`: null, or where Filters leave them.
-    template <class Sink>
+    // x -> current -> sink, one way or another. With CHANGES, Filters leave them in `changes`.
+    template <bool CHANGES, class Sink>
     void charge(bool is_short, const L* parameters, const L* response, L* state, L* changes, Span span, Columns<L> x,
                 Columns<L> partial, const Sink& sink) const {
-        if (!is_short && as_filters) hidden_pass<Filters>(parameters, state, changes, span, x, partial, sink);
-        else if (!is_short) hidden_pass<Modes>(parameters, state, changes, span, x, partial, sink);
+        if (!is_short && as_filters) hidden_pass<Filters, CHANGES>(parameters, state, changes, span, x, partial, sink);
+        else if (!is_short) hidden_pass<Modes, false>(parameters, state, changes, span, x, partial, sink);
         else if (span.steps == 4) short_pass<4>(response, span.rows, span.steps, x, state, planes, sink);
         else short_pass<0>(response, span.rows, span.steps, x, state, planes, sink);
     }
@@ -122,20 +122,23 @@ struct PmsnCpu {
                     const Columns<L> from = x_steps.read(x, here, b),
                                      partial = Columns<L>::in_cache(current, here.count);
                     if (fused) {
-                        const FireModulo<L> fire = {out_steps.write(out, here, b),
-                                                    Columns<L>::in_cache(v_seq, here.count),
-                                                    v_seq != nullptr,
-                                                    Threshold<R>(theta),
-                                                    args.fire == FIRE_STRICT ? next_number(theta) : theta,
-                                                    Ahead(x_steps, soon.planes, soon.block),
-                                                    Ahead(out_steps, soon.planes, soon.block),
-                                                    L{}};
-                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr, span, from,
-                               partial, fire);
+                        with_threshold<L>(theta, [&](auto threshold) {
+                            const FireModulo<L, decltype(threshold)> fire = {
+                                out_steps.write(out, here, b),
+                                Columns<L>::in_cache(v_seq, here.count),
+                                v_seq != nullptr,
+                                threshold,
+                                args.fire == FIRE_STRICT ? next_number(theta) : theta,
+                                Ahead(x_steps, soon.planes, soon.block),
+                                Ahead(out_steps, soon.planes, soon.block),
+                                L{}};
+                            charge<false>(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr,
+                                          span, from, partial, fire);
+                        });
                         out_steps.finish(out, here, b);
                     } else {
-                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr, span, from,
-                               partial, KeepCurrent<L>{partial});
+                        charge<false>(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr, span,
+                                      from, partial, KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, out, v_seq, theta);
                         out_steps.store(out, here, b);
                     }
@@ -183,19 +186,20 @@ struct PmsnCpu {
                                      partial = Columns<L>::in_cache(current, here.count);
                     const Ahead no_more(x_steps, here, b);
                     L* const no_changes = nullptr;
-                    const FireModulo<L> fire = {Columns<L>::in_cache(out, here.count),
-                                                partial,
-                                                false,
-                                                Threshold<R>(theta),
-                                                theta,
-                                                no_more,
-                                                no_more,
-                                                L{}};
+                    const FireModulo<L, Threshold<R>> fire = {Columns<L>::in_cache(out, here.count),
+                                                              partial,
+                                                              false,
+                                                              Threshold<R>(theta),
+                                                              theta,
+                                                              no_more,
+                                                              no_more,
+                                                              L{}};
                     if (membrane)
-                        hidden_pass<Modes>(parameters.block(b), state.block(b), no_changes, span, from, partial, fire);
+                        hidden_pass<Modes, false>(parameters.block(b), state.block(b), no_changes, span, from, partial,
+                                                  fire);
                     else
-                        hidden_pass<Modes>(parameters.block(b), state.block(b), no_changes, span, from, partial,
-                                           KeepCurrent<L>{partial});
+                        hidden_pass<Modes, false>(parameters.block(b), state.block(b), no_changes, span, from, partial,
+                                                  KeepCurrent<L>{partial});
                 }
             }
             const index_t plane = (item.end / depth - 1) * planes;
@@ -272,8 +276,9 @@ struct PmsnCpu {
         L* const u = scratch.lanes(rows * depth);
         L* const dI = scratch.lanes(rows * (depth + 1));
         L* const current = scratch.lanes(rows * depth);
-        L* const changes = as_filters && from_zero ? scratch.lanes(rows * depth * k) : nullptr;
-        L* const grad_changes = changes && APART ? scratch.lanes(rows * depth * k) : nullptr;
+        L* const changes = as_filters ? scratch.lanes(rows * depth * k) : nullptr;
+        L* const grad_changes = as_filters && APART ? scratch.lanes(rows * depth * k) : nullptr;
+        const bool back_as_filters = as_filters && from_zero;
         const bool bursts = args.fire == FIRE_BURST && !args.slopes;
         L* const slopes = args.slopes || bursts ? scratch.lanes(rows * depth) : nullptr;
         L* const grad_v_seq = args.grad_v_seq ? scratch.lanes(rows * depth) : nullptr;
@@ -293,7 +298,7 @@ struct PmsnCpu {
         else if (as_filters) to_filters(parameters, filters);
         const Tile<L>& coefficients = as_filters ? filters : parameters;
         if (is_short) clear(grad_response.lanes, blocks * grad_response.pitch);
-        else if (!changes) clear(initial.lanes, blocks * initial.pitch);
+        else if (!back_as_filters) clear(initial.lanes, blocks * initial.pitch);
         clear(sums.lanes, blocks * sums.pitch);
         for (Batch batch(layout, item, item.row); batch.rows;) {
             const Batch next_batch(layout, item, batch.row + batch.rows);
@@ -323,11 +328,13 @@ struct PmsnCpu {
                     const Columns<L> in_x = Columns<L>::in_cache(x, here.count),
                                      partial = Columns<L>::in_cache(current, here.count);
                     if (args.reset == RESET_MODULO) {
-                        const RecomputeModulo<L> recompute = {in_x, Columns<L>::in_cache(u, here.count),
-                                                              Threshold<R>(theta),
-                                                              Ahead(x_steps, soon.planes, soon.block), L{}};
-                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span,
-                               x_steps.read(x, here, b), partial, recompute);
+                        with_threshold<L>(theta, [&](auto threshold) {
+                            const RecomputeModulo<L, decltype(threshold)> recompute = {
+                                in_x, Columns<L>::in_cache(u, here.count), threshold,
+                                Ahead(x_steps, soon.planes, soon.block), L{}};
+                            charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b), changes,
+                                         span, x_steps.read(x, here, b), partial, recompute);
+                        });
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                         if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
                         modulo_adjoint_pass(args, span, u, slopes, grad_steps.read(grad_out, here, b), dI, theta);
@@ -335,8 +342,8 @@ struct PmsnCpu {
                         x_steps.load(x, here, b);
                         grad_steps.load(grad_out, here, b);
                         if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
-                        charge(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span, in_x,
-                               partial, KeepCurrent<L>{partial});
+                        charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span,
+                                     in_x, partial, KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, u, nullptr, theta);
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                         if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
@@ -348,7 +355,7 @@ struct PmsnCpu {
                     const Columns<L> in_grad = Columns<L>::in_cache(grad_out, here.count);
                     const AheadBack ahead = {Ahead(grad_steps, soon.planes, soon.block),
                                              Ahead(dx_steps, soon.planes, soon.block)};
-                    if (!is_short && changes)
+                    if (!is_short && back_as_filters)
                         adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, forth, in_grad,
                                               dx, ahead);
                     else if (!is_short)
@@ -378,7 +385,7 @@ struct PmsnCpu {
         for (index_t b = 0; b < blocks; ++b) {
             if (is_short)
                 short_response_adjoint(parameters.block(b), k, layout.T, grad_response.block(b), sums.block(b));
-            else if (changes) gradients_from_filters(parameters.block(b) + 1, k, sums.block(b) + 1);
+            else if (back_as_filters) gradients_from_filters(parameters.block(b) + 1, k, sums.block(b) + 1);
             else finish(parameters.block(b), sums.block(b), initial.block(b));
         }
         sum_by_channel((R*)partial, sums, layout, item);

@@ -49,12 +49,20 @@ struct KeepCurrent {
     PMSN_FN void end(L*) {}
 };
 
+// Calls `use(threshold)`. A test of theta within a loop over time would keep its operations from being interleaved.
+template <class L, class Use>
+static void with_threshold(real_of<L> theta, const Use& use) {
+    if constexpr (floor_is_fast<L>)
+        if (theta == 1) return use(UnitThreshold<real_of<L>>());
+    use(Threshold<real_of<L>>(theta));
+}
+
 // RESET_MODULO; fires at u >= fire_at.
-template <class L>
+template <class L, class Threshold>
 struct FireModulo {
     Columns<L> out, v_seq;
     bool with_v_seq;
-    Threshold<real_of<L>> threshold;
+    Threshold threshold;
     real_of<L> fire_at;
     Ahead ahead_x, ahead_out;
     L v;
@@ -72,10 +80,10 @@ struct FireModulo {
 
 // What backward needs of RESET_MODULO: x, and u where the current is positive, or NaN. Elsewhere nothing flows back,
 // and u is said to be negative, which it never is.
-template <class L>
+template <class L, class Threshold>
 struct RecomputeModulo {
     Columns<L> x, u;
-    Threshold<real_of<L>> threshold;
+    Threshold threshold;
     Ahead ahead_x;
     L v;
 
@@ -90,9 +98,9 @@ struct RecomputeModulo {
     PMSN_FN void end(L* state) { *state = v; }
 };
 
-// Compartments first..first+K; `partial` is the current of those before. Filters leave their last change before each
-// step in `changes` if it is not null: for a row, [steps, k].
-template <template <class, int> class Hidden, int K, bool FIRST, class L, class Sink>
+// Compartments first..first+K; `partial` is the current of those before. With CHANGES, Filters leave their last change
+// before each step in `changes`: for a row, [steps, k].
+template <template <class, int> class Hidden, int K, bool FIRST, bool CHANGES, class L, class Sink>
 static void hidden_group(const L* parameters, L* state, L* changes, Span span, index_t first, Columns<L> x,
                          Columns<L> partial, const Sink& to) {
     const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, span.k);
@@ -107,7 +115,7 @@ static void hidden_group(const L* parameters, L* state, L* changes, Span span, i
         for (int j = 0; j < K; ++j) h_real[j] = real[j], h_imag[j] = imag[j];
         sink.begin(state);
         const auto current = [&](index_t t, L x_t) __attribute__((always_inline)) {
-            if (Hidden<L, K>::are_filters && changes) {
+            if (Hidden<L, K>::are_filters && CHANGES) {
                 PMSN_UNROLL
                 for (int j = 0; j < K; ++j) changes[change + j] = h_imag[j];
             }
@@ -129,12 +137,12 @@ static void hidden_group(const L* parameters, L* state, L* changes, Span span, i
 }
 
 // x -> current -> to; advances the state. `partial` is scratch memory.
-template <template <class, int> class Hidden, class L, class Sink>
+template <template <class, int> class Hidden, bool CHANGES, class L, class Sink>
 static void hidden_pass(const L* parameters, L* state, L* changes, Span span, Columns<L> x, Columns<L> partial,
                         const Sink& to) {
     const auto group = [&](auto size, auto is_first, index_t first, const auto& sink) {
-        hidden_group<Hidden, decltype(size)::value, decltype(is_first)::value>(parameters, state, changes, span, first,
-                                                                               x, partial, sink);
+        hidden_group<Hidden, decltype(size)::value, decltype(is_first)::value, CHANGES>(
+            parameters, state, changes, span, first, x, partial, sink);
     };
     const auto last_group = [&](auto is_first, index_t first) {
         const index_t count = span.k - first;
@@ -163,14 +171,13 @@ struct Forth {
 enum Way { BACK = 1, SUMS = 2 };
 
 // Compartments first..first+K; the first group also takes D, and asks for grad_out, the last one for dx.
-template <template <class, int> class Hidden, int K, int WAY, bool FIRST, class L>
+template <template <class, int> class Hidden, int K, int WAY, bool FIRST, bool LAST, class L>
 static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Forth<L> forth,
                           Columns<L> partial, Columns<L> dx, AheadBack ahead) {
     typedef typename Hidden<L, K>::Adjoint Adjoint;
     typedef typename Hidden<L, K>::Sums Sums;
     constexpr bool filters = Hidden<L, K>::are_filters, back = WAY & BACK, with_sums = WAY & SUMS;
     const index_t k = span.k;
-    const bool last = first + K == k;
     const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, k);
     const L D = parameters[0];
     Sums total = {};
@@ -189,7 +196,7 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
         if constexpr (filters && with_sums) enter(total, w, state + k, dI[span.steps]);
         for (index_t t = span.steps - 1; t >= 0; --t) {
             if (FIRST && back) ahead.grad_out.template ask<sizeof(L)>(s, t);
-            if (last && back) ahead.dx.template ask<sizeof(L)>(s, t);
+            if (LAST && back) ahead.dx.template ask<sizeof(L)>(s, t);
             L part = L{};
             if constexpr (filters) {
                 L here[K], *const grad_d = with_sums && back ? here : forth.grad_changes + change + t * k;
@@ -212,11 +219,14 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
 template <template <class, int> class Hidden, int K, int WAY, class L>
 static void adjoint_groups(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Forth<L> forth,
                            Columns<L> partial, Columns<L> dx, AheadBack ahead) {
+    const auto run = [&](auto is_first, auto is_last) {
+        adjoint_group<Hidden, K, WAY, decltype(is_first)::value, decltype(is_last)::value>(
+            parameters, adjoint, sums, span, first, forth, partial, is_last.value ? dx : partial, ahead);
+    };
     for (; first + K <= span.k; first += K) {
-        const Columns<L> to = first + K < span.k ? partial : dx;
-        if (first)
-            adjoint_group<Hidden, K, WAY, false>(parameters, adjoint, sums, span, first, forth, partial, to, ahead);
-        else adjoint_group<Hidden, K, WAY, true>(parameters, adjoint, sums, span, 0, forth, partial, to, ahead);
+        const bool last = first + K == span.k || WAY == SUMS;
+        if (first == 0) last ? run(Constant<true>(), Constant<true>()) : run(Constant<true>(), Constant<false>());
+        else last ? run(Constant<false>(), Constant<true>()) : run(Constant<false>(), Constant<false>());
     }
     if constexpr (K > 1)
         adjoint_groups<Hidden, K / 2, WAY>(parameters, adjoint, sums, span, first, forth, partial, dx, ahead);
@@ -248,18 +258,20 @@ struct MembranePass {
 
     template <int RESET, int FIRE, int KEEP>
     static void run(L* state, Span span, const L* current, L* kept, L* v_seq, real_of<L> theta) {
-        const Threshold<real_of<L>> threshold(theta);
-        index_t i = 0;
-        for (index_t s = 0; s < span.rows; ++s, state += 1 + 2 * span.k) {
-            L v = state[0];
-            for (index_t t = 0; t < span.steps; ++t, ++i) {
-                L I = current[i], u, out;
-                membrane_step<RESET, FIRE>(I, v, u, out, threshold);
-                kept[i] = KEEP == KEEP_U ? u : out;
-                if (KEEP == KEEP_OUT_AND_V) v_seq[i] = v;
+        with_threshold<L>(theta, [=](auto threshold) {
+            L* to = state;
+            index_t i = 0;
+            for (index_t s = 0; s < span.rows; ++s, to += 1 + 2 * span.k) {
+                L v = to[0];
+                for (index_t t = 0; t < span.steps; ++t, ++i) {
+                    L I = current[i], u, out;
+                    membrane_step<RESET, FIRE>(I, v, u, out, threshold);
+                    kept[i] = KEEP == KEEP_U ? u : out;
+                    if (KEEP == KEEP_OUT_AND_V) v_seq[i] = v;
+                }
+                to[0] = v;
             }
-            state[0] = v;
-        }
+        });
     }
     template <int RESET, int FIRE>
     static function select(Keep keep) {

@@ -171,12 +171,19 @@ PMSN_FN L burst_slope(L u, real_of<L> theta, const SurrogateParameters<real_of<L
 
 template <class R>
 struct Threshold {
+    static constexpr bool is_one = false;
     R theta, inverse, below, most;  // below: the largest number under theta; most: see modulo
     PMSN_FN explicit Threshold(R value)
         : theta(value),
           inverse(1 / value),
           below(from_bits<R>(to_bits<R>(value) - 1)),
           most(value * format<R>::integers_from) {}
+};
+// A threshold of 1, known when the loop is compiled: there the rest is one instruction, where the fraction is.
+template <class R>
+struct UnitThreshold : Threshold<R> {
+    static constexpr bool is_one = true;
+    PMSN_FN UnitThreshold() : Threshold<R>(1) {}
 };
 
 // drive modulo theta, in [0, theta), for a drive that is +0, positive or NaN (which stays NaN); exact where the
@@ -205,8 +212,8 @@ PMSN_FN L membrane_before(L v) {
 
 // Charge by the current, fire, reset. v is updated; u is the membrane before reset, out what is sent; the current
 // becomes what has been charged. One that is not finite becomes NaN, and so does v, for good: NaN fires nothing.
-template <int RESET, int FIRE, class L>
-PMSN_FN void membrane_step(L& current, L& v, L& u, L& out, const Threshold<real_of<L>>& threshold) {
+template <int RESET, int FIRE, class L, class Threshold>
+PMSN_FN void membrane_step(L& current, L& v, L& u, L& out, const Threshold& threshold) {
     const real_of<L> theta = threshold.theta;
     const L drive = current = RESET == RESET_MODULO ? positive_part_or_nan(current) : finite_or_nan(current);
     u = membrane_before<RESET>(v) + drive;
@@ -215,8 +222,7 @@ PMSN_FN void membrane_step(L& current, L& v, L& u, L& out, const Threshold<real_
     if (RESET == RESET_SERIAL) v = u - out * theta;
     if (RESET == RESET_MODULO) {
         // with the drive reduced first, few operations depend on the last v: it is below theta, and so is the new one
-        const bool exact = floor_is_fast<L> && theta == 1;
-        const L charged = v + (exact ? drive - floor_nonnegative(drive) : modulo(drive, threshold));
+        const L charged = v + (Threshold::is_one ? drive - floor_nonnegative(drive) : modulo(drive, threshold));
         v = least_nonnegative(charged, charged - theta);
     }
 }
