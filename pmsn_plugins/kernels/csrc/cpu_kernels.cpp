@@ -14,6 +14,7 @@
 #include "cpu_kernels.h"
 #include "cpu_pmsn.h"
 #include "cpu_pool.h"
+#include "cpu_step.h"
 #include "cpu_tclif.h"
 #include "cpu_tclif_recurrent.h"
 
@@ -118,6 +119,11 @@ static int run_backward_in_segments(PmsnArgs args, int threads) {
 
 template <class R>
 static int forward_as(const PmsnArgs& args, int threads) {
+    if (PmsnStepCpu<R>::suits(args)) {
+        const PmsnStepCpu<R> step(args);
+        return !for_items(args.layout, threads, step.scratch(),
+                          [&](index_t item, void* scratch) { step.run(item, scratch); });
+    }
     return args.layout.segment < args.layout.T ? run_forward_in_segments<R>(args, threads)
                                                : run_forward<PmsnCpu<R>>(args, threads);
 }

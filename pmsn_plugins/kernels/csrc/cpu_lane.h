@@ -84,6 +84,22 @@ PMSN_FN double_lane smaller(double_lane a, double_lane b) {
     return PMSN_INTRINSIC(min_pd)(a, b);
 }
 template <>
+PMSN_FN float_lane plus_product(float_lane c, float_lane a, float_lane b) {
+    return PMSN_INTRINSIC(fmadd_ps)(a, b, c);
+}
+template <>
+PMSN_FN double_lane plus_product(double_lane c, double_lane a, double_lane b) {
+    return PMSN_INTRINSIC(fmadd_pd)(a, b, c);
+}
+template <>
+PMSN_FN float_lane minus_product(float_lane c, float_lane a, float_lane b) {
+    return PMSN_INTRINSIC(fnmadd_ps)(a, b, c);
+}
+template <>
+PMSN_FN double_lane minus_product(double_lane c, double_lane a, double_lane b) {
+    return PMSN_INTRINSIC(fnmadd_pd)(a, b, c);
+}
+template <>
 PMSN_FN float_lane floor_nonnegative(float_lane x) {
     return PMSN_INTRINSIC(floor_ps)(x);
 }

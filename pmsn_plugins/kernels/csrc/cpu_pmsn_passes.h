@@ -120,7 +120,8 @@ static void hidden_group(const L* parameters, L* state, L* changes, Span span, i
                 for (int j = 0; j < K; ++j) changes[change + j] = h_imag[j];
             }
             change += span.k;
-            return hidden_step<L, K>(hidden, h_real, h_imag, x_t) + (FIRST ? D * x_t : partial.load(s, t));
+            const L sum = hidden_step<L, K>(hidden, h_real, h_imag, x_t);
+            return FIRST ? plus_product(sum, D, x_t) : sum + partial.load(s, t);
         };
         // what becomes of a current comes a step later, when it no longer has to be waited for
         L x_t = x.load(s, 0), I = current(0, x_t);

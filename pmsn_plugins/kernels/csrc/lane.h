@@ -57,6 +57,17 @@ PMSN_FN L smaller(L a, L b) {
     return a < b ? a : b;
 }  // b where it is NaN
 
+// c + a b and c - a b, rounded once where there is an instruction for it. Of several products that are summed up, a
+// compiler fuses some, and not the same ones everywhere.
+template <class L>
+PMSN_FN L plus_product(L c, L a, L b) {
+    return c + a * b;
+}
+template <class L>
+PMSN_FN L minus_product(L c, L a, L b) {
+    return c - a * b;
+}
+
 // x, but NaN where it is infinite, and 0 where it is -0. One instruction where multiplication and subtraction are
 // fused.
 template <class L>

@@ -34,8 +34,10 @@ PMSN_FN L hidden_step(const Modes<L, K>& m, L* h_real, L* h_imag, L x) {
     L current = L{};
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
-        const L change_real = m.E_real[j] * h_real[j] - m.E_imag[j] * h_imag[j] + m.K_real[j] * x;
-        const L change_imag = m.E_real[j] * h_imag[j] + m.E_imag[j] * h_real[j] + m.K_imag[j] * x;
+        const L kept_real = minus_product(m.E_real[j] * h_real[j], m.E_imag[j], h_imag[j]);
+        const L kept_imag = plus_product(m.E_real[j] * h_imag[j], m.E_imag[j], h_real[j]);
+        const L change_real = plus_product(kept_real, m.K_real[j], x);
+        const L change_imag = plus_product(kept_imag, m.K_imag[j], x);
         h_real[j] += change_real;
         h_imag[j] += change_imag;
         current += h_real[j];
