@@ -2,7 +2,7 @@
 
     python examples/mnist1d.py                                        # all neurons, three seeds
     python examples/mnist1d.py --neuron pmsn,gru --seeds 1 --epochs 20
-    python examples/mnist1d.py --neuron pmsn --option pmsn:time_scale=40
+    python examples/mnist1d.py --neuron pmsn --option pmsn:time_scale=40 --option pmsn:n_compartments=9
 
 ``pip install mnist1d`` brings the data set (Greydanus and Kobak, 2020), which is computed here, not downloaded: 4000
 sequences for training, 1000 for the test, ten classes. Spiking neurons sit in the network of the PMSN paper's
@@ -34,11 +34,15 @@ from pmsn_plugins import param_groups
 from pmsn_plugins.models import count_parameters, neuron_factory, reset_states, residual
 
 T, CLASSES = 40, 10
+LEAKY = {"leak": (0.9, 0.9), "per_channel": True, "beta_range": (0.03, 0.9)}
 
 # name in table and figure, line style, colour that colour-blind readers can tell from the others, options
 NEURONS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "pmsn": ("PMSN", "-", "#0072B2", {}),
-    "tclif": ("TC-LIF", "--", "#D55E00", {}),
+    # several spikes per step
+    "pmsn-burst": ("PMSN, burst", "--", "#0072B2", {"burst": True}),
+    "tclif": ("TC-LIF", "-", "#D55E00", {}),
+    "tclif-leaky": ("TC-LIF, leaky", "--", "#D55E00", LEAKY),
     # v[t] = 0.9 v[t-1] + x[t]; with the framework's default, tau = 2, LIF forgets faster
     "lif": ("LIF", ":", "#009E73", {"tau": 10.0, "decay_input": False}),
     "plif": ("PLIF", "-.", "#CC79A7", {"init_tau": 10.0, "decay_input": False}),
@@ -72,7 +76,7 @@ class GRU(nn.Module):
 
 
 def build(name: str, width: int, options: dict[str, Any]) -> nn.Module:
-    return GRU(width, **options) if name == "gru" else Spiking(width, name, options)
+    return GRU(width, **options) if name == "gru" else Spiking(width, name.partition("-")[0], options)
 
 
 def width_for(name: str, parameters: int, options: dict[str, Any]) -> int:
@@ -114,7 +118,7 @@ def train(name: str, seed: int, width: int, data: tuple[Tensor, ...], args: argp
     steps = args.epochs * math.ceil(len(y_train) / args.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     accuracies, seconds = [], []
-    progress = tqdm(range(args.epochs), desc=f"{NEURONS[name][0]:10} seed {seed}", unit="epoch")
+    progress = tqdm(range(args.epochs), desc=f"{NEURONS[name][0]:13} seed {seed}", unit="epoch")
     for epoch in progress:
         start, total_loss = time.perf_counter(), 0.0
         net.train()
@@ -142,14 +146,14 @@ def of_neuron(runs: list[Run], name: str) -> list[Run]:
 
 
 def print_table(runs: list[Run]) -> None:
-    print(f"\n{'neuron':12}{'test accuracy':>20}{'parameters':>12}{'s / epoch':>11}")
+    print(f"\n{'neuron':15}{'test accuracy':>20}{'parameters':>12}{'s / epoch':>11}")
     for name in dict.fromkeys(run.neuron for run in runs):
         own = of_neuron(runs, name)
         percent = [100 * run.accuracies[-1] for run in own]
         deviation = f" ± {statistics.stdev(percent):.1f}" if len(percent) > 1 else ""
         seconds = statistics.median(run.seconds_per_epoch for run in own)
         accuracy = f"{statistics.mean(percent):.1f}{deviation} %"
-        print(f"{NEURONS[name][0]:12}{accuracy:>20}{own[0].parameters:>12,}{seconds:>11.2f}")
+        print(f"{NEURONS[name][0]:15}{accuracy:>20}{own[0].parameters:>12,}{seconds:>11.2f}")
     print("(after the last epoch; mean and standard deviation over the seeds)")
 
 
