@@ -170,7 +170,10 @@ class PMSNParametersMixin(NeuronParameters):
 
     def neuron_parameters(self) -> PMSNParameters:
         """The parameters, as the functions take them."""
-        return PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields))
+        if torch.compiler.is_compiling():
+            return PMSNParameters(*(getattr(self, name) for name in PMSNParameters._fields))
+        own = self._parameters.get  # an eighth of what asking a module takes
+        return PMSNParameters(*[getattr(self, f) if (p := own(f)) is None else p for f in PMSNParameters._fields])
 
     def coefficients(self) -> PMSNCoefficients:
         """The discrete-time coefficients of the present parameters."""
@@ -230,8 +233,9 @@ class TCLIFParametersMixin(NeuronParameters):
 
     def couplings(self, step_ndim: int) -> tuple[Tensor, Tensor]:
         """(b1, b2), shaped to broadcast over one step [N, *] or, per channel, [N, C, *] of ``step_ndim`` axes."""
-        b1, b2 = -torch.sigmoid(self.c1), torch.sigmoid(self.c2)
-        if self.c1.ndim == 0:
+        c1 = self.c1
+        b1, b2 = -torch.sigmoid(c1), torch.sigmoid(self.c2)
+        if c1.ndim == 0:
             return b1, b2
         shape = (self.channels,) + (1,) * (step_ndim - 2)
         return b1.view(shape), b2.view(shape)

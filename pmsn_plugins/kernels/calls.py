@@ -71,6 +71,7 @@ HiddenState = Annotated[Tensor | None, Role("k step", gradient="wanted")]
 Number = Annotated[Tensor | None, Role("number")]
 
 Final = Annotated[Tensor, Role("step", gradient="optional", wanted="with_state")]
+FinalMembrane = Annotated[Tensor, Role("step", gradient="optional", wanted="with_v")]
 FinalHidden = Annotated[Tensor, Role("k step", gradient="optional", wanted="with_state")]
 Recorded = Annotated[Tensor, Role("T step", gradient="optional", wanted="with_v_seq")]
 Checkpoints = Annotated[Tensor, Role("kept state step", wanted="save")]
@@ -216,7 +217,7 @@ class PmsnResults(NamedTuple):
     """What PMSN sends, its final state, its membranes after reset, and checkpoints of v, h_real, h_imag."""
 
     out: Annotated[Tensor, Role("T step", "sent", "optional")]
-    v_after: Final
+    v_after: FinalMembrane
     h_real_after: FinalHidden
     h_imag_after: FinalHidden
     v_seq: Recorded
@@ -437,10 +438,16 @@ class Wanted(NamedTuple):
     with_v_seq: bool
     save: bool
     backend: str
+    as_steps: bool = False
+    """Round as if the state was wanted: of PMSN's then at least v is."""
+
+    @property
+    def with_v(self) -> bool:
+        return self.with_state or self.as_steps
 
     def saving(self) -> Wanted:
         """With the checkpoints."""
-        return Wanted(self.with_state, self.with_v_seq, True, self.backend)
+        return self._replace(save=True)
 
     def gradients(self, state_gradients: bool) -> WantedGradients:
         """Of the backward operator."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -70,7 +69,7 @@ def declare(library: ctypes.CDLL) -> str | None:
             for direction in ("forward", "backward"):
                 getattr(library, f"{neuron}_{direction}").argtypes = (ctypes.c_void_p, ctypes.c_int)
         library.pmsn_use_instruction_set.argtypes = (ctypes.c_char_p,)
-        library.pmsn_equal.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_longlong)
+        library.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)  # of the C library behind it
         library.pmsn_surrogate.argtypes = (ctypes.c_longlong, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p)
     except AttributeError as error:  # it names the function
         return str(error)
@@ -103,10 +102,8 @@ class CpuDevice:
             raise MemoryError(f"{call.name}: out of memory")
 
     def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-        addresses = struct.pack(f"{2 * len(first)}P", *[t.data_ptr() for t in (*first, *second)])
-        return bool(
-            library.pmsn_equal(addresses, struct.pack(f"{len(first)}q", *[t.nbytes for t in first]), len(first))
-        )
+        compare = library.memcmp
+        return all([compare(a.data_ptr(), b.data_ptr(), a.nbytes) == 0 for a, b in zip(first, second, strict=True)])
 
 
 def arguments(call: Call, threads: int) -> bytes:

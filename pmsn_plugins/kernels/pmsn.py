@@ -35,6 +35,7 @@ def pmsn_sequence(
     return_state: bool = True,
     backend: str = "auto",
     overwrite: bool = False,
+    as_steps: bool = False,
 ) -> PMSNOutput:
     """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend.
 
@@ -46,6 +47,7 @@ def pmsn_sequence(
     Args:
         method: of the PyTorch backend; naming one other than ``'auto'`` chooses that backend.
         overwrite: the final state of a single step may take the place of ``state`` in memory, whose values are lost.
+        as_steps: round as if the final state was wanted, although it is not.
 
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
@@ -54,7 +56,7 @@ def pmsn_sequence(
     given, appearance = (x_seq,), None
     if unwatched() and type(coefficients) in _RECORDS and (state is None or type(state) is PMSNState):
         given = x_seq, *coefficients, *(state or ())
-        words = reset_mode, burst, context, method, return_v_seq, return_state, backend
+        words = reset_mode, burst, context, method, return_v_seq, return_state, backend, as_steps
         appearance = look(type(coefficients), given, v_threshold, surrogate_function, words)
         if (call := known(appearance)) is not None:
             return _known_sequence(call, given, state if overwrite else None)
@@ -69,6 +71,7 @@ def pmsn_sequence(
         burst=burst,
         return_v_seq=return_v_seq,
         return_state=return_state,
+        as_steps=as_steps,
     )
     if surrogate_function is None:
         surrogate_function = default_surrogate(reset_mode)
@@ -110,7 +113,7 @@ def pmsn_sequence(
         function = spike_function(surrogate_function)
         spikes = partial(fire, v_threshold=v_threshold, surrogate_function=function, burst=burst)
         tensors = tensors._replace(slopes=slopes(spikes, u))
-    wanted = Wanted(return_state, return_v_seq, False, choice.backend)
+    wanted = Wanted(return_state, return_v_seq, False, choice.backend, as_steps)
     if appearance is not None and fires.fire != "membrane" and not_converted(given, tensors):
         remember(appearance, Known(compute, options, wanted, compute.expected(tensors, options)))
     results = compute(tensors, options, wanted)

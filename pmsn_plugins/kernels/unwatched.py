@@ -35,10 +35,14 @@ _MOST = 1024
 
 
 def unwatched() -> bool:
-    """Whether an operator that is called now would only be called: this must be known without a tensor at hand."""
-    return not (
+    """Whether an operator that is called now would only be called."""
+    return not (torch.is_grad_enabled() or intercepted())
+
+
+def intercepted() -> bool:
+    """Whether somebody traces, transforms, counts or replaces operators that are called now."""
+    return bool(
         torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._are_functorch_transforms_active()

@@ -6,6 +6,7 @@ for a ``backend``. :class:`StatefulNode` offers both, from two methods that a ne
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,11 +25,10 @@ from .._checks import (
     check_threshold,
     compute_dtype,
 )
-from ..kernels import BACKENDS, check_backend
+from ..kernels import BACKENDS, check_backend, unwatched
 from ..membrane_loss import refusing_gradient
 from ..recomputation import KeepsState
-
-States = tuple[Tensor, ...]
+from ..unseen import Later, States, can_wait
 
 
 class StepOperations(NamedTuple):
@@ -37,6 +37,14 @@ class StepOperations(NamedTuple):
     mac: int
     ac: int
     ac_per_spike: int
+
+
+class Kept:
+    """The memories of a neuron, and as long as nobody has looked at its states, these in their place."""
+
+    def __init__(self, memories: dict[str, Any]) -> None:
+        self.memories = memories
+        self.unseen: States | Later | None = None
 
 
 class StatefulNode(KeepsState, neuron.BaseNode):
@@ -52,6 +60,9 @@ class StatefulNode(KeepsState, neuron.BaseNode):
     )
     channels: int | None = None
     """Channels the neuron is made for, or None if it takes any input."""
+
+    _state_may_wait = False
+    """Whether ``_sequence`` has an option ``with_state``, for it takes long to write a state that nobody looks at."""
 
     v_seq: Tensor | None
     """Membranes [T, N, *] recorded since the last reset (single-step) or in the last call (multi-step)."""
@@ -96,8 +107,9 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         """Shape of each state for one step of the given shape, in the order of ``state_names``."""
 
     @abstractmethod
-    def _step(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
-        """One step [N, *]; ``states`` is None after a reset. Returns spikes and new states."""
+    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
+        """One step [N, *]; ``states`` is None after a reset. Returns spikes and new states, which may take the place of
+        the old ones in memory if ``overwrite``."""
 
     @abstractmethod
     def _sequence(
@@ -133,21 +145,66 @@ class StatefulNode(KeepsState, neuron.BaseNode):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which get states of their own: torch cannot copy one that is part of a graph."""
-        return {**_detached(self.__dict__), "_memories": _detached(self._memories), "_has_continued": False}
+        memories = _detached(self._memories)  # first, for it is then that they are looked at
+        return {**_detached(self.__dict__), "_memories": memories, "_kept": Kept(memories), "_has_continued": False}
+
+    @property
+    def _memories(self) -> dict[str, Any]:
+        """SpikingJelly's dictionary: whoever asks for it looks at the states."""
+        if self._kept.unseen is not None:
+            self._reveal()
+        return self._kept.memories
+
+    @_memories.setter
+    def _memories(self, value: dict[str, Any]) -> None:
+        self.__dict__["_kept"] = Kept(value)
+        self.__dict__["_memories"] = value  # where SpikingJelly looks up names; to torch.compile it is this property
+
+    def __getattr__(self, name: str) -> Any:
+        if (kept := self.__dict__.get("_kept")) is not None and kept.unseen is not None and name in self.state_names:
+            self._reveal()
+        return super().__getattr__(name)
+
+    def _reveal(self) -> None:
+        states = self._kept.unseen
+        if isinstance(states, Later):
+            states = states()
+        self._kept.unseen = None
+        for name, value in zip(self.state_names, states, strict=True):
+            self._kept.memories[name] = value
+
+    def _hide(self, states: States | Later) -> None:
+        """Keep states that nobody has looked at."""
+        kept = self._kept
+        kept.unseen = states
+        for name in self.state_names:
+            kept.memories[name] = 0.0
+
+    def reset(self) -> None:
+        """Go back to the state after construction."""
+        self._kept.unseen = None
+        super().reset()
 
     def __setattr__(self, name: str, value: object) -> None:
         """Also notes when memories are set, as SpikingJelly's ``memopt`` does before it repeats a call."""
+        if name in self.__dict__.get("state_names", ()):
+            if self._kept.unseen is not None:
+                self._reveal()
+            if not torch.compiler.is_compiling():
+                self.__dict__["_given_in"] = torch._C._current_graph_task_id()
         super().__setattr__(name, value)
-        if name in self.__dict__.get("state_names", ()) and not torch.compiler.is_compiling():
-            self.__dict__["_given_in"] = torch._C._current_graph_task_id()
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Spikes [N, *] of one step [N, *]; reads and writes the memories."""
-        x, states, keep = self._begin(x, "s")
-        spike, states = self._step(x, states)
+        x, before, keep = self._begin(x, "s")
+        hidden = before is not None and before is self._kept.unseen
+        spike, states = self._step(x, before, hidden)
         if not keep:
             return spike
-        self._remember(states)
+        if unwatched() and (hidden or not _shared(states, before)):
+            self._hide(tuple(map(_own, states)))
+        else:
+            self._remember(states)
         if self.store_v_seq:
             past, v = self.v_seq, refusing_gradient(self.v, spike)
             if past is None or past.shape[1:] != v.shape:
@@ -159,10 +216,17 @@ class StatefulNode(KeepsState, neuron.BaseNode):
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Spikes [T, N, *] of a sequence [T, N, *]; reads and writes the memories."""
         x_seq, states, keep = self._begin(x_seq, "m")
-        spikes, states, v_seq = self._sequence(x_seq, states, self.store_v_seq)
+        if states is None and self._can_wait(x_seq):
+            later = Later(self, x_seq, _final_states)
+            spikes, _, v_seq = self._sequence(x_seq, None, self.store_v_seq, with_state=False)
+        else:
+            later = None
+            spikes, states, v_seq = self._sequence(x_seq, states, self.store_v_seq)
         if not keep:
             return spikes
-        if states is not None:
+        if later is not None:
+            self._hide(later)
+        elif states is not None:
             self._remember(states)
         if v_seq is not None:
             self.v_seq = _own(refusing_gradient(v_seq, spikes))
@@ -170,6 +234,10 @@ class StatefulNode(KeepsState, neuron.BaseNode):
 
     def _begin(self, x: Tensor, step_mode: str) -> tuple[Tensor, States | None, bool]:
         """The input, what the call starts from, and whether to keep what it ends with."""
+        unseen = self._kept.unseen
+        own = type(unseen) is tuple and step_mode == "s" and type(x) is Tensor and x.shape == unseen[0].shape
+        if own and not self._repeated(continues=True):  # from a step of this shape: the kernels check the rest
+            return self._checked_when_run(x), unseen, True
         states = self._states()
         if not self.keep_state:
             return x, self._ready(x, states, step_mode), True
@@ -198,13 +266,22 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         spikes, final, _ = self._sequence(inputs[0], self._ready(inputs[0], states, "m"), False)
         return (spikes,), states if final is None else tuple(map(_own, final))
 
+    def _can_wait(self, x_seq: Tensor) -> bool:
+        """Whether the final state can be left for later."""
+        if not (self._state_may_wait and self.keep_state):
+            return False
+        step = tuple(x_seq.shape[1:])
+        numbers = sum(map(math.prod, self._state_shapes(step))) // max(math.prod(step), 1)
+        return can_wait(x_seq, numbers)
+
     def _states(self) -> tuple:
         # not all memories: 0.14 keeps v_seq among them
         return tuple(self._memories[name] for name in self.state_names)
 
     def _remember(self, states: States) -> None:
+        memories = self._memories
         for name, value in zip(self.state_names, states, strict=True):
-            self._memories[name] = _own(value)
+            memories[name] = _own(value)
 
     def _ready(self, x: Tensor, states: tuple, step_mode: str) -> States | None:
         """Tensors for ``states`` that fit the input, or None if all of them are 0.0."""
@@ -254,6 +331,16 @@ class StatefulNode(KeepsState, neuron.BaseNode):
                 f"input of shape {tuple(x.shape)}; step_mode='s' reads axis 1 of [N, C, *], step_mode='m' axis 2 of "
                 f"[T, N, C, *], and this neuron has step_mode={step_mode!r}"
             )
+
+
+def _final_states(node: StatefulNode, x_seq: Tensor) -> States:
+    return tuple(map(_own, node._sequence(x_seq, None, False)[1]))
+
+
+def _shared(states: States, before: States | None) -> bool:
+    """Whether a state may lie where an earlier one does, which somebody has seen."""
+    places = {state.data_ptr() for state in before or ()}
+    return any(state.data_ptr() in places for state in states)
 
 
 def _at_rest(states: tuple) -> bool:

@@ -108,7 +108,7 @@ class MultiCompartmentNode(NeuronParameters, StatefulNode):
     def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
         return tuple(step_shape), (self.n_compartments - 1, *step_shape)
 
-    def _step(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
+    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
         spikes, states, _ = self._sequence(x.unsqueeze(0), states, False)
         return spikes.squeeze(0), states
 

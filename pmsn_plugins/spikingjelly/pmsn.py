@@ -82,6 +82,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
     """
 
+    _state_may_wait = True
+
     def __init__(
         self,
         channels: int,
@@ -147,7 +149,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         hidden = (self.n_compartments - 1, *step_shape)
         return tuple(step_shape), hidden, hidden
 
-    def _step(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
+    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
         if self.context == "global":
             raise ValueError(
                 "context='global' averages the input over time and needs the whole sequence: use step_mode='m', "
@@ -155,12 +157,12 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             )
         fold = Fold(tuple(x.shape), self.channel_axis)
         spikes, states = kernels.pmsn_step(
-            fold.folded(x, 0), self.neuron_parameters(), _folded(states, fold), **self._options()
+            fold.folded(x, 0), self.neuron_parameters(), _folded(states, fold), overwrite=overwrite, **self._options()
         )
         return fold.unfolded(spikes, 0), _unfolded(states, fold)
 
     def _sequence(
-        self, x_seq: Tensor, states: States | None, return_v_seq: bool
+        self, x_seq: Tensor, states: States | None, return_v_seq: bool, with_state: bool = True
     ) -> tuple[Tensor, States | None, Tensor | None]:
         fold = Fold(tuple(x_seq.shape[1:]), self.channel_axis)
         spikes, states, v_seq = kernels.pmsn_sequence(
@@ -169,7 +171,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             _folded(states, fold),
             context=self.context,
             return_v_seq=return_v_seq,
-            return_state=self.keep_state,
+            return_state=self.keep_state and with_state,
+            as_steps=self.keep_state,
             **self._options(),
         )
         v_seq = v_seq if v_seq is None else fold.unfolded(v_seq, 1)

@@ -113,8 +113,9 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
     def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
         return tuple(step_shape), tuple(step_shape)
 
-    def _step(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
-        return kernels.tclif_step(x, *self.couplings(x.ndim), states and TCLIFState(*states), **self._options())
+    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
+        state = states and TCLIFState(*states)
+        return kernels.tclif_step(x, *self.couplings(x.ndim), state, overwrite=overwrite, **self._options())
 
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool

@@ -123,7 +123,7 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
     def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
         return (tuple(step_shape),) * 3
 
-    def _step(self, x: Tensor, states: States | None) -> tuple[Tensor, States]:
+    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
         return kernels.tclif_recurrent_step(x, *self._learned(), _state(states), **self._options())
 
     def _sequence(

@@ -19,7 +19,7 @@ from pmsn_plugins.kernels.sources import library_sources, sources_stamp
 REMEDY = "pip install -e . --no-deps in a clone, or install pmsn_plugins again"
 FUNCTIONS = [
     *("pmsn_sources", "pmsn_instruction_set", "pmsn_use_instruction_set", "pmsn_argument_bytes"),
-    *("pmsn_equal", "pmsn_surrogate"),
+    "pmsn_surrogate",
     *(f"{neuron}_{direction}" for neuron in STRUCTURES for direction in ("forward", "backward")),
 ]
 ARGUMENTS = tuple(STRUCTURES.values())

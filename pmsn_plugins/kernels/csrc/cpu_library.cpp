@@ -133,13 +133,6 @@ EXPORT int discretize_backward(const DiscretizeArgs* args, int) {
     kernels->discretize_backward(args);
     return 0;
 }
-// Whether `count` arrays of so many bytes equal the `count` that follow them.
-EXPORT int pmsn_equal(const void* const* arrays, const long long* bytes, long long count) {
-    for (long long i = 0; i < count; ++i)
-        if (std::memcmp(arrays[i], arrays[count + i], bytes[i]) != 0) return 0;
-    return 1;
-}
-
 EXPORT void pmsn_surrogate(long long kind, const double* parameters, long long count, double* x) {
     kernels->surrogate(kind, parameters, count, x);
 }

@@ -14,7 +14,8 @@ struct PmsnCpu {
     const index_t k, planes, blocks, rows, depth,
         width;  // planes of the state; rows of a batch; steps between checkpoints
     const R theta;
-    // How the hidden compartments are computed. Where there are checkpoints, these are of Filters or of Modes: backward
+    // How the hidden compartments are computed: on the shortest way from rest, but not where the final v is asked for,
+    // and perhaps its h later: steps that go on from there round otherwise. Where there are checkpoints, these are of Filters or of Modes: backward
     // has to find the same answer as forward. So it asks whether time may be cut: the threads of this call may be
     // others than those of forward.
     const bool from_rest, as_filters;
@@ -30,7 +31,7 @@ struct PmsnCpu {
           width(lane_width<R>()),
           theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)),
           from_rest(!a.h_real),
-          as_filters(from_rest && !layout.cuttable && (a.checkpoints || !a.h_real_after) && all_suit_filters()) {}
+          as_filters(from_rest && !layout.cuttable && (a.checkpoints || !a.v_after) && all_suit_filters()) {}
 
     bool all_suit_filters() const {
         for (index_t i = 0; i < layout.C * k; ++i)
@@ -99,7 +100,7 @@ struct PmsnCpu {
         const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.out_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, v_seq ? KEEP_OUT_AND_V : KEEP_OUT);
         // the hidden state is not worth its memory when nobody asks for it
-        const bool is_short = layout.T <= SHORT_STEPS && from_rest && !args.h_real_after;
+        const bool is_short = layout.T <= SHORT_STEPS && from_rest && !args.v_after;
         const Item item(layout, index);
         gather(parameters, item);
         if (is_short) respond(parameters, response);

@@ -24,6 +24,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
         }
         if (part.end < args.layout.T || !args.v_after) return;
         write(args.v_after, element, state.v);
+        if (!args.h_real_after) return;
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
             write(args.h_real_after, j * M + element, state.h_real[j]);
