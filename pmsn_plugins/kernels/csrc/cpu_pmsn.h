@@ -258,10 +258,38 @@ struct PmsnCpu {
         return batch.planes(layout, start, item.end - start < depth ? item.end - start : depth);
     }
 
+    // Blocks of a line of memory, from `first` on; their columns are `pitch` lanes apart where they are together in cache.
+    struct Line {
+        index_t first;
+        int count;
+    };
+    index_t pitch() const { return Scratch<L>::apart(rows * depth); }
+
+    // How many of them are brought to cache, and from there, together. A copy costs more than the line that it saves,
+    // except where steps lie so many pages apart that their lines meet in the same few sets of every cache.
+    int together() const {
+        const bool collide = layout.M * sizeof(R) % 4096 == 0;
+        return collide && layout.T > SHORT_STEPS ? LINE_BLOCKS : 1;
+    }
+
+    static Columns<L> in_cache(L* lanes, const Planes& planes) { return Columns<L>::in_cache(lanes, planes.count); }
+
+    // Calls `run(b, line)` for the blocks of a batch, and before and after those of a line `bring` and `send`.
+    template <class Bring, class Run, class Send>
+    void for_blocks(const Batch& batch, int most, const Bring& bring, const Run& run, const Send& send) const {
+        const index_t last = ceil_div(batch.valid, width);
+        for (index_t b = 0; b < last;) {
+            const Line line = {b, int(last - b < most ? last - b : most)};
+            bring(line);
+            for (; b < line.first + line.count; ++b) run(b, line);
+            send(line);
+        }
+    }
+
     index_t backward_scratch() const {
         const index_t tiles = 4 * (1 + 4 * k) + rows * (planes + 1 + 4 * k) + 2 * SHORT_STEPS;
-        return sizeof(L) *
-               (blocks * tiles + 7 * Scratch<L>::apart(rows * (depth + 1)) + 2 * Scratch<L>::apart(rows * depth * k));
+        return sizeof(L) * (blocks * tiles + 2 * Scratch<L>::apart(LINE_BLOCKS * pitch()) +
+                            5 * Scratch<L>::apart(rows * (depth + 1)) + 2 * Scratch<L>::apart(rows * depth * k));
     }
 
     // Without `partial` only to find the adjoint at the segment's start, from zero at its end.
@@ -272,13 +300,14 @@ struct PmsnCpu {
                       sums = scratch.tile(1, 1 + 4 * k), initial = scratch.tile(1, 1 + 4 * k);
         const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, 1 + 4 * k);
         const Tile<L> response = scratch.tile(1, SHORT_STEPS), grad_response = scratch.tile(1, SHORT_STEPS);
-        L* const x = scratch.lanes(rows * depth);
-        L* const grad_out = scratch.lanes(rows * depth);  // becomes grad_x
+        L* const xs = scratch.lanes(LINE_BLOCKS * pitch());
+        L* const grads = scratch.lanes(LINE_BLOCKS * pitch());  // of what is sent; become those of x
         L* const u = scratch.lanes(rows * depth);
         L* const dI = scratch.lanes(rows * (depth + 1));
         L* const current = scratch.lanes(rows * depth);
         L* const changes = as_filters ? scratch.lanes(rows * depth * k) : nullptr;
         L* const grad_changes = as_filters && APART ? scratch.lanes(rows * depth * k) : nullptr;
+        const int most = together();
         const bool back_as_filters = as_filters && from_zero;
         const bool bursts = args.fire == FIRE_BURST && !args.slopes;
         L* const slopes = args.slopes || bursts ? scratch.lanes(rows * depth) : nullptr;
@@ -322,40 +351,51 @@ struct PmsnCpu {
                 if (is_short) state.load(0, nullptr, batch.planes(layout, 0, 1));
                 else load_state(state, batch, start);
                 for (index_t s = 0; s < batch.rows; ++s) dI[s * (here.count + 1)] = L{};
-                for (index_t b = 0; b * width < batch.valid; ++b) {
-                    const Soon soon(batch, b + 1, here, next, width);
+                const auto bring = [&](Line line) {
+                    if (most > 1) x_steps.load(xs, here, line.first, line.count, pitch());
+                    if (most > 1) grad_steps.load(grads, here, line.first, line.count, pitch());
+                };
+                const auto send = [&](Line line) {
+                    if (most > 1 && !local) dx_steps.store(grads, here, line.first, line.count, pitch());
+                };
+                for_blocks(batch, most, bring, [&](index_t b, Line line) {
+                    const Soon soon(batch, line.first + most, here, next, width);
+                    const Planes nothing = {};
+                    const Planes &at_first = b == line.first ? soon.planes : nothing,
+                                 &at_last = b + 1 == line.first + line.count ? soon.planes : nothing;
+                    const Ahead ahead_x(x_steps, at_first, soon.block, most);
+                    const AheadBack ahead = {Ahead(grad_steps, at_first, soon.block, most),
+                                             Ahead(dx_steps, at_last, soon.block, most)};
                     if (start - depth > item.start)
                         ask_planes<L>(args.checkpoints, checkpoint(batch, start - depth), b);
-                    const Columns<L> in_x = Columns<L>::in_cache(x, here.count),
-                                     partial = Columns<L>::in_cache(current, here.count);
+                    L *const x = xs + (b - line.first) * pitch(), *const grad = grads + (b - line.first) * pitch();
+                    const Columns<L> in_x = in_cache(x, here), in_grad = in_cache(grad, here),
+                                     partial = in_cache(current, here);
                     if (args.reset == RESET_MODULO) {
                         with_threshold<L>(theta, [&](auto threshold) {
-                            const RecomputeModulo<L, decltype(threshold)> recompute = {
-                                in_x, Columns<L>::in_cache(u, here.count), threshold,
-                                Ahead(x_steps, soon.planes, soon.block), L{}};
+                            const RecomputeModulo<L, decltype(threshold)> recompute = {in_x, in_cache(u, here),
+                                                                                       threshold, ahead_x, L{}};
                             charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b), changes,
-                                         span, x_steps.read(x, here, b), partial, recompute);
+                                         span, most > 1 ? in_x : x_steps.read(x, here, b), partial, recompute);
                         });
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                         if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
-                        modulo_adjoint_pass(args, span, u, slopes, grad_steps.read(grad_out, here, b), dI, theta);
+                        modulo_adjoint_pass(args, span, u, slopes,
+                                            most > 1 ? in_grad : grad_steps.read(grad, here, b), dI, theta);
                     } else {
-                        x_steps.load(x, here, b);
-                        grad_steps.load(grad_out, here, b);
+                        if (most == 1) x_steps.load(x, here, b);
+                        if (most == 1) grad_steps.load(grad, here, b);
                         if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
                         charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span,
                                      in_x, partial, KeepCurrent<L>{partial});
                         membrane(state.block(b), span, current, u, nullptr, theta);
                         if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                         if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
-                        membrane_adjoint(args, adjoint.block(b), span, u, slopes, grad_out, grad_v_seq, dI, theta);
+                        membrane_adjoint(args, adjoint.block(b), span, u, slopes, grad, grad_v_seq, dI, theta);
                     }
                     const Columns<L> dx =
-                        local ? Columns<L>::in_cache(grad_out, here.count) : dx_steps.write(grad_out, here, b);
+                        most > 1 || local ? in_grad : dx_steps.write(grad, here, b);
                     const Forth<L> forth = {x, dI, state.block(b), changes, grad_changes};
-                    const Columns<L> in_grad = Columns<L>::in_cache(grad_out, here.count);
-                    const AheadBack ahead = {Ahead(grad_steps, soon.planes, soon.block),
-                                             Ahead(dx_steps, soon.planes, soon.block)};
                     if (!is_short && back_as_filters)
                         adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, forth, in_grad,
                                               dx, ahead);
@@ -368,8 +408,8 @@ struct PmsnCpu {
                     else
                         short_adjoint_pass<0>(response.block(b), grad_response.block(b), span.rows, span.steps, x, dI,
                                               dx, ahead);
-                    if (!local) dx_steps.finish(grad_out, here, b);
-                }
+                    if (most == 1 && !local) dx_steps.finish(grad, here, b);
+                }, send);
             }
             if (local) {
                 const index_t place = (item.start / layout.segment - 1) * (1 + 4 * k);

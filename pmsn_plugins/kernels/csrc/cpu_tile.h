@@ -101,32 +101,56 @@ PMSN_FN void store_part<double_lane, Plain<double_lane>>(double* to, double_lane
 }
 #endif
 
-// Block b of `rows`: one lane of each plane, `depth` lanes from one row to the next. The rest of the last lane is
-// read as zero.
-template <class L, class Memory>
-static void load_column(L* lanes, index_t depth, const void* memory, const Planes& planes, index_t b) {
-    const index_t width = lane_width<real_of<L>>(), valid = planes.valid - b * width;
+// Blocks that share a line of memory.
+enum { LINE_BLOCKS = 64 / PMSN_LANE_BYTES };
+
+// Calls `move(lane, its first element in memory, elements)` for `count` blocks from b on, plane by plane:
+// so a line of memory is used up when it comes. Where planes lie a power of two apart, it would not be there any more
+// for the next block.
+template <int COUNT, bool WHOLE, class L, class Element, class Move>
+PMSN_FN void move_planes(L* lanes, index_t depth, index_t pitch, Element* memory, const Planes& planes, index_t b,
+                         const Move& move) {
+    const index_t width = lane_width<real_of<L>>(), left = planes.valid - b * width;
     for (index_t s = 0; s < planes.rows; ++s, lanes += depth) {
-        const typename Memory::element* from =
-            (const typename Memory::element*)memory + planes.offset + b * width + s * planes.row_stride;
-        if (valid >= width)
-            for (index_t i = 0; i < planes.count; ++i, from += planes.stride) lanes[i] = Memory::load(from);
-        else
-            for (index_t i = 0; i < planes.count; ++i, from += planes.stride)
-                lanes[i] = load_part<L, Memory>(from, valid);
+        Element* at = memory + planes.offset + b * width + s * planes.row_stride;
+        for (index_t i = 0; i < planes.count; ++i, at += planes.stride) {
+            PMSN_UNROLL
+            for (int w = 0; w < COUNT; ++w) {
+                const index_t rest = left - w * width;
+                move(lanes[w * pitch + i], at + w * width, WHOLE || rest > width ? width : rest);
+            }
+        }
     }
 }
+template <class L, class Element, class Move>
+PMSN_FN void move_columns(L* lanes, index_t depth, index_t pitch, Element* memory, const Planes& planes, index_t b,
+                          int count, const Move& move) {
+    const index_t width = lane_width<real_of<L>>();
+    const bool whole = planes.valid - b * width >= count * width;
+    if (whole && count == LINE_BLOCKS)
+        return move_planes<LINE_BLOCKS, true>(lanes, depth, pitch, memory, planes, b, move);
+    for (int w = 0; w < count; ++w, lanes += pitch)
+        if (whole || w + 1 < count) move_planes<1, true>(lanes, depth, pitch, memory, planes, b + w, move);
+        else move_planes<1, false>(lanes, depth, pitch, memory, planes, b + w, move);
+}
+
+// Blocks b..b+count of `rows`: one lane of each plane, `depth` lanes from one row to the next, `pitch` lanes from one
+// block to the next. The rest of the last lane is read as zero.
 template <class L, class Memory>
-static void store_column(const L* lanes, index_t depth, void* memory, const Planes& planes, index_t b) {
-    const index_t width = lane_width<real_of<L>>(), valid = planes.valid - b * width;
-    for (index_t s = 0; s < planes.rows; ++s, lanes += depth) {
-        typename Memory::element* to =
-            (typename Memory::element*)memory + planes.offset + b * width + s * planes.row_stride;
-        if (valid >= width)
-            for (index_t i = 0; i < planes.count; ++i, to += planes.stride) Memory::store(to, lanes[i]);
-        else
-            for (index_t i = 0; i < planes.count; ++i, to += planes.stride) store_part<L, Memory>(to, lanes[i], valid);
-    }
+static void load_column(L* lanes, index_t depth, const void* memory, const Planes& planes, index_t b, int count = 1,
+                        index_t pitch = 0) {
+    typedef const typename Memory::element Element;
+    move_columns(lanes, depth, pitch, (Element*)memory, planes, b, count, [](L& lane, Element* from, index_t valid) {
+        lane = valid == lane_width<real_of<L>>() ? Memory::load(from) : load_part<L, Memory>(from, valid);
+    });
+}
+template <class L, class Memory>
+static void store_column(const L* lanes, index_t depth, void* memory, const Planes& planes, index_t b, int count = 1,
+                         index_t pitch = 0) {
+    typedef typename Memory::element Element;
+    move_columns((L*)lanes, depth, pitch, (Element*)memory, planes, b, count, [](L& lane, Element* to, index_t valid) {
+        valid == lane_width<real_of<L>>() ? Memory::store(to, lane) : store_part<L, Memory>(to, lane, valid);
+    });
 }
 
 template <class L>
@@ -187,7 +211,7 @@ struct Steps {
     // next.
     Columns<L> read(L* lanes, const Planes& planes, index_t b, int count = 1, index_t pitch = 0) const {
         if (direct(planes, b + count - 1)) return columns(planes, b);
-        for (int w = 0; w < count; ++w) load(lanes + w * pitch, planes, b + w);
+        load(lanes, planes, b, count, pitch);
         return Columns<L>::in_cache(lanes, planes.count, pitch);
     }
     // To write to; `finish` brings them to memory if need be.
@@ -195,25 +219,30 @@ struct Steps {
         return direct(planes, b + count - 1) ? columns(planes, b) : Columns<L>::in_cache(lanes, planes.count, pitch);
     }
     void finish(const L* lanes, const Planes& planes, index_t b, int count = 1, index_t pitch = 0) const {
-        if (direct(planes, b + count - 1)) return;
-        for (int w = 0; w < count; ++w) store(lanes + w * pitch, planes, b + w);
+        if (!direct(planes, b + count - 1)) store(lanes, planes, b, count, pitch);
     }
 
-    void load(L* lanes, const Planes& planes, index_t b) const {
-        if (!memory) return clear(lanes, planes.rows * planes.count);
-        if constexpr (sizeof(real_of<L>) == 4) {
-            if (storage == STORAGE_HALF) return load_column<L, Half>(lanes, planes.count, memory, planes, b);
-            if (storage == STORAGE_BFLOAT16) return load_column<L, Bfloat16>(lanes, planes.count, memory, planes, b);
+    void load(L* lanes, const Planes& planes, index_t b, int count = 1, index_t pitch = 0) const {
+        if (!memory) {
+            for (int w = 0; w < count; ++w) clear(lanes + w * pitch, planes.rows * planes.count);
+            return;
         }
-        load_column<L, Plain<L>>(lanes, planes.count, memory, planes, b);
+        const index_t n = planes.count;
+        if constexpr (sizeof(real_of<L>) == 4) {
+            if (storage == STORAGE_HALF) return load_column<L, Half>(lanes, n, memory, planes, b, count, pitch);
+            if (storage == STORAGE_BFLOAT16) return load_column<L, Bfloat16>(lanes, n, memory, planes, b, count, pitch);
+        }
+        load_column<L, Plain<L>>(lanes, n, memory, planes, b, count, pitch);
     }
-    void store(const L* lanes, const Planes& planes, index_t b) const {
+    void store(const L* lanes, const Planes& planes, index_t b, int count = 1, index_t pitch = 0) const {
         if (!memory) return;
+        const index_t n = planes.count;
         if constexpr (sizeof(real_of<L>) == 4) {
-            if (storage == STORAGE_HALF) return store_column<L, Half>(lanes, planes.count, memory, planes, b);
-            if (storage == STORAGE_BFLOAT16) return store_column<L, Bfloat16>(lanes, planes.count, memory, planes, b);
+            if (storage == STORAGE_HALF) return store_column<L, Half>(lanes, n, memory, planes, b, count, pitch);
+            if (storage == STORAGE_BFLOAT16)
+                return store_column<L, Bfloat16>(lanes, n, memory, planes, b, count, pitch);
         }
-        store_column<L, Plain<L>>(lanes, planes.count, memory, planes, b);
+        store_column<L, Plain<L>>(lanes, n, memory, planes, b, count, pitch);
     }
 
 private:
@@ -235,11 +264,14 @@ struct Ahead {
     const char* first;
     index_t row_stride, stride;  // bytes
 
+    // Of `count` blocks it asks for the end: where planes do not begin with a line, the blocks before had the beginning.
     template <class L>
-    Ahead(const Steps<L>& steps, const Planes& planes, index_t b) {
+    Ahead(const Steps<L>& steps, const Planes& planes, index_t b, int count = 1) {
         const index_t bytes = steps.storage == STORAGE_DOUBLE ? 8 : steps.storage == STORAGE_FLOAT ? 4 : 2;
+        const index_t last = count > 1 ? count * lane_width<real_of<L>>() - 1 : 0;
         const bool wanted = steps.memory && planes.rows;
-        first = (const char*)steps.memory + (wanted ? (planes.offset + b * lane_width<real_of<L>>()) * bytes : 0);
+        first = (const char*)steps.memory +
+                (wanted ? (planes.offset + b * lane_width<real_of<L>>() + last) * bytes : 0);
         row_stride = wanted ? planes.row_stride * bytes : 0;
         stride = wanted ? planes.stride * bytes : 0;
     }
