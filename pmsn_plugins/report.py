@@ -25,7 +25,7 @@ PACKAGES = ("torch", "numpy", "spikingjelly", "torchaudio", "torchvision", "snnt
 
 def main() -> int:
     """Print the report; returns the exit status."""
-    for line in _environment():
+    for line in environment():
         print(line)
     failed = False
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
@@ -45,7 +45,8 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _environment() -> Iterator[str]:
+def environment() -> Iterator[str]:
+    """Versions, processor, GPUs and backends, line by line."""
     yield f"pmsn_plugins {__version__} in {Path(__file__).parent}"
     yield f"Python {platform.python_version()}, {platform.platform()}"
     for package in PACKAGES:

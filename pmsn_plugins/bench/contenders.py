@@ -23,11 +23,13 @@ class Contender(NamedTuple):
         name: as printed.
         make: builds the layer for an input of shape [T, N, C, *]; its forward maps such an input to spikes.
         longest: longest sequence it is run on.
+        fused: whether it is one of our kernels, which have no excuse.
     """
 
     name: str
     make: Callable[[tuple[int, ...]], nn.Module]
     longest: int = 1 << 30
+    fused: bool = False
 
 
 class PMSN(PMSNParametersMixin, nn.Module):
@@ -118,18 +120,49 @@ class Reset(nn.Module):
         return self.node(x)
 
 
+def _tclif_core(x: Tensor, v: Tensor, d: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of TC-LIF, as FlexSN takes it: what is sent, then the states."""
+    d = d + b1 * v + x
+    v = v + b2 * d
+    spike = _triangle(v - 1.0)
+    return spike, v - spike, d - 0.5 * spike
+
+
+_triangle = triangle()
+
+
+class FlexTCLIF(nn.Module):
+    """TC-LIF written for SpikingJelly's FlexSN, which makes a Triton kernel of it on a GPU."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        from spikingjelly.activation_based import neuron
+
+        couplings = (nn.Parameter(torch.tensor(b)) for b in (-0.5, 0.5))
+        self.node = neuron.FlexSN(_tclif_core, num_states=2, static_inputs=tuple(couplings), step_mode="m")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.node.reset()
+        return self.node(x)
+
+
 def contenders(device: torch.device) -> list[Contender]:
     """Everything that can run on ``device`` with what is installed; ours first, fastest backend first."""
     fused = {"cpu": "cpu", "cuda": "cupy"}[device.type]
     ours = [b for b in (fused, "torch") if (status := kernels.backends().get(b)) and status.available]
-    found = [Contender(f"PMSN ({b})", lambda shape, b=b: PMSN(shape, b)) for b in ours]
-    found += [
-        Contender(f"TC-LIF ({b})", lambda shape, b=b: TCLIF(shape, b), LOOP_LIMIT if b == "torch" else 1 << 30)
-        for b in ours
-    ]
+    found = [Contender(f"PMSN ({b})", lambda shape, b=b: PMSN(shape, b), fused=b == fused) for b in ours]
+    for b in ours:
+        longest = LOOP_LIMIT if b == "torch" else 1 << 30
+        found.append(Contender(f"TC-LIF ({b})", lambda shape, b=b: TCLIF(shape, b), longest, b == fused))
+    if device.type == "cuda":
+        found += [
+            Contender("PMSN (torch.compile)", lambda shape: torch.compile(PMSN(shape, "torch"))),
+            Contender("TC-LIF (torch.compile)", lambda shape: torch.compile(TCLIF(shape, "torch")), 64),
+        ]
     found.append(Contender("PMSN, FFT (the paper's method)", FFTPMSN))
     found += [
-        Contender(f"PMSN, serial reset ({b})", lambda shape, b=b: PMSN(shape, b, "serial"), LOOP_LIMIT) for b in ours
+        Contender(f"PMSN, serial reset ({b})", lambda shape, b=b: PMSN(shape, b, "serial"), LOOP_LIMIT, b == fused)
+        for b in ours
     ]
     return found + _spikingjelly() + _snntorch()
 
@@ -139,7 +172,9 @@ def _spikingjelly() -> list[Contender]:
         from spikingjelly.activation_based import neuron
     except ImportError:
         return []
+    flexible = [Contender("TC-LIF as SpikingJelly FlexSN", FlexTCLIF)] if hasattr(neuron, "FlexSN") else []
     return [
+        *flexible,
         Contender("SpikingJelly LIFNode", lambda shape: Reset(neuron.LIFNode(v_reset=None, step_mode="m"))),
         Contender("SpikingJelly PSN", lambda shape: Reset(neuron.PSN(shape[0])), 4096),
         Contender(

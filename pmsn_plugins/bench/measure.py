@@ -19,10 +19,14 @@ class Measurement(NamedTuple):
         name: the contender.
         T: time steps.
         shape: input shape [T, N, C, *].
-        forward_s, forward_backward_s: fastest of several runs, seconds.
+        forward_s, forward_backward_s: fastest of several runs, seconds; on a GPU from a cold L2 cache, and as slow as
+            the host where that is slower.
         kept_bytes: what autograd keeps from forward for backward, the input included.
         peak_bytes: most memory that PyTorch holds at any moment of forward and backward, on top of the input and the
             gradient of the output.
+        forward_graph_s, forward_backward_graph_s: on a GPU the same as a CUDA graph, without the host; None where there
+            is none, or the layer cannot be captured.
+        launches: kernels on the GPU in forward and backward.
     """
 
     name: str
@@ -32,6 +36,9 @@ class Measurement(NamedTuple):
     forward_backward_s: float
     kept_bytes: int
     peak_bytes: int
+    forward_graph_s: float | None = None
+    forward_backward_graph_s: float | None = None
+    launches: int | None = None
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -58,7 +65,39 @@ def measure(name: str, layer: nn.Module, shape: tuple[int, ...], device: torch.d
 
     kept, peak = _memory(layer, x, grad)  # first: what an earlier run left would be counted too
     forward_s = _fastest(forward, device, budget_s / 3)
-    return Measurement(name, shape[0], shape, forward_s, _fastest(forward_backward, device, budget_s), kept, peak)
+    forward_backward_s = _fastest(forward_backward, device, budget_s)
+    row = Measurement(name, shape[0], shape, forward_s, forward_backward_s, kept, peak)
+    if device.type != "cuda":
+        return row
+    return row._replace(
+        forward_graph_s=_as_graph(forward, device, budget_s / 3),
+        forward_backward_graph_s=_as_graph(forward_backward, device, budget_s / 3),
+        launches=_launches(forward_backward),
+    )
+
+
+def _as_graph(call: Callable[[], object], device: torch.device, budget_s: float) -> float | None:
+    """Fastest replay of the call as a CUDA graph; None if it cannot be captured."""
+    side, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):  # what is made at the first call must not be captured
+        call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        return None
+    return _fastest(graph.replay, device, budget_s)
+
+
+def _launches(call: Callable[[], object]) -> int:
+    """Kernels that the call runs on the GPU."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    on_device = (e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)
 
 
 def _memory(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> tuple[int, int]:
@@ -97,12 +136,19 @@ class _AllocationProfile(torch.autograd.profiler.profile):
         return []
 
 
+def _l2_bytes(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).L2_cache_size
+
+
 def _fastest(call: Callable[[], object], device: torch.device, budget_s: float) -> float:
     """Fastest run within the budget; at least two runs, at most 100. The first ones warm up."""
     times: list[float] = []
+    if device.type == "cuda":  # twice the L2 cache: what the last run left there is not found by the next
+        other_data = torch.empty(2 * _l2_bytes(device), dtype=torch.uint8, device=device)
     start = time.perf_counter()
     while len(times) < 2 or (len(times) < 100 and time.perf_counter() - start < budget_s):
         if device.type == "cuda":
+            other_data.zero_()
             before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             before.record()
             call()

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice
+from ..functional.surrogate import SpikeFunction
 from .calls import Call
 from .cpu import CpuDevice
+from .first_contact import obstacle
 from .gpu import CupyDevice
 
 
@@ -22,6 +24,8 @@ class Backend(Protocol):
     name: str
     device_type: str
     """Of the tensors it takes: ``'cpu'``, ``'cuda'``, ..."""
+    compiled_here: bool
+    """Whether kernels are compiled where they are used: see :mod:`.first_contact`."""
 
     def status(self) -> tuple[bool, str]:
         """Whether it can be used here, and why (or why not)."""
@@ -29,12 +33,17 @@ class Backend(Protocol):
     def run(self, call: Call) -> None:
         """Compute a call: write its results, or backward its tensors' gradients."""
 
+    def launch_once(self, device: torch.device) -> None:
+        """Compile and launch something, and wait for it; raises whatever goes wrong (:mod:`.first_contact`)."""
+
     def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
         """Whether contiguous tensors, alike in pairs, hold the same bits."""
 
 
 FUSED: list[Backend] = [CpuDevice(), CupyDevice()]
 """``'auto'`` takes the first of a device that can be used."""
+
+_COMPILED_HERE = {backend.name for backend in FUSED if backend.compiled_here}
 
 BACKENDS = ("auto", "torch", *(backend.name for backend in FUSED))
 
@@ -140,6 +149,47 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
     if x.numel() == 0:
         return Choice("torch", "the input is empty")
     return Choice("torch", obstacle) if obstacle else Choice(name, reason)
+
+
+def is_compiled_here(choice: Choice) -> bool:
+    """Whether its kernels are compiled where they are used, and one may find out whether they work."""
+    return choice.backend in _COMPILED_HERE and not torch.compiler.is_compiling()
+
+
+def launched(choice: Choice, device: torch.device) -> Choice:
+    """The choice if its kernels can be compiled for this device and launched, or PyTorch."""
+    backend = backend_of(choice.backend, device.type)
+    found = obstacle(backend.name, device, lambda: backend.launch_once(device), compares=False)
+    return choice if found is None else Choice("torch", f"the kernels do not work on {device}: {found}")
+
+
+def proven(
+    choice: Choice, asked: str, device: torch.device, variant: Any, surrogate_function: SpikeFunction | None
+) -> Choice:
+    """The choice if this variant of its kernels is right on this device, or PyTorch; see :mod:`.first_contact`.
+
+    Args:
+        asked: the backend as asked for.
+
+    Raises:
+        RuntimeError: it is not, and the backend was asked for by name.
+    """
+    tried = launched(choice, device)
+    if tried.backend != "torch":
+        name = choice.backend
+        found = obstacle(
+            (name, variant), device, lambda: variant.trial(name, device, surrogate_function), compares=True
+        )
+        if found is None:
+            return choice
+        tried = Choice("torch", f"the kernels do not work on {device}: {found}")
+    if asked != "auto":
+        raise RuntimeError(f"backend {asked!r} cannot be used: {tried.reason}")
+    _announce_once(
+        f"running on PyTorch operations, many times slower than the fused kernels: {tried.reason} (please report it, "
+        "with what python -m pmsn_plugins.bench --check prints)"
+    )
+    return tried
 
 
 @torch.compiler.assume_constant_result

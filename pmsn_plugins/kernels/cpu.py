@@ -92,6 +92,7 @@ class CpuDevice:
 
     name = "cpu"
     device_type = "cpu"
+    compiled_here = False
 
     def status(self) -> tuple[bool, str]:
         return library is not None, reason

@@ -78,3 +78,8 @@ def learnable(v_threshold: float | Tensor) -> bool:
 
 def converted(dtype: torch.dtype, tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t if t.dtype == dtype else t.to(dtype) for t in tensors]  # asking is a tenth of what .to() costs
+
+
+def contiguous(x: Tensor) -> Tensor:
+    """As the kernels read it, forward and backward: one that lies otherwise (channels_last) is copied once."""
+    return x if x.is_contiguous() else x.contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from .arguments import fill, head, numbers
-from .calls import Call
-from .plan import GPU_BLOCK, Launch, Layout, gpu_launches, gpu_layout
+from .calls import Call, DiscretizeResults, DiscretizeTensors, Geometry, NoOptions, Sizes
+from .plan import GPU_BLOCK, Launch, Layout, gpu_launches, gpu_layout, gpu_takes_response
 
 _SOURCES = Path(__file__).with_name("csrc")
 _REAL = {torch.float32: "float", torch.float64: "double"}
@@ -80,6 +81,18 @@ class Program(NamedTuple):
         return ("-std=c++17", "-default-device", *(f"-DPMSN_{name}={value}" for name, value in self.constants))
 
 
+def _kind(call: Call, args: ctypes.Structure) -> str:
+    """The family of kernels: PMSN has others for short sequences from rest, whose hidden state nobody asks for."""
+    if (
+        call.neuron != "pmsn"
+        or call.has_state
+        or not gpu_takes_response(call.geometry.T, call.geometry.sizes.k, call.tensors.real == torch.float64)
+    ):
+        return call.neuron
+    asked_for = (args.v_after, args.h_real_after, args.grad_h_real_after, args.grad_h_imag_after)
+    return "pmsn" if any(asked_for) else "pmsn_short"
+
+
 def program(call: Call, layout: Layout | None, args: ctypes.Structure) -> Program:
     """What computes a call."""
     known = {"REAL": _REAL[call.tensors.real], "K": call.geometry.sizes.k}
@@ -88,10 +101,11 @@ def program(call: Call, layout: Layout | None, args: ctypes.Structure) -> Progra
         known["INTERVAL"] = layout.interval
         known["STATE"] = int(call.has_state)
         known["RECORDED"] = int(bool(args.v_seq or args.grad_v_seq))
+        known["T"] = layout.T
     options = zip(call.options._fields, call.options, strict=True)
     words = (name for name, value in options if isinstance(value, (str, bool)))
     known.update(zip((word.upper() for word in words), numbers(call.options), strict=False))
-    name = call.neuron if layout is None else call.name
+    name = call.neuron if layout is None else f"{_kind(call, args)}_{call.direction}"
     asked = _macros(f"gpu_{name}.cu")
     return Program(name, tuple((word, value) for word, value in known.items() if word in asked))
 
@@ -107,6 +121,7 @@ class CupyDevice:
 
     name = "cupy"
     device_type = "cuda"
+    compiled_here = True
 
     multiprocessors: int | None = None
     """For tests; None: as many as the device has."""
@@ -122,10 +137,22 @@ class CupyDevice:
             launches, buffers = [Launch(call.name, (-(-sizes.C // GPU_BLOCK), 1, 1), GPU_BLOCK)], []
         else:
             carried = call.options.carried(call.direction) or ()
-            launches = gpu_launches(call.neuron, call.direction, layout, carried, sizes.k)
-            buffers = _temporary(call, args, layout)
+            kind = _kind(call, args)
+            launches = gpu_launches(kind, call.direction, layout, carried, sizes.k)
+            buffers = _temporary(call, args, layout, layout.T if kind == "pmsn_short" else sizes.sums)
         self.launch(program(call, layout, args), launches, args, device)
         del buffers  # their memory is not reused before the kernels have run: both follow the same stream
+
+    def launch_once(self, device: torch.device) -> None:
+        """The smallest kernel there is."""
+        zero = torch.zeros(1, 1, device=device)
+        parameters = DiscretizeTensors(zero[0], *(zero for _ in range(6)))
+        results = DiscretizeResults(*(torch.empty_like(zero) for _ in range(4)))
+        geometry = Geometry(0, (), Sizes(1, 1, 1, 1), 0, 0)
+        self.run(Call("discretize", "forward", parameters, NoOptions(), results, (), (), geometry, False))
+        change = results.E_real.item()  # waits
+        if abs(change - math.expm1(-1)) > 1e-4:
+            raise RuntimeError(f"exp(-1) - 1 came out as {change}")
 
     def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
         """Not to be told without waiting for the device."""
@@ -163,8 +190,8 @@ def _cupy_stream(address: int) -> Any:
     return cupy.cuda.ExternalStream(address)
 
 
-def _temporary(call: Call, args: ctypes.Structure, layout: Layout) -> list[Tensor]:
-    """Memory between the launches of one call, entered into ``args``."""
+def _temporary(call: Call, args: ctypes.Structure, layout: Layout, sums: int) -> list[Tensor]:
+    """Memory between the launches of one call, entered into ``args``; ``sums`` are made for each channel."""
     sizes, buffers = call.geometry.sizes, []
 
     def give(field: str, *shape: int) -> None:
@@ -176,7 +203,7 @@ def _temporary(call: Call, args: ctypes.Structure, layout: Layout) -> list[Tenso
             dtype = call.tensors.real if call.options.sends_membrane else call.first.dtype
             buffers.append(torch.zeros(call.first.shape, dtype=dtype, device=call.first.device))
             args.grad_out = buffers[-1].data_ptr()
-        give("partials", layout.items, layout.slots, sizes.sums)
+        give("partials", layout.items, layout.slots, sums)
         if layout.segments > 1:
             give("carries", layout.segments - 1, sizes.adjoint, layout.M)
     elif layout.segments > 1 and args.checkpoints is None:

@@ -131,6 +131,13 @@ def _rows(N: int, C: int, S: int, fill: int) -> tuple[int, int]:
     return S, sample * next((r for r in samples if waste(r) <= 1.1), samples[-1])
 
 
+def gpu_takes_response(T: int, k: int, is_double: bool) -> bool:
+    """Whether PMSN over T steps from rest is less work by its impulse response: (T + 1) / 2 products per step in place
+    of 6 k. All steps must fit into registers."""
+    longest = 16 if k == 1 or is_double else 32
+    return longest >= T
+
+
 class Launch(NamedTuple):
     """One CUDA kernel: its name, blocks in three directions, threads of a block."""
 

@@ -11,11 +11,12 @@ from .. import functional
 from ..functional import PMSNCoefficients, PMSNOutput, PMSNParameters, PMSNState
 from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, default_surrogate, fire
 from ..functional.surrogate import SpikeFunction, spike_function
-from .backend import Choice, check_backend, choose, fused_for
+from .backend import Choice, check_backend, choose, fused_for, is_compiled_here, launched, proven
 from .calls import DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
-from .firing import Firing, converted, firing, recorded, slopes, threshold
+from .firing import Firing, contiguous, converted, firing, recorded, slopes, threshold
 from .operators import DISCRETIZE, PMSN, PMSN_LAYER
 from .unwatched import Known, known, look, not_converted, remember, unwatched
+from .variants import PmsnVariant
 
 _RECORDS = (PMSNParameters, PMSNCoefficients)
 
@@ -77,6 +78,14 @@ def pmsn_sequence(
         surrogate_function = default_surrogate(reset_mode)
     fires = firing(surrogate_function, v_threshold, burst, reset_mode == "serial")
     choice = choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, method, backend, fires)
+    if is_compiled_here(choice):
+        k = coefficients[1].shape[-1]
+        variant = PmsnVariant(
+            *(PmsnVariant.steps_for(len(x_seq), k, x_seq.dtype, dtype), x_seq.dtype, dtype, k, reset_mode, burst),
+            *(fires.fire, fires.surrogate, state is not None, return_v_seq, return_state),
+            recorded((x_seq, *coefficients, *(state or ()))),
+        )
+        choice = proven(choice, backend, x_seq.device, variant, surrogate_function)
     if choice.backend == "torch":
         return functional.pmsn_sequence(
             x_seq,
@@ -94,6 +103,7 @@ def pmsn_sequence(
     x = x_seq.to(dtype) if dtype == torch.float64 else x_seq
     if context == "global":
         x = x.to(dtype).mean(0, keepdim=True).expand(x.shape)
+    x = contiguous(x)
     if isinstance(coefficients, PMSNParameters) and all([p.dtype == dtype for p in coefficients]):
         compute, record = PMSN_LAYER, LayerTensors
     else:
@@ -173,10 +183,12 @@ def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoeffic
     check_backend(backend)
     check_pmsn_parameters(parameters)
     like = parameters.log_decay
-    name, _ = fused_for(like.device.type)
+    name, reason = fused_for(like.device.type)
+    if name is not None and is_compiled_here(Choice(name, reason)):
+        name = launched(Choice(name, reason), like.device).backend
     fused = (
         backend != "torch"
-        and name is not None
+        and name not in (None, "torch")
         and like.dtype in (torch.float32, torch.float64)
         and all(p.dtype == like.dtype and p.device == like.device for p in parameters)
         and like.numel() > 0

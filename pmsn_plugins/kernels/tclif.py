@@ -12,11 +12,12 @@ from .. import functional
 from ..functional import TCLIFOutput, TCLIFState
 from ..functional.surrogate import SpikeFunction, spike_function
 from ..functional.tclif import check_tclif_inputs
-from .backend import Choice, choose
+from .backend import Choice, choose, is_compiled_here, proven
 from .calls import TclifOptions, TclifTensors, Wanted
-from .firing import Firing, converted, firing, recorded, slopes, threshold
+from .firing import Firing, contiguous, converted, firing, recorded, slopes, threshold
 from .operators import TCLIF
 from .unwatched import Known, known, look, not_converted, remember, unwatched
+from .variants import TclifVariant
 
 
 def tclif_sequence(
@@ -68,6 +69,13 @@ def tclif_sequence(
     )
     fires = firing(surrogate_function, v_threshold, burst=False, through_reset=True)
     choice = choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, fires)
+    if is_compiled_here(choice):
+        variant = TclifVariant(
+            *(x_seq.dtype, dtype, soma_feedback, detach_reset, fires.fire == "strict", fires.surrogate),
+            *(state is not None, return_v_seq),
+            recorded([t for t in (x_seq, b1, b2, *(state or ())) if isinstance(t, Tensor)]),
+        )
+        choice = proven(choice, backend, x_seq.device, variant, surrogate_function)
     if choice.backend == "torch":
         return functional.tclif_sequence(
             x_seq,
@@ -87,7 +95,7 @@ def tclif_sequence(
     theta_tensor, theta = threshold(v_threshold, dtype)
     flat = [_flat(b, couplings, dtype, x_seq) for b in (b1, b2)]
     tensors = TclifTensors(
-        x_seq.to(dtype) if dtype == torch.float64 else x_seq,
+        contiguous(x_seq.to(dtype) if dtype == torch.float64 else x_seq),
         *flat,
         *((None, None) if state is None else converted(dtype, state)),
         theta_tensor,

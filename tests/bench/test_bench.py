@@ -7,8 +7,8 @@ import torch
 
 from pmsn_plugins import kernels
 from pmsn_plugins.bench import __main__ as command
-from pmsn_plugins.bench import checks, recurrent
-from pmsn_plugins.bench.contenders import FFTPMSN, PMSN, contenders
+from pmsn_plugins.bench import checks, recurrent, variants
+from pmsn_plugins.bench.contenders import FFTPMSN, PMSN, Contender, contenders
 from pmsn_plugins.bench.measure import Measurement, measure
 from pmsn_plugins.functional import pmsn_sequence
 
@@ -164,6 +164,7 @@ def test_each_contender_is_timed_twice_and_the_faster_counts(monkeypatch, capsys
         return Measurement(name, shape[0], shape, *next(times[name]), 96, 96)
 
     monkeypatch.setattr(command, "measure", fake)
+    monkeypatch.setattr(command, "contenders", lambda device: [c._replace(fused=False) for c in contenders(device)])
     rows = command._measure_shape((4, 2, 3), CPU, budget_s=0.4)
     assert [(r.forward_s, r.forward_backward_s) for r in rows] == [(2e-3, 4e-3), (1.0, 2.0), (2e-3, 4e-3)]
     left_out = [line.split(":")[0].strip() for line in capsys.readouterr().out.splitlines() if "left out" in line]
@@ -188,3 +189,30 @@ def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as error:
         command.main(arguments)
     assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_a_fault_of_ours_is_not_left_out(monkeypatch):
+    """Others may be unable to take a shape; our kernels have no excuse."""
+
+    def failing(shape):
+        raise RuntimeError("out of order")
+
+    for fused in (False, True):
+        monkeypatch.setattr(command, "contenders", lambda device, fused=fused: [Contender("x", failing, fused=fused)])
+        if fused:
+            with pytest.raises(RuntimeError, match="out of order"):
+                command._measure_shape((4, 2, 3), CPU, 0.01)
+        else:
+            assert command._measure_shape((4, 2, 3), CPU, 0.01) == []
+
+
+def test_every_variant_is_checked(capsys, monkeypatch):
+    chosen = [*variants.variants()][::12]
+    monkeypatch.setattr(variants, "variants", lambda: chosen)
+    if not kernels.backends()["cpu"].available:
+        pytest.skip(kernels.backends()["cpu"].reason)
+    assert command.main(["--device", "cpu", "--check"]) == 0
+    assert f"{len(chosen)} of {len(chosen)} variants agree with the reference on cpu" in capsys.readouterr().out
+    monkeypatch.setattr(variants.PmsnVariant, "trial", lambda *args: "spikes differ")
+    assert command.main(["--device", "cpu", "--check"]) == 1
+    assert "WRONG PmsnVariant(" in capsys.readouterr().out

@@ -163,3 +163,20 @@ def test_nothing_is_kept_without_gradients(tools, cpu_kernels):
     output = kernels.pmsn_sequence(x, coefficients, backend="cpu")
     assert not output.spikes.requires_grad
     assert torch.equal(output.spikes, kernels.pmsn_sequence(x.requires_grad_(), coefficients, backend="cpu").spikes)
+
+
+@pytest.mark.parametrize("neuron", ["pmsn", "tclif"])
+def test_an_input_that_is_not_contiguous_is_copied_once(tools, cpu_kernels, neuron):
+    """Backward gets the copy that forward has made."""
+    x = torch.randn(3 * 2, 5, 4, 4).to(memory_format=torch.channels_last).unflatten(0, (3, 2)).requires_grad_()
+    assert not x.is_contiguous()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        if neuron == "pmsn":
+            output = kernels.pmsn_sequence(x, tools.pmsn_case((3, 2, 5), 2, torch.float32, False)[1], backend="cpu")
+        else:
+            output = kernels.tclif_sequence(x, -0.5, 0.5, backend="cpu")
+    inputs = [t for t in kept if t.shape == x.shape]
+    assert len(inputs) == 1 and inputs[0].is_contiguous()
+    output.spikes.sum().backward()
+    assert x.grad.isfinite().all()

@@ -58,7 +58,7 @@ def test_any_shape(tools, shape, k, v_threshold, reset_mode, with_state):
 
 @pytest.mark.parametrize("k", [1, 4, 6])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
-@pytest.mark.parametrize("T", [1, 3, 4, 15, 16, 17, 40, 300])
+@pytest.mark.parametrize("T", [1, 3, 4, 15, 16, 17, 32, 40, 300])
 def test_without_the_final_state(tools, backend, poisoned, T, reset_mode, k):
     """Sequences whose state nobody asks for take other routes to the same numbers."""
     for step in [(3, 5), (2, 3, 5, 7), (20, 32), (1, 1)]:

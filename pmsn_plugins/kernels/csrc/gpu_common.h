@@ -79,7 +79,7 @@ struct Steps {
 template <int MOST, class Batch>
 PMSN_FN void in_batches(int steps, Batch batch) {
     int i = 0;
-    if (MOST != 4) {
+    if (MOST != 4 && MOST != 1) {
         PMSN_AS_IT_IS
         for (; i + MOST <= steps; i += MOST) batch(Steps<MOST>(), i);
     }
@@ -93,7 +93,7 @@ PMSN_FN void in_batches(int steps, Batch batch) {
 // The same backwards, from the last step on; the i-th is the first of a batch.
 template <int MOST, class Batch>
 PMSN_FN void in_batches_back(int steps, Batch batch) {
-    if (MOST != 4) {
+    if (MOST != 4 && MOST != 1) {
         PMSN_AS_IT_IS
         for (; steps >= MOST; steps -= MOST) batch(Steps<MOST>(), steps - MOST);
     }
@@ -233,7 +233,7 @@ PMSN_FN void reduce_channel(const Layout& layout, const void* partials, Done don
             left = half;
         }
         if (lane == 0 && column < COUNT) done(column, (R)buffer[0][column - first]);
-        __syncthreads();
+        if (COUNT > COLUMNS) __syncthreads();
     }
 }
 

@@ -1,8 +1,7 @@
 // PMSN on CUDA: what its forward and backward kernels share. Compiled by NVRTC, besides gpu_common.h, with
-//     PMSN_K, PMSN_RESET, PMSN_FIRE, PMSN_SURROGATE    constants of the layer
-//     PMSN_STATE                                       whether an initial state is given
-//     PMSN_RECORDED                                    whether the membranes after reset are asked for, or their
-//                                                      gradients given
+//     PMSN_K, PMSN_RESET, PMSN_FIRE    constants of the layer
+//     PMSN_STATE                       whether an initial state is given
+//     PMSN_RECORDED                    whether the membranes after reset are asked for, or their gradients given
 //
 // When time is cut into segments, forward and backward start from the state (the adjoint) at the segment's border, which
 // is found first: every segment is run from zero (*_local), and a thread goes through the segments and adds what the one
@@ -14,7 +13,7 @@
 namespace PMSN_NAMESPACE {
 
 enum { K = PMSN_K, STATE = 1 + 2 * K, ADJOINT = 1 + 4 * K, SUMS = 1 + 4 * K };
-enum { AHEAD = K > 8 ? 2 : 8 };  // steps whose loads are under way together: what the registers hold
+enum { AHEAD = K > 8 ? 1 : 8 };  // steps whose loads are under way together: what the registers hold
 
 // The membrane passes floats or, with FIRE_MEMBRANE, the arithmetic's own type.
 struct OutIsMembrane {

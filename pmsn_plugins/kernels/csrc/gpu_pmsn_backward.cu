@@ -1,6 +1,6 @@
 // PMSN backward on CUDA: pmsn_backward and pmsn_reduce, and before them, where time is cut, the adjoint at the segments'
 // borders.
-#include "gpu_pmsn.h"
+#include "gpu_pmsn_slope.h"
 
 namespace PMSN_NAMESPACE {
 
@@ -48,15 +48,6 @@ struct Adjoint {
 // between segments: what enters segment `segment` from the later one
 PMSN_FN R* place(const PmsnArgs& args, index_t segment, index_t element) {
     return (R*)args.carries + segment * ADJOINT * args.layout.M + element;
-}
-
-// at step and element `at` of the sequence
-PMSN_FN R slope_of(const PmsnArgs& args, R u, R theta, index_t at) {
-    if (PMSN_SURROGATE == SURROGATE_GIVEN) return read(args.slopes, at);
-    if (PMSN_FIRE == FIRE_MEMBRANE) return 1;
-    const SurrogateParameters<R> parameters = {(R)args.surrogate_a, (R)args.surrogate_b, (R)args.surrogate_c};
-    if (PMSN_FIRE == FIRE_BURST) return burst_slope<PMSN_SURROGATE>(u, theta, parameters);
-    return surrogate_derivative<PMSN_SURROGATE>(u - theta, parameters);
 }
 
 // Recompute `steps` steps of the interval from `start` on, of which the first `skipped` leave nothing; the others leave

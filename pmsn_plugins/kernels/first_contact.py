@@ -1,0 +1,122 @@
+"""First contact of a device with kernels that are compiled where they are used: do they run there, and are they right?
+
+Nobody can have tried every GPU, driver and compiler. So a backend of this kind is launched once on every device, and
+the first use of each variant that is compiled is compared with the reference on a tiny sequence: milliseconds beside
+the compilation. What fails is not used: ``'auto'`` goes on with PyTorch and says why; a backend that was asked for by
+name is an error. ``PMSN_SELF_CHECK=0`` leaves the comparisons out. Nothing is tried while a CUDA graph is captured, or
+a function traced, compiled or transformed: a later call tries it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autograd import transforming
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+"""Relative error of a result or gradient that is still agreement, by the dtype of the input."""
+
+SEEDS = (0, 1, 2)
+"""Of the inputs that are tried: rounding may move a spike, but hardly in all of them."""
+
+_found: dict[Hashable, str | None] = {}
+_trying: ContextVar[bool] = ContextVar("trying", default=False)
+
+
+def obstacle(variant: Hashable, device: torch.device, trial: Callable[[], str | None], compares: bool) -> str | None:
+    """What speaks against a variant on this device, found out at its first use and remembered.
+
+    Args:
+        variant: names it; together with the device.
+        trial: runs it; returns what is wrong, if anything is. What it raises is wrong too.
+        compares: whether the trial is a comparison, which can be turned off.
+    """
+    key = variant, device
+    if key in _found:
+        return _found[key]
+    if (compares and os.environ.get("PMSN_SELF_CHECK") == "0") or _trying.get() or not _at_liberty(device):
+        return None
+    try:
+        _found[key] = attempt(trial, device)
+    except torch.OutOfMemoryError:
+        return None  # says nothing about the kernels
+    return _found[key]
+
+
+def attempt(trial: Callable[[], str | None], device: torch.device) -> str | None:
+    """What is wrong, with what the trial raises (but that there is no memory)."""
+    token = _trying.set(True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            return trial()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a compiler, a driver, a launch: there are many kinds
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    finally:
+        _trying.reset(token)
+
+
+def _at_liberty(device: torch.device) -> bool:
+    """Whether other work can be done on the device now."""
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None or transforming():
+        return False
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def disagreement(
+    ours: Callable[..., Any], reference: Callable[..., Any], arguments: Callable[[int], Sequence[Any]], gradients: bool
+) -> str | None:
+    """How two sequence functions differ, if they do.
+
+    Args:
+        ours, reference: called with ``arguments``; return a record with the spikes first.
+        arguments: for a seed: the input, tensors, records of tensors and None.
+        gradients: whether to compare gradients too.
+    """
+    found = None
+    for seed in SEEDS:
+        given = arguments(seed)
+        found = _difference(
+            _evaluate(ours, given, None, gradients),
+            _evaluate(reference, given, torch.float64, gradients),
+            given[0].dtype,
+        )
+        if found is None:
+            return None
+    return found
+
+
+def _evaluate(function: Callable[..., Any], arguments: Sequence[Any], dtype: torch.dtype | None, gradients: bool):
+    """Spikes, and gradients of a random linear function of them; all tensors in ``dtype``, if one is given."""
+    leaves: list[Tensor] = []
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            leaves.append(value.detach().to(dtype or value.dtype).clone().requires_grad_(gradients))
+            return leaves[-1]
+        return value if value is None else type(value)(*map(leaf, value))
+
+    with torch.set_grad_enabled(gradients):
+        spikes = function(*map(leaf, arguments))[0]
+        if not gradients:
+            return [spikes]
+        generator = torch.Generator().manual_seed(3)
+        weight = torch.randint(-4, 5, spikes.shape, generator=generator).to(spikes) / 4
+        made = torch.autograd.grad(spikes, leaves, weight, allow_unused=True, materialize_grads=True)
+    return [spikes.detach(), *made]
+
+
+def _difference(ours: Sequence[Tensor], reference: Sequence[Tensor], memory: torch.dtype) -> str | None:
+    names = ["spikes", "the input's gradient"] + ["a parameter's gradient"] * len(ours)
+    for name, value, want in zip(names, ours, reference, strict=False):
+        error, scale = (value.double() - want.double()).norm().item(), want.double().norm().item()
+        if not error <= TOLERANCES[memory] * (scale + 1e-3):  # also where it is NaN
+            return f"{name} differ from the reference by {error:.3g} of {scale:.3g}"
+    return None

@@ -1,0 +1,127 @@
+"""Kernels that are compiled where they are used are tried before they are trusted: with the emulated device, sound,
+spoilt and broken."""
+
+import warnings
+
+import pytest
+import torch
+
+from pmsn_plugins import functional, kernels
+from pmsn_plugins.functional import triangle
+from pmsn_plugins.kernels import backend, cpu, first_contact, gpu
+
+
+@pytest.fixture
+def unknown_device(emulated, monkeypatch):
+    """The emulated device, met for the first time; ``spoil(kernel, old, new)`` changes its sources."""
+    monkeypatch.setattr(backend, "_COMPILED_HERE", {"cpu"})
+    monkeypatch.setattr(first_contact, "_found", {})
+    monkeypatch.setattr(cpu.CpuDevice, "launch_once", lambda self, device: emulated.launch_once(device), raising=False)
+    backend._announce_once.cache_clear()
+    sources = {}
+
+    def source(name):
+        text = original(name)
+        for old, new in sources.get(name, ()):
+            assert old in text
+            text = text.replace(old, new)
+        return text
+
+    original = gpu.source
+    monkeypatch.setattr(gpu, "source", source)
+    monkeypatch.setattr(emulated, "libraries", {})
+    return lambda name, old, new: sources.setdefault(f"gpu_{name}.cu", []).append((old, new))
+
+
+def gradient(x, coefficients, **options):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(kernels.pmsn_sequence(x, coefficients, **options).spikes.sum(), x)[0]
+
+
+def test_sound_kernels_are_tried_once(tools, unknown_device, monkeypatch):
+    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    tries = []
+    compare = first_contact.disagreement
+    monkeypatch.setattr(
+        "pmsn_plugins.kernels.variants.disagreement", lambda *args: tries.append(args[3]) or compare(*args)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            gradient(x, coefficients)
+            kernels.pmsn_sequence(x, coefficients)
+            kernels.tclif_sequence(x, -0.5, 0.5)
+    assert tries == [True, False, False]  # with gradients; without; TC-LIF
+    assert set(first_contact._found.values()) == {None}
+    kernels.pmsn_sequence(x, coefficients, reset_mode="serial")
+    assert len(tries) == 4  # another variant
+
+
+SPOILT = {
+    "forward": ("pmsn_forward", "state.step(n, x, u, sent);", "state.step(n, x, u, sent); sent = 1 - sent;"),
+    "backward": ("pmsn_backward", "sum_D += dI[i] * x_now;", "sum_D += dI[i];"),
+    "input's gradient": ("pmsn_backward", "Memory::store(dx, grad_x);", "Memory::store(dx, grad_x * R(1.01));"),
+    "not even C++": ("pmsn_forward", "state.step(n, x, u, sent);", "state.step(;"),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+def test_auto_goes_on_with_pytorch(tools, unknown_device, spoilt):
+    unknown_device(*SPOILT[spoilt])
+    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    with pytest.warns(UserWarning, match=r"PyTorch operations.*do not work on cpu.*report it.*bench --check"):
+        actual = gradient(x, coefficients)
+    assert torch.equal(actual, gradient(x, coefficients, backend="torch"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradient(x, coefficients)  # said once
+    with pytest.raises(RuntimeError, match="'cpu' cannot be used: the kernels do not work on cpu"):
+        gradient(x, coefficients, backend="cpu")
+
+
+def test_a_device_that_nothing_can_be_launched_on(tools, unknown_device):
+    unknown_device("discretize", "extern", "extrn")
+    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    with pytest.warns(UserWarning, match="PyTorch operations"):
+        spikes = kernels.pmsn_sequence(x, coefficients).spikes
+    assert torch.equal(spikes, functional.pmsn_sequence(x, coefficients).spikes)
+    parameters = functional.pmsn_initial_parameters(3, 4)
+    assert torch.equal(kernels.discretize(parameters).E_real, functional.discretize(parameters).E_real)
+    with pytest.raises(RuntimeError, match="'cpu' cannot be used"):
+        kernels.tclif_sequence(x, -0.5, 0.5, backend="cpu")
+
+
+def test_comparisons_can_be_turned_off(tools, unknown_device, monkeypatch):
+    unknown_device(*SPOILT["input's gradient"])
+    monkeypatch.setenv("PMSN_SELF_CHECK", "0")
+    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    wrong = gradient(x, coefficients, backend="cpu")
+    assert not torch.allclose(wrong, gradient(x, coefficients, backend="torch"), rtol=1e-3)
+
+
+def test_nothing_is_tried_in_a_transformation(tools, unknown_device):
+    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    torch.func.vmap(lambda x: kernels.pmsn_sequence(x, coefficients).spikes)(x.expand(2, *x.shape))
+    assert not first_contact._found
+
+
+def test_running_out_of_memory_says_nothing(tools, unknown_device, monkeypatch):
+    def full(self, *args):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("pmsn_plugins.kernels.variants.PmsnVariant.trial", full)
+    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    kernels.pmsn_sequence(x, coefficients, backend="cpu")
+    assert len(first_contact._found) == 1  # the launch
+
+
+@pytest.mark.parametrize("options", [{}, dict(burst=True), dict(reset_mode="cumulative"), dict(surrogate_function=abs)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_sound_kernels_pass_in_every_precision(tools, unknown_device, dtype, options):
+    x, coefficients, _ = tools.pmsn_case((300, 2, 3), 2, torch.float64, False)
+    real = dtype if dtype == torch.float64 else torch.float32
+    coefficients = type(coefficients)(*(c.to(real) for c in coefficients))
+    if "surrogate_function" in options:
+        options = dict(surrogate_function=lambda u: triangle()(u))
+    gradient(x.to(dtype), coefficients, backend="cpu", **options)
+    assert len(first_contact._found) == 2

@@ -1,0 +1,154 @@
+"""Are faults in the CUDA kernels found: each of these is put into their sources, and tests run from PTX must fail.
+
+    python tests/kernels/without_gpu/mutations.py [word of a name ...]
+
+Removed barriers and races show by the checks of ``ptx.py``, wrong indices by those or by the numbers.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+
+
+class Mutation(NamedTuple):
+    """``old`` is found once in ``file`` and replaced by ``new``; the tests with ``-k tests`` in ``test_file`` fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    test_file: str = "test_pmsn.py"
+
+
+WHOLE = "without_the_final_state and emulated and 40-modulo-4"
+SHORT = "without_the_final_state and emulated and 4-modulo-4 and not 40"
+CUT = "time_cut_into and 300-modulo"
+LONG = "on_every_backend and emulated and shape1-modulo and False-False"
+TCLIF = "on_every_backend and emulated and channels and post_reset"
+
+MUTATIONS = [
+    Mutation(
+        "sum_by_channel: no barrier before the next columns overwrite the buffer",
+        "gpu_common.h",
+        "        __syncthreads();\n        PMSN_UNROLL\n        for (int j = 0; j < COLUMNS; ++j)\n"
+        "            if (column",
+        "        PMSN_UNROLL\n        for (int j = 0; j < COLUMNS; ++j)\n            if (column",
+        WHOLE,
+    ),
+    Mutation(
+        "sum_by_channel: no barrier before the buffer is read",
+        "gpu_common.h",
+        "        __syncthreads();\n        for (int output",
+        "        for (int output",
+        WHOLE,
+    ),
+    Mutation(
+        "reduce_channel: no barrier between the rounds of the sum in pairs",
+        "gpu_common.h",
+        "            __syncthreads();\n            if (lane + half",
+        "            if (lane + half",
+        WHOLE,
+    ),
+    Mutation(
+        "pmsn_short_reduce: no barrier before the sums are read",
+        "gpu_pmsn_short_backward.cu",
+        "    __syncthreads();\n",
+        "",
+        SHORT,
+    ),
+    Mutation("reduce: one lane too many", "gpu_common.h", "if (lane + half < left)", "if (lane + half <= left)", WHOLE),
+    Mutation("reduce: the wrong run", "gpu_common.h", "from[run * apart]", "from[(run + 1) * apart]", WHOLE),
+    Mutation("loads: a step too late", "gpu_common.h", "load(x + i * M)", "load(x + (i + 1) * M)", WHOLE),
+    Mutation(
+        "batches: a step is left out", "gpu_common.h", "for (; i < steps; ++i)", "for (; i + 1 < steps; ++i)", WHOLE
+    ),
+    Mutation(
+        "rows: a row is done twice", "gpu_common.h", "rows * (blockIdx.y + 1)", "rows * (blockIdx.y + 1) + 1", LONG
+    ),
+    Mutation(
+        "checkpoints: a place too far", "gpu_pmsn.h", "PMSN_INTERVAL) - 1) * STATE", "PMSN_INTERVAL)) * STATE", LONG
+    ),
+    Mutation("back: the slope of the next step", "gpu_pmsn_backward.cu", "slope[at],", "slope[at + 1],", WHOLE),
+    Mutation(
+        "hidden_local: two segments leave their state in one place",
+        "gpu_pmsn_forward.cu",
+        "state.store(checkpoint(args, part.end, element), M);\n    });\n}\n\nextern",
+        "state.store(checkpoint(args, args.layout.segment, element), M);\n    });\n}\n\nextern",
+        CUT,
+    ),
+    Mutation(
+        "hidden_carry: a segment too far",
+        "gpu_pmsn_forward.cu",
+        "    R* at = checkpoint(args, length, own.element) + (1 + own.j) * M;",
+        "    R* at = checkpoint(args, 2 * length, own.element) + (1 + own.j) * M;",
+        CUT,
+    ),
+    Mutation(
+        "membrane_carry: every hidden compartment's thread carries the membrane of one element",
+        "gpu_pmsn_forward.cu",
+        "    R* at = checkpoint(args, length, own.element);",
+        "    R* at = checkpoint(args, length, own.element / 2);",
+        CUT,
+    ),
+    Mutation(
+        "adjoint_carry: the last segment's length for all",
+        "gpu_pmsn_backward.cu",
+        "== segments ? last : whole",
+        ">= 0 ? last : whole",
+        CUT.replace("300", "431"),
+    ),
+    Mutation(
+        "adjoint_carry: the compartment beside it",
+        "gpu_pmsn_backward.cu",
+        "+ (1 + own.j) * M;",
+        "+ (2 + own.j) * M;",
+        CUT,
+    ),
+    Mutation("short: a product too few", "gpu_pmsn_short.h", "if (m <= t)", "if (m < t)", SHORT),
+    Mutation(
+        "short: the input of the next element", "gpu_pmsn_short_backward.cu", "(from + t * M)", "(from + 1)", SHORT
+    ),
+    Mutation(
+        "tclif: the next checkpoint", "gpu_tclif.h", "PMSN_INTERVAL) - 1)", "PMSN_INTERVAL))", TCLIF, "test_tclif.py"
+    ),
+    Mutation(
+        "tclif: the gradient of the step before",
+        "gpu_tclif_backward.cu",
+        "+ at - i * M);\n                    if",
+        "+ at - (i + 1) * M);\n                    if",
+        TCLIF,
+        "test_tclif.py",
+    ),
+]
+
+
+def main(words):
+    missed = []
+    for mutation in MUTATIONS:
+        if words and not any(word in mutation.name for word in words):
+            continue
+        environment = {**os.environ, "PTX_MUTATION": json.dumps(mutation[1:4])}
+        command = [
+            sys.executable,
+            HERE / "run_ptx.py",
+            f"tests/kernels/{mutation.test_file}",
+            "-x",
+            "-k",
+            mutation.tests,
+        ]
+        done = subprocess.run(command, env={**environment, "PTX_RUN": "1"}, capture_output=True, text=True)
+        found = done.returncode == 1
+        reason = next((line for line in done.stdout.splitlines() if line.startswith("E  ")), done.stdout[-300:])
+        print(f"{'found ' if found else 'MISSED'} {mutation.name}: {reason[1:].strip()[:120]}", flush=True)
+        missed += [] if found else [mutation.name]
+    return len(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
