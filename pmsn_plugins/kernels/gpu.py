@@ -7,7 +7,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from .plan import GPU_BLOCK, Launch, Layout, gpu_launches, gpu_layout, gpu_takes
 _SOURCES = Path(__file__).with_name("csrc")
 _REAL = {torch.float32: "float", torch.float64: "double"}
 _MEMORY = {torch.float16: "Half", torch.bfloat16: "Bfloat16"}
+_RECORDED = ("v_seq", "grad_v_seq")
+_HIDDEN = ("h_real_after", "h_imag_after", "grad_h_real_after", "grad_h_imag_after")
 _INSTALL = 'pip install "pmsn_plugins[cuda13]" (or "pmsn_plugins[cuda12]" for a CUDA 12 driver)'
 
 
@@ -81,33 +83,56 @@ class Program(NamedTuple):
         return ("-std=c++17", "-default-device", *(f"-DPMSN_{name}={value}" for name, value in self.constants))
 
 
-def _kind(call: Call, args: ctypes.Structure) -> str:
-    """The family of kernels: PMSN has others for short sequences from rest, whose hidden state nobody asks for."""
-    if (
-        call.neuron != "pmsn"
-        or call.has_state
-        or not gpu_takes_response(call.geometry.T, call.geometry.sizes.k, call.tensors.real == torch.float64)
-    ):
-        return call.neuron
-    asked_for = (args.v_after, args.h_real_after, args.grad_h_real_after, args.grad_h_imag_after)
-    return "pmsn" if any(asked_for) else "pmsn_short"
+class Work(NamedTuple):
+    """What computes a call: a program, its kernels in order, and the sums that backward leaves for each channel."""
+
+    program: Program
+    launches: list[Launch]
+    sums: int
 
 
-def program(call: Call, layout: Layout | None, args: ctypes.Structure) -> Program:
+class Kind(NamedTuple):
+    """All of a call that its work depends on, besides its layout."""
+
+    neuron: str
+    direction: str
+    options: Any
+    sizes: Sizes
+    memory: torch.dtype
+    real: torch.dtype
+    has_state: bool
+    recorded: bool
+    """Whether the membranes after every step are asked for, or their gradients given."""
+    hidden: bool
+    """Whether hidden states are asked for, or their gradients given."""
+
+
+@lru_cache(1024)
+def work(kind: Kind, layout: Layout | None) -> Work:
     """What computes a call."""
-    known = {"REAL": _REAL[call.tensors.real], "K": call.geometry.sizes.k}
-    if layout is not None:
-        known["MEMORY"] = _MEMORY.get(call.first.dtype, "Plain")
-        known["INTERVAL"] = layout.interval
-        known["STATE"] = int(call.has_state)
-        known["RECORDED"] = int(bool(args.v_seq or args.grad_v_seq))
-        known["T"] = layout.T
-    options = zip(call.options._fields, call.options, strict=True)
-    words = (name for name, value in options if isinstance(value, (str, bool)))
-    known.update(zip((word.upper() for word in words), numbers(call.options), strict=False))
-    name = call.neuron if layout is None else f"{_kind(call, args)}_{call.direction}"
+    neuron, direction, options, sizes, memory, real, has_state, recorded, hidden = kind
+    known = {"REAL": _REAL[real], "K": sizes.k}
+    words = (name for name, value in zip(options._fields, options, strict=True) if isinstance(value, (str, bool)))
+    known.update(zip((word.upper() for word in words), numbers(options), strict=False))
+    if layout is None:
+        launches = [Launch(f"{neuron}_{direction}", (-(-sizes.C // GPU_BLOCK), 1, 1), GPU_BLOCK)]
+        return Work(_program(neuron, known), launches, 0)
+    known["MEMORY"] = _MEMORY.get(memory, "Plain")
+    known.update(INTERVAL=layout.interval, STATE=int(has_state), RECORDED=int(recorded), T=layout.T)
+    sums = sizes.sums
+    from_rest = neuron == "pmsn" and not has_state and not hidden
+    if from_rest and gpu_takes_response(layout.T, sizes.k, real == torch.float64):
+        neuron, sums = "pmsn_short", layout.T
+    launches = gpu_launches(neuron, direction, layout, options.carried(direction) or (), sizes.k)
+    return Work(_program(f"{neuron}_{direction}", known), launches, sums)
+
+
+def _program(name: str, known: dict[str, Any]) -> Program:
     asked = _macros(f"gpu_{name}.cu")
     return Program(name, tuple((word, value) for word, value in known.items() if word in asked))
+
+
+_head = lru_cache(1024)(head)
 
 
 @cache
@@ -130,17 +155,14 @@ class CupyDevice:
         return status()
 
     def run(self, call: Call) -> None:
-        device, sizes = call.first.device, call.geometry.sizes
+        sizes, memory, real = call.geometry.sizes, call.first.dtype, call.tensors.real
         layout = self._layout(call) if call.geometry.T else None
-        args = fill(head(call.neuron, layout, call.options, sizes, call.first.dtype, call.tensors.real), call)
-        if layout is None:
-            launches, buffers = [Launch(call.name, (-(-sizes.C // GPU_BLOCK), 1, 1), GPU_BLOCK)], []
-        else:
-            carried = call.options.carried(call.direction) or ()
-            kind = _kind(call, args)
-            launches = gpu_launches(kind, call.direction, layout, carried, sizes.k)
-            buffers = _temporary(call, args, layout, layout.T if kind == "pmsn_short" else sizes.sums)
-        self.launch(program(call, layout, args), launches, args, device)
+        args = fill(_head(call.neuron, layout, call.options, sizes, memory, real), call)
+        recorded, hidden = (any([getattr(args, name, None) for name in names]) for names in (_RECORDED, _HIDDEN))
+        kind = Kind(call.neuron, call.direction, call.options, sizes, memory, real, call.has_state, recorded, hidden)
+        program, launches, sums = work(kind, layout)
+        buffers = _temporary(call, args, layout, sums) if layout is not None else []
+        self.launch(program, launches, args, call.first.device)
         del buffers  # their memory is not reused before the kernels have run: both follow the same stream
 
     def launch_once(self, device: torch.device) -> None:
