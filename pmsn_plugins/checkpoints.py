@@ -48,6 +48,10 @@ def convert_neuron(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         TypeError: ``state`` is no mapping of tensors.
         ValueError: a name is unknown or missing.
+
+    Example:
+        >>> sorted(convert_neuron({"decay_factor": torch.zeros(1, 2)}))
+        ['c1', 'c2']
     """
     check_mapping("state", state, Tensor, "a mapping of tensors")
     if "decay_factor" in state:
@@ -80,6 +84,14 @@ def load_authors_checkpoint(net: nn.Module, checkpoint: str | Path | Mapping[str
     Warns:
         UserWarning: the checkpoint is of the TC-LIF script's recurrent MNIST network, which has a threshold of 1.0
             whatever ``--threshold`` said, and a neuron of ``net`` has another one.
+
+    Example:
+        >>> from pmsn_plugins.spikingjelly import TCLIFNode
+        >>> net = nn.Sequential(TCLIFNode())
+        >>> load_authors_checkpoint(net, {"0.decay_factor": torch.ones(1, 2)})
+        >>> net[0].c1
+        Parameter containing:
+        tensor(1., requires_grad=True)
     """
     check_module("net", net)
     check_type("checkpoint", checkpoint, (str, Path, Mapping), "a path, or what the file there contains")

@@ -11,7 +11,13 @@ from .parameters import NeuronParameters
 
 
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
-    """The neuron layers of a net by name, in order: ours, SpikingJelly's and snnTorch's."""
+    """The neuron layers of a net by name, in order: ours, SpikingJelly's and snnTorch's.
+
+    Example:
+        >>> from pmsn_plugins.spikingjelly import TCLIFNode
+        >>> list(spiking_layers(nn.Sequential(nn.Linear(2, 3), TCLIFNode())))
+        ['1']
+    """
     check_module("net", net)
     kinds = (
         NeuronParameters,
@@ -28,7 +34,12 @@ def _classes(module_name: str, *names: str) -> list[type]:
 
 
 def reset_states(net: nn.Module) -> None:
-    """Forget the state of every neuron (and SpikingJelly's dropout masks), so that a new sequence can begin."""
+    """Forget the state of every neuron (and SpikingJelly's dropout masks), so that a new sequence can begin.
+
+    Example:
+        >>> from pmsn_plugins.spikingjelly import TCLIFNode
+        >>> reset_states(nn.Sequential(nn.Linear(2, 3), TCLIFNode()))
+    """
     check_module("net", net)
     if "snntorch" in sys.modules:
         from . import snntorch

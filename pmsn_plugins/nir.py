@@ -61,6 +61,10 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
         TypeError: not one of our layers, or ``features`` is not an integer.
         ValueError: ``features`` is below 1 or not the number of channels.
         ImportError: nir is not installed.
+
+    Example:
+        >>> from pmsn_plugins.spikingjelly import TCLIFNode
+        >>> graph = to_nir(TCLIFNode(), features=3)
     """
     try:
         import nir

@@ -45,13 +45,17 @@ def param_groups(
         neuron_weight_decays: by name, the weight decay where there is to be one (their scripts for S-MNIST, PS-MNIST
             and CIFAR by pixel have 0.01 for ``B_real``).
 
-    Example:
-        ``torch.optim.AdamW(param_groups(net, lr=1e-2, neuron_lr=1e-3, weight_decay=0.01))``
-
     Raises:
         TypeError: ``module`` is no module, or a rate no number.
         ValueError: a rate is not above 0, or a weight decay below 0; or one of them is not finite. No neuron in
             ``module`` has a parameter of such a name.
+
+    Example:
+        >>> from pmsn_plugins.spikingjelly import PMSNNode
+        >>> net = nn.Sequential(nn.Linear(2, 3), PMSNNode(3, step_mode="m"))
+        >>> optimizer = torch.optim.AdamW(param_groups(net, lr=1e-2, neuron_lr=1e-3, weight_decay=0.01))
+        >>> [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        [(0.01, 0.01), (0.001, 0.0), (0.01, 0.0)]
     """
     check_module("module", module)
     check_positive("lr", lr)

@@ -20,12 +20,27 @@ def register() -> tuple[str, ...]:
 
     Raises:
         ImportError: neither framework is installed.
+
+    Example:
+        >>> import pmsn_plugins
+        >>> pmsn_plugins.register()
+        ('spikingjelly', 'snntorch')
+        >>> from spikingjelly.activation_based import neuron
+        >>> neuron.TCLIFNode()
+        TCLIFNode(...)
+        >>> pmsn_plugins.unregister()
+        ('spikingjelly', 'snntorch')
     """
     return _in_every_framework("register")
 
 
 def unregister() -> tuple[str, ...]:
-    """Undo :func:`register`; returns the frameworks that were found."""
+    """Undo :func:`register`; returns the frameworks that were found.
+
+    Example:
+        >>> unregister()
+        ('spikingjelly', 'snntorch')
+    """
     return _in_every_framework("unregister")
 
 

@@ -28,6 +28,10 @@ def learning_curve(runs: Sequence[Sequence[float]] | np.ndarray) -> LearningCurv
     Raises:
         TypeError: ``runs`` are not series of numbers.
         ValueError: no run, runs of different length, or a value that is not finite.
+
+    Example:
+        >>> learning_curve([[10.0, 30.0], [20.0, 50.0]]).mean
+        array([15., 40.])
     """
     check_items("runs", runs, (Sequence, np.ndarray), "a series of curves, each a series of numbers")
     lengths = {len(run) for run in runs}
@@ -54,6 +58,9 @@ def plot_learning_curves(curves: Mapping[str, LearningCurve], ylabel: str = "tes
     Raises:
         TypeError: ``curves`` is no mapping of LearningCurves, or ``ylabel`` no string.
         ValueError: there are none.
+
+    Example:
+        >>> figure = plot_learning_curves({"PMSN": learning_curve([[10.0, 30.0], [20.0, 50.0]])})
     """
     check_mapping("curves", curves, LearningCurve, "a mapping of names to LearningCurves")
     if not curves:

@@ -65,6 +65,9 @@ def pmsn_cost(n_compartments: int, reset_mode: str = "modulo") -> NeuronCost:
 
     ``A h``: 4 k MAC; ``K x``: 2 k MAC; ``D x``: 1 MAC; sum of the k real parts and the membrane: k + 1 AC, or k without
     a membrane (``'memoryless'``); reset, where there is one: 1 AC per spike.
+
+    Example:
+        >>> cost = pmsn_cost(5)
     """
     check_int_at_least("n_compartments", n_compartments, 2)
     check_choice("reset_mode", reset_mode, RESET_MODES)
@@ -74,7 +77,12 @@ def pmsn_cost(n_compartments: int, reset_mode: str = "modulo") -> NeuronCost:
 
 
 def psn_cost(T: int) -> NeuronCost:
-    """PSN, ``H = W X`` with W [T, T]: T MAC per step, no reset. Derived."""
+    """PSN, ``H = W X`` with W [T, T]: T MAC per step, no reset. Derived.
+
+    Example:
+        >>> psn_cost(T=4).mac
+        4
+    """
     check_int_at_least("T", T, 1)
     return sliding_psn_cost(T)
 
@@ -83,6 +91,10 @@ def sliding_psn_cost(k: int) -> NeuronCost:
     """SlidingPSN of order k, a weighted sum of the last k inputs: k MAC per step, no reset. Derived.
 
     The masked PSN of order k costs the same.
+
+    Example:
+        >>> sliding_psn_cost(k=32).mac
+        32
     """
     check_int_at_least("k", k, 1)
     return NeuronCost(mac=k, ac=0, ac_per_spike=0)
@@ -105,6 +117,9 @@ def step_energy(
     Raises:
         TypeError: an argument is of another type.
         ValueError: a size below 1, or a rate or cost below 0 or not finite.
+
+    Example:
+        >>> energy = step_energy(fan_in=64, neurons=32, rate_in=0.1, rate_out=0.1, cost=psn_cost(T=4))
     """
     check_int_at_least("fan_in", fan_in, 1)
     check_int_at_least("neurons", neurons, 1)
@@ -121,6 +136,10 @@ def lstm_step_energy(fan_in: int, neurons: int, *, recurrent: bool = True) -> fl
     """Energy of one LSTM layer in one time step, pJ (TC-LIF paper, Table 2): ``(4 (m n + n n) + 17 n) E_MAC``.
 
     ``recurrent=False`` leaves out ``n n``, as the paper's Table 3 does for its third layer.
+
+    Example:
+        >>> lstm_step_energy(64, 32) > lstm_step_energy(64, 32, recurrent=False)
+        True
     """
     check_int_at_least("fan_in", fan_in, 1)
     check_int_at_least("neurons", neurons, 1)
@@ -204,6 +223,12 @@ def measure_energy(
 
     Warns:
         UserWarning: a layer does not fire, or the neuron parameters are those of an untrained net.
+
+    Example:
+        >>> import torch
+        >>> from pmsn_plugins.models import feedforward, neuron_factory
+        >>> net = feedforward((3, 8, 2), neuron_factory("tclif"))
+        >>> report = measure_energy(net, [(torch.rand(10, 8, 3), torch.zeros(8, dtype=torch.long))])
     """
     neurons = named_spiking_layers(net)
     costs = {} if costs is None else costs
@@ -367,6 +392,9 @@ def plot_accuracy_energy(points: Sequence[EnergyPoint]) -> Figure:
     Raises:
         TypeError: ``points`` are no EnergyPoints, or one of them holds no numbers.
         ValueError: no point, an accuracy that is no percentage, or an energy that is not above 0.
+
+    Example:
+        >>> figure = plot_accuracy_energy([EnergyPoint("PMSN", 97.0, 12.5), EnergyPoint("LIF", 90.0, 8.0)])
     """
     check_items("points", points, EnergyPoint, "a series of EnergyPoints")
     for point in points:

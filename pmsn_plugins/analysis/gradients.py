@@ -21,6 +21,10 @@ def last_step_loss(output: Tensor | tuple[Tensor, ...], target: Tensor) -> Tenso
     """Cross-entropy of the last time step alone; ``output`` is [T, N, classes] (or a tuple that begins with it).
 
     Only such a loss shows how the gradient travels: with a mean over time every step has a short way of its own.
+
+    Example:
+        >>> last_step_loss(torch.zeros(10, 8, 2), torch.zeros(8, dtype=torch.long))  # ln 2
+        tensor(0.6931)
     """
     output = only_output(output)
     check_floating("output", output)
@@ -59,6 +63,13 @@ def gradient_over_time(
 
     Warns:
         UserWarning: a layer does not fire at all.
+
+    Example:
+        >>> from pmsn_plugins.models import feedforward, neuron_factory
+        >>> net = feedforward((3, 8, 2), neuron_factory("pmsn"))
+        >>> norms = gradient_over_time(net, torch.rand(10, 4, 3), torch.zeros(4, dtype=torch.long))
+        >>> [norm.shape for norm in norms.values()]
+        [torch.Size([10])]
     """
     layers = named_spiking_layers(net)
     check_callable("loss", loss, "a function of (net(x), target)")
@@ -131,6 +142,9 @@ def plot_gradient_over_time(nets: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     Raises:
         TypeError: ``nets`` is no mapping of what :func:`gradient_over_time` returns.
         ValueError: it is empty.
+
+    Example:
+        >>> figure = plot_gradient_over_time({"PMSN": {"1": torch.rand(10)}})
     """
     check_mapping("nets", nets, Mapping, "a mapping of names to what gradient_over_time() returns")
     for label, norms in nets.items():
@@ -164,6 +178,11 @@ def compare_gradients(T: int = 100, width: int = 64, batch: int = 32, seed: int 
     Raises:
         TypeError: an argument is not an integer.
         ValueError: a size below 1, or a seed below 0.
+
+    Example:
+        >>> gradients = compare_gradients(T=50)
+        >>> "PMSN" in gradients
+        True
     """
     for name, size in (("T", T), ("width", width), ("batch", batch)):
         check_int_at_least(name, size, 1)

@@ -48,6 +48,11 @@ def impulse_response(net: nn.Module, T: int = 200) -> dict[str, ImpulseResponse]
     Raises:
         TypeError: ``net`` is no module, or T no integer.
         ValueError: T < 1, the net has none of our layers, or is compiled.
+
+    Example:
+        >>> from pmsn_plugins.spikingjelly import PMSNNode
+        >>> list(impulse_response(nn.Sequential(PMSNNode(8)), T=50))
+        ['0']
     """
     check_int_at_least("T", T, 1)
     return {name: _response(layer, T) for name, layer in our_layers(net).items()}
@@ -78,6 +83,10 @@ def plot_impulse_response(response: ImpulseResponse, channel: int = 0) -> Figure
     Raises:
         TypeError: ``response`` is no ImpulseResponse, or ``channel`` no integer.
         ValueError: no such channel.
+
+    Example:
+        >>> from pmsn_plugins.spikingjelly import PMSNNode
+        >>> figure = plot_impulse_response(impulse_response(nn.Sequential(PMSNNode(8)), T=50)["0"])
     """
     check_named("response", response, ImpulseResponse)
     check_int_at_least("channel", channel, 0)

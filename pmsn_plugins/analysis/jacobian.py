@@ -44,6 +44,11 @@ def tclif_jacobian(b1: float | np.ndarray, b2: float | np.ndarray, form: str = "
     Raises:
         TypeError: a coupling is neither a number nor an array of them.
         ValueError: unknown form, couplings that are not finite, or shapes that do not agree.
+
+    Example:
+        >>> tclif_jacobian(-0.5, 0.5)
+        array([[ 1.  , -0.5 ],
+               [ 0.5 ,  0.75]])
     """
     check_choice("form", form, FORMS)
     b1, b2 = _couplings("b1", b1), _couplings("b2", b2)
@@ -74,6 +79,10 @@ def tclif_infinity_norm(b1: float | np.ndarray, b2: float | np.ndarray, form: st
     ``'derived'``: ``max(1 + |b1|, |b2| + |1 + b1 b2|)``; it is 1 at b1 = b2 = 0 only, and larger elsewhere.
     ``'printed'`` (Eq. 15): ``max(b1 b2^2 + b1 b2 + 2 b2 + 1, b1 b2 + b1 + 1)``. The absolute values are missing, so
     where b1 < 0 it is not always the norm of the printed matrix; but the paper's Table 7 has values of this form.
+
+    Example:
+        >>> float(tclif_infinity_norm(-0.5, 0.5))
+        1.5
     """
     jacobian = tclif_jacobian(b1, b2, form)
     if form == "derived":
@@ -94,6 +103,9 @@ def norm_plane(points: int = 201) -> NormPlane:
 
     Raises:
         ValueError: fewer than 2 points.
+
+    Example:
+        >>> plane = norm_plane(points=11)
     """
     check_int_at_least("points", points, 2)
     b = np.linspace(-1.0, 1.0, points)
@@ -105,6 +117,9 @@ def plot_norm_plane(plane: NormPlane) -> Figure:
 
     Raises:
         TypeError: ``plane`` is no NormPlane.
+
+    Example:
+        >>> figure = plot_norm_plane(norm_plane(points=11))
     """
     check_named("plane", plane, NormPlane)
     figure, axes = new_figure(4.0, columns=2, sharey=True)

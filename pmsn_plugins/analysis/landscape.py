@@ -33,6 +33,10 @@ def filter_normalised_direction(net: nn.Module, generator: torch.Generator | Non
     Raises:
         TypeError: ``net`` is no module, or ``generator`` no torch.Generator.
         ValueError: the net is compiled.
+
+    Example:
+        >>> list(filter_normalised_direction(nn.Linear(2, 3)))
+        ['weight', 'bias']
     """
     check_net(net)
     if generator is not None:
@@ -78,6 +82,10 @@ def loss_landscape(
 
     Warns:
         UserWarning: most points are lower than the centre, as around a net that is not trained.
+
+    Example:
+        >>> batches = [(torch.rand(8, 2), torch.zeros(8, dtype=torch.long))]
+        >>> landscape = loss_landscape(nn.Linear(2, 3), batches, nn.functional.cross_entropy, points=3)
     """
     check_net(net)
     check_positive("span", span)
@@ -130,6 +138,11 @@ def plot_landscape(landscape: Landscape) -> Figure:
     Raises:
         TypeError: ``landscape`` is no Landscape.
         ValueError: none of its losses is finite.
+
+    Example:
+        >>> batches = [(torch.rand(8, 2), torch.zeros(8, dtype=torch.long))]
+        >>> landscape = loss_landscape(nn.Linear(2, 3), batches, nn.functional.cross_entropy, points=3)
+        >>> figure = plot_landscape(landscape)
     """
     check_named("landscape", landscape, Landscape)
     offset, loss = landscape.offset, np.where(np.isfinite(landscape.loss), landscape.loss, np.nan)

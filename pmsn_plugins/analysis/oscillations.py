@@ -41,6 +41,12 @@ def oscillations(net: nn.Module) -> dict[str, Oscillations]:
 
     Raises:
         ValueError: the net has none of our layers, or is compiled.
+
+    Example:
+        >>> from torch import nn
+        >>> from pmsn_plugins.spikingjelly import PMSNNode
+        >>> list(oscillations(nn.Sequential(PMSNNode(8))))
+        ['0']
     """
     layers = our_layers(net)
     warn_if_untrained(layers)
@@ -66,6 +72,11 @@ def plot_oscillations(layers: Mapping[str, Oscillations]) -> Figure:
     Raises:
         TypeError: ``layers`` is not what :func:`oscillations` returns.
         ValueError: it is empty.
+
+    Example:
+        >>> from torch import nn
+        >>> from pmsn_plugins.spikingjelly import PMSNNode
+        >>> figure = plot_oscillations(oscillations(nn.Sequential(PMSNNode(8))))
     """
     check_mapping("layers", layers, Oscillations, "what oscillations() returns")
     if not layers:

@@ -232,6 +232,9 @@ def plot_compartment_sweep(runs: Sequence[Run]) -> Figure:
     Raises:
         TypeError: ``runs`` are no Runs, or not those of :func:`compartment_sweep`.
         ValueError: there are none.
+
+    Example:
+        >>> figure = plot_compartment_sweep([Run(2, seed=0, accuracy=95.0)])
     """
     groups = _by_value(runs)
     check_ints_at_least("value in runs", groups, 2)
@@ -261,6 +264,9 @@ def plot_reset_ablation(runs: Sequence[Run]) -> Figure:
     Raises:
         TypeError: ``runs`` are no Runs.
         ValueError: there are none, or they are not those of :func:`reset_ablation`.
+
+    Example:
+        >>> figure = plot_reset_ablation([Run("modulo", seed=0, accuracy=95.0)])
     """
     groups = _by_value(runs)
     for mode in groups:
@@ -286,6 +292,9 @@ def plot_quadrant_search(runs: Sequence[Run]) -> Figure:
     Raises:
         TypeError: ``runs`` are no Runs, or not those of :func:`quadrant_search`.
         ValueError: there are none.
+
+    Example:
+        >>> figure = plot_quadrant_search([Run((-0.25, 0.75), seed=0, accuracy=95.0)])
     """
     groups = _by_value(runs)
     for value in groups:

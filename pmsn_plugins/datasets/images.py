@@ -21,7 +21,12 @@ _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def pixels(images: Tensor, permutation: Tensor | None = None) -> Tensor:
-    """[N, C, H, W] -> [H W, N, C], one pixel per time step, row by row or in the order of ``permutation``."""
+    """[N, C, H, W] -> [H W, N, C], one pixel per time step, row by row or in the order of ``permutation``.
+
+    Example:
+        >>> pixels(torch.rand(8, 3, 4, 5)).shape
+        torch.Size([20, 8, 3])
+    """
     _check_images(images)
     if permutation is not None:
         _check_permutation(permutation, images.shape[2] * images.shape[3])
@@ -30,13 +35,23 @@ def pixels(images: Tensor, permutation: Tensor | None = None) -> Tensor:
 
 
 def columns(images: Tensor) -> Tensor:
-    """[N, C, H, W] -> [W, N, C, H], one column of pixels per time step."""
+    """[N, C, H, W] -> [W, N, C, H], one column of pixels per time step.
+
+    Example:
+        >>> columns(torch.rand(8, 3, 4, 5)).shape
+        torch.Size([5, 8, 3, 4])
+    """
     _check_images(images)
     return images.permute(3, 0, 1, 2)
 
 
 def repeated(images: Tensor, T: int) -> Tensor:
-    """[N, C, H, W] -> [T, N, C, H, W], the same image at every time step."""
+    """[N, C, H, W] -> [T, N, C, H, W], the same image at every time step.
+
+    Example:
+        >>> repeated(torch.rand(8, 3, 4, 5), T=2).shape
+        torch.Size([2, 8, 3, 4, 5])
+    """
     check_type("images", images, Tensor, "a torch.Tensor")
     check_int_at_least("T", T, 1)
     return images.expand(T, *images.shape)
@@ -167,7 +182,13 @@ def _open_torchvision(kind: type, root: str | Path, files: str, *, train: bool, 
 
 
 def digits_source(*, permute: bool = False, permutation: Tensor | None = None, seed: int = 0) -> DataSource:
-    """The 1797 handwritten digits of scikit-learn: 64 steps of one grey value in [0, 1]; a fifth is the test set."""
+    """The 1797 handwritten digits of scikit-learn: 64 steps of one grey value in [0, 1]; a fifth is the test set.
+
+    Example:
+        >>> source = digits_source()
+        >>> len(source.train), len(source.load_test()), source.num_classes
+        (1437, 360, 10)
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

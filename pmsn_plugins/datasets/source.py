@@ -23,7 +23,12 @@ from .._checks import (
 
 
 def time_first(batch: Tensor) -> Tensor:
-    """[N, T, *] -> [T, N, *]."""
+    """[N, T, *] -> [T, N, *].
+
+    Example:
+        >>> time_first(torch.rand(8, 10, 3)).shape
+        torch.Size([10, 8, 3])
+    """
     check_type("batch", batch, Tensor, "a torch.Tensor")
     if batch.ndim < 2:
         raise ValueError(f"batch must be [N, T, *], got shape {tuple(batch.shape)}")
@@ -100,7 +105,13 @@ def check_integers(name: str, values: Sequence[int] | np.ndarray | Tensor) -> np
 
 
 def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
-    """Raise unless every label is an integer in 0..num_classes-1: TypeError for other types, ValueError for numbers."""
+    """Raise unless every label is an integer in 0..num_classes-1: TypeError for other types, ValueError for numbers.
+
+    Example:
+        >>> check_labels("labels", np.array([0, 3]), num_classes=3)
+        Traceback (most recent call last):
+        ValueError: ...
+    """
     check_type("name", name, str, "a string")
     check_int_at_least("num_classes", num_classes, 1)
     labels = check_integers(f"labels of {name}", labels)
@@ -128,6 +139,12 @@ def validation_split(
     Raises:
         TypeError: an argument is of another type.
         ValueError: an argument is outside its allowed values, or the samples cannot be split like this.
+
+    Example:
+        >>> from pmsn_plugins.datasets import digits_source
+        >>> train, validation = validation_split(digits_source(), fraction=0.1)
+        >>> len(train) + len(validation)
+        1437
     """
     from sklearn.model_selection import train_test_split
 

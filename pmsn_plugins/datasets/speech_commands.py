@@ -126,6 +126,10 @@ def log_mel(wave: Tensor) -> Tensor:
 
     Raises:
         ValueError: ``wave`` is no series of more than 240 samples.
+
+    Example:
+        >>> log_mel(torch.rand(16000)).shape
+        torch.Size([101, 40])
     """
     check_floating("wave", wave)
     if wave.ndim != 1 or len(wave) <= _WINDOW // 2:

@@ -75,7 +75,13 @@ def spoken_source(
 
 
 def check_binning(T: int, time_span: float, channels: int, binning: str = "equal") -> None:
-    """Raise unless the options of :func:`spoken_source` make sense."""
+    """Raise unless the options of :func:`spoken_source` make sense.
+
+    Example:
+        >>> check_binning(T=250, time_span=1.4, channels=99)
+        Traceback (most recent call last):
+        ValueError: channels must divide 700, got 99
+    """
     check_choice("binning", binning, BINNINGS)
     check_int_at_least("T", T, 1 if binning == "equal" else 2)
     check_positive("time_span", time_span)

@@ -55,6 +55,12 @@ def synthetic_source(
     Raises:
         TypeError: an argument is of another type.
         ValueError: a size below 1, fewer than 2 classes or 4 samples, or a seed below 0.
+
+    Example:
+        >>> source = synthetic_source((10, 3), num_classes=4, samples=8)
+        >>> x, label = source.train[0]
+        >>> x.shape
+        torch.Size([10, 3])
     """
     check_int_at_least("num_classes", num_classes, 2)
     check_int_at_least("samples", samples, 4)

@@ -95,6 +95,13 @@ def multicompartment_sequence(
             another type.
         ValueError: coefficient lengths do not fit n, coefficients that are not finite or do not broadcast over one
             step, wrong number of axes, or state of another shape.
+
+    Example:
+        >>> x_seq = torch.ones(3, 1, 2)
+        >>> multicompartment_sequence(x_seq, leak=(0.5,), gain=(0.5,)).spikes.sum()  # LIF, tau = 2
+        tensor(0.)
+        >>> multicompartment_sequence(2 * x_seq, leak=(0.5,), gain=(0.5,)).spikes.sum()
+        tensor(6.)
     """
     check_floating("x_seq", x_seq)
     check_flag("detach_reset", detach_reset)

@@ -133,6 +133,11 @@ def discretize(parameters: PMSNParameters) -> PMSNCoefficients:
     Raises:
         TypeError: a parameter is not real floating point.
         ValueError: shapes do not agree.
+
+    Example:
+        >>> coefficients = discretize(pmsn_initial_parameters(channels=3))
+        >>> coefficients.K_real.shape  # [C, k]
+        torch.Size([3, 4])
     """
     check_pmsn_parameters(parameters)
     D = parameters.D
@@ -159,6 +164,10 @@ def pmsn_impulse_response(coefficients: PMSNCoefficients, T: int) -> Tensor:
     Raises:
         TypeError: ``coefficients`` are no PMSNCoefficients, or T is not an integer.
         ValueError: shapes do not agree, or T < 1.
+
+    Example:
+        >>> pmsn_impulse_response(discretize(pmsn_initial_parameters(channels=3)), T=50).shape
+        torch.Size([3, 50])
     """
     check_int_at_least("T", T, 1)
     check_pmsn_coefficients(coefficients)
@@ -171,6 +180,10 @@ def pmsn_initial_state(x: Tensor, k: int, dtype: torch.dtype = torch.float32) ->
     Raises:
         TypeError: ``x`` is no tensor, ``k`` no integer, or ``dtype`` no real floating-point dtype.
         ValueError: k < 1.
+
+    Example:
+        >>> pmsn_initial_state(torch.zeros(8, 3), k=4).h_real.shape  # [k, N, C]
+        torch.Size([4, 8, 3])
     """
     check_type("x", x, Tensor, "a torch.Tensor")
     check_int_at_least("k", k, 1)
@@ -198,6 +211,13 @@ def pmsn_step(
 
     Returns:
         Spikes [N, C, *] in the dtype of ``x`` and the new state.
+
+    Example:
+        >>> parameters, state = pmsn_initial_parameters(channels=3), None
+        >>> for x in torch.rand(10, 8, 3):  # [T, N, C]
+        ...     spikes, state = pmsn_step(x, parameters, state)
+        >>> spikes.shape
+        torch.Size([8, 3])
     """
     output = pmsn_sequence(
         x.unsqueeze(0) if isinstance(x, Tensor) else x,
@@ -257,6 +277,14 @@ def pmsn_sequence(
             ``coefficients`` or ``state`` are not the named tuples above, or an option is of another type.
         ValueError: wrong number of axes or channels, coefficients or state of another shape, or an option outside its
             allowed values.
+
+    Example:
+        >>> x_seq, parameters = torch.rand(10, 8, 3), pmsn_initial_parameters(channels=3)
+        >>> whole = pmsn_sequence(x_seq, parameters).spikes
+        >>> first = pmsn_sequence(x_seq[:4], parameters)
+        >>> rest = pmsn_sequence(x_seq[4:], parameters, first.state)  # streaming
+        >>> torch.equal(whole, torch.cat([first.spikes, rest.spikes]))
+        True
     """
     check_choice("method", method, METHODS)
     dtype = check_pmsn_inputs(

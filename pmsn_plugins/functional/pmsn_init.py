@@ -70,7 +70,12 @@ def initial_values(
     coupling: float | None = None,
     time_scale: float | None = None,
 ) -> PMSNPreset:
-    """A preset with what the other arguments change in it; they are those of :func:`pmsn_initial_parameters`."""
+    """A preset with what the other arguments change in it; they are those of :func:`pmsn_initial_parameters`.
+
+    Example:
+        >>> initial_values("shd").readout
+        'all'
+    """
     check_choice("preset", preset, PRESETS)
     chosen = PRESETS[preset]
     if time_scale is not None:
@@ -106,6 +111,11 @@ def hidden_modes(
     Raises:
         TypeError: an argument is of another type.
         ValueError: fewer than two compartments, an unknown preset, or a coupling below 0.
+
+    Example:
+        >>> lam, B, R = hidden_modes(n_compartments=5)
+        >>> lam.real  # all modes decay alike
+        tensor([-0.5000, -0.5000, -0.5000, -0.5000], dtype=torch.float64)
     """
     check_int_at_least("n_compartments", n_compartments, 2)
     initial = initial_values(preset, coupling=coupling)
@@ -153,6 +163,11 @@ def pmsn_initial_parameters(
         TypeError: ``generator``, ``dtype`` or another argument is of another type.
         ValueError: channels < 1, n_compartments < 2, unknown preset or device; ``dt_range`` without 0 < low <= high,
             ``coupling`` below 0, ``time_scale`` not above 0 or beside one of the two.
+
+    Example:
+        >>> parameters = pmsn_initial_parameters(channels=3, n_compartments=5, preset="shd")
+        >>> parameters.log_decay.shape  # [C, k]
+        torch.Size([3, 4])
     """
     check_int_at_least("channels", channels, 1)
     if generator is not None:

@@ -227,12 +227,26 @@ def triangle(alpha: float = 1.0, strict: bool = False) -> TableSurrogate:
 
     It equals SpikingJelly's ``surrogate.PiecewiseQuadratic(alpha)``. snnTorch has no such function
     (``surrogate.triangular`` is another one); pass ``triangle(strict=True)`` as its ``spike_grad``.
+
+    Example:
+        >>> x = torch.tensor([-0.5, 0.0, 2.0], requires_grad=True)
+        >>> spikes = triangle()(x)
+        >>> spikes
+        tensor([0., 1., 1.], grad_fn=<_SpikeBackward>)
+        >>> torch.autograd.grad(spikes.sum(), x)
+        (tensor([0.5000, 1.0000, 0.0000]),)
     """
     return TableSurrogate("triangle", strict, alpha=alpha)
 
 
 def straight_through(strict: bool = False) -> TableSurrogate:
-    """The step with the gradient of the identity, ``g(x) = 1``: with ``burst=True`` the plain straight-through one."""
+    """The step with the gradient of the identity, ``g(x) = 1``: with ``burst=True`` the plain straight-through one.
+
+    Example:
+        >>> x = torch.tensor([-0.5, 2.0], requires_grad=True)
+        >>> torch.autograd.grad(straight_through()(x).sum(), x)
+        (tensor([1., 1.]),)
+    """
     return TableSurrogate("straight_through", strict)
 
 
@@ -249,6 +263,15 @@ def register_surrogates(module: str, known: Callable[[Any], Known | None]) -> No
         module: dotted name of the module that they (or their classes) are defined in: their ``__module__``.
         known: called with an object of that module; says what it is, or None unless it is sure that the object is a
             step at zero whose gradient is linear in the one that comes in.
+
+    Example:
+        >>> class Ramp:
+        ...     alpha = 1.0
+        >>> def known(function):
+        ...     return ("rect", {"alpha": function.alpha}, False) if type(function) is Ramp else None
+        >>> register_surrogates(Ramp.__module__, known)
+        >>> describe(Ramp())
+        SurrogateSpec(name='rect', parameters=(1.0,), strict=False)
     """
     _frameworks[module] = known
 
@@ -267,6 +290,12 @@ def describe(surrogate_function: object) -> SurrogateSpec | None:
 
     Raises:
         ValueError: a known function with a parameter that makes its gradient meaningless.
+
+    Example:
+        >>> describe(triangle(alpha=2.0))
+        SurrogateSpec(name='triangle', parameters=(2.0,), strict=False)
+        >>> describe(torch.relu) is None
+        True
     """
     if type(surrogate_function) is TableSurrogate:
         return surrogate_function.spec
@@ -286,6 +315,10 @@ def spike_function(surrogate_function: SpikeFunction | None) -> SpikeFunction:
     The default :func:`triangle` for None, its row for a function of the table (snnTorch's own spikes are always
     float32, and so are the gradients that pass through them), and any other function as it is. What that one returns
     is checked: TypeError unless it is a floating-point tensor, ValueError unless it has the shape of the argument.
+
+    Example:
+        >>> spike_function(None)(torch.tensor([-1.0, 1.0]))
+        tensor([0., 1.])
     """
     if surrogate_function is None:
         return _DEFAULT

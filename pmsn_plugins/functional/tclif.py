@@ -78,6 +78,10 @@ def tclif_initial_state(x: Tensor, dtype: torch.dtype = torch.float32) -> TCLIFS
 
     Raises:
         TypeError: ``x`` is no tensor, or ``dtype`` no real floating-point dtype.
+
+    Example:
+        >>> tclif_initial_state(torch.zeros(8, 3)).v.shape
+        torch.Size([8, 3])
     """
     check_type("x", x, Tensor, "a torch.Tensor")
     check_floating_dtype("dtype", dtype)
@@ -102,6 +106,13 @@ def tclif_step(
 
     Returns:
         Spikes [N, *] in the dtype of ``x`` and the new state.
+
+    Example:
+        >>> state = None
+        >>> for x in torch.rand(10, 8, 3):  # [T, N, *]
+        ...     spikes, state = tclif_step(x, -0.5, 0.5, state)
+        >>> spikes.shape
+        torch.Size([8, 3])
     """
     output = tclif_sequence(
         x.unsqueeze(0) if isinstance(x, Tensor) else x,
@@ -155,6 +166,13 @@ def tclif_sequence(
             TCLIFState, or an option is of another type.
         ValueError: no batch axis, state of another shape, couplings that do not broadcast over one step, or an option
             outside its allowed values.
+
+    Example:
+        >>> output = tclif_sequence(torch.ones(4, 1, 1), b1=-0.5, b2=0.5)
+        >>> output.spikes.flatten()
+        tensor([0., 1., 1., 1.])
+        >>> output.state.v.shape
+        torch.Size([1, 1])
     """
     dtype = check_tclif_inputs(
         x_seq,

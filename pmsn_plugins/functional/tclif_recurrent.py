@@ -92,6 +92,13 @@ def tclif_recurrent_step(
 
     Returns:
         Spikes [N, C] in the dtype of ``x`` and the new state.
+
+    Example:
+        >>> weight, state = torch.eye(3), None
+        >>> for x in torch.rand(10, 8, 3):  # [T, N, C]
+        ...     spikes, state = tclif_recurrent_step(x, weight, None, -0.5, 0.5, state)
+        >>> spikes.shape
+        torch.Size([8, 3])
     """
     output = tclif_recurrent_sequence(
         x.unsqueeze(0) if isinstance(x, Tensor) else x,
@@ -146,6 +153,12 @@ def tclif_recurrent_sequence(
         TypeError: ``x_seq``, ``weight``, ``bias``, the state or another tensor is not dense and real floating point,
             ``state`` is no TCLIFRecurrentState, or an option is of another type.
         ValueError: wrong number of axes, a shape that does not fit, or an option outside its allowed values.
+
+    Example:
+        >>> x_seq, weight = torch.rand(10, 8, 3), torch.zeros(3, 3)
+        >>> alone = tclif_recurrent_sequence(x_seq, weight, None, b1=-0.5, b2=0.5).spikes
+        >>> alone.shape
+        torch.Size([10, 8, 3])
     """
     dtype = check_tclif_recurrent_inputs(
         x_seq,

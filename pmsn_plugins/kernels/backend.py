@@ -65,7 +65,12 @@ class Choice(NamedTuple):
 
 
 def backends() -> dict[str, BackendStatus]:
-    """Every backend by name, with whether it can be used on this machine and why."""
+    """Every backend by name, with whether it can be used on this machine and why.
+
+    Example:
+        >>> backends()["torch"]
+        BackendStatus(available=True, reason='PyTorch operations, any device')
+    """
     return {"torch": BackendStatus(True, "PyTorch operations, any device"), **{b.name: _status(b.name) for b in FUSED}}
 
 
@@ -88,7 +93,13 @@ def fused_for(device_type: str) -> tuple[str | None, str]:
 
 
 def check_backend(backend: str) -> None:
-    """Raise ValueError for an unknown backend."""
+    """Raise ValueError for an unknown backend.
+
+    Example:
+        >>> check_backend("cuda")
+        Traceback (most recent call last):
+        ValueError: backend must be one of 'auto', 'torch', 'cpu', 'cupy', got 'cuda'
+    """
     check_choice("backend", backend, BACKENDS)
 
 

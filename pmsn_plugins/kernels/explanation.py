@@ -25,7 +25,10 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> str:
     These are ``pmsn_sequence``, ``tclif_sequence`` and ``tclif_recurrent_sequence`` of this package.
 
     Example:
-        ``explain(kernels.pmsn_sequence, x_seq, coefficients)``
+        >>> import torch
+        >>> from pmsn_plugins import kernels
+        >>> explain(kernels.tclif_sequence, torch.rand(10, 8, 3), b1=-0.5, b2=0.5, backend="torch")
+        'torch: asked for'
     """
     name = getattr(function, "__name__", None)
     check_choice("function", name, _CHOOSERS)

@@ -53,6 +53,12 @@ def pmsn_sequence(
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
         RuntimeError: the backend was asked for by name and is not available here.
+
+    Example:
+        >>> from pmsn_plugins.functional import pmsn_initial_parameters
+        >>> x_seq, parameters = torch.rand(10, 8, 3), pmsn_initial_parameters(channels=3)
+        >>> pmsn_sequence(x_seq, parameters, backend="torch").spikes.shape
+        torch.Size([10, 8, 3])
     """
     given, appearance = (x_seq,), None
     if unwatched() and type(coefficients) in _RECORDS and (state is None or type(state) is PMSNState):
@@ -160,7 +166,14 @@ def pmsn_step(
     overwrite: bool = False,
 ) -> tuple[Tensor, PMSNState]:
     """:func:`pmsn_plugins.functional.pmsn_step` on the chosen backend; arguments and errors as in
-    :func:`pmsn_sequence`."""
+    :func:`pmsn_sequence`.
+
+    Example:
+        >>> from pmsn_plugins.functional import pmsn_initial_parameters
+        >>> spikes, state = pmsn_step(torch.rand(8, 3), pmsn_initial_parameters(channels=3))
+        >>> spikes.shape
+        torch.Size([8, 3])
+    """
     output = pmsn_sequence(
         x.unsqueeze(0) if isinstance(x, Tensor) else x,
         coefficients,
@@ -179,6 +192,11 @@ def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoeffic
     """:func:`pmsn_plugins.functional.discretize` on the chosen backend: one operator instead of forty.
 
     A backend that was asked for by name and is not available here is not an error yet: the sequence will say so.
+
+    Example:
+        >>> from pmsn_plugins.functional import pmsn_initial_parameters
+        >>> discretize(pmsn_initial_parameters(channels=3)).K_real.shape
+        torch.Size([3, 4])
     """
     check_backend(backend)
     check_pmsn_parameters(parameters)

@@ -45,6 +45,10 @@ def tclif_sequence(
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
         RuntimeError: the backend was asked for by name and is not available here.
+
+    Example:
+        >>> tclif_sequence(torch.ones(4, 1, 1), b1=-0.5, b2=0.5).spikes.flatten()
+        tensor([0., 1., 1., 1.])
     """
     given, appearance = (x_seq,), None
     if unwatched() and type(leak) is tuple and (state is None or type(state) is TCLIFState):
@@ -149,7 +153,13 @@ def tclif_step(
     overwrite: bool = False,
 ) -> tuple[Tensor, TCLIFState]:
     """:func:`pmsn_plugins.functional.tclif_step` on the chosen backend; arguments and errors as in
-    :func:`tclif_sequence`."""
+    :func:`tclif_sequence`.
+
+    Example:
+        >>> spikes, state = tclif_step(torch.rand(8, 3), b1=-0.5, b2=0.5)
+        >>> spikes.shape
+        torch.Size([8, 3])
+    """
     output = tclif_sequence(
         x.unsqueeze(0) if isinstance(x, Tensor) else x,
         b1,

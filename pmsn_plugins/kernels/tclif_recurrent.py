@@ -39,6 +39,10 @@ def tclif_recurrent_sequence(
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
         RuntimeError: the backend was asked for by name and is not available here.
+
+    Example:
+        >>> tclif_recurrent_sequence(torch.rand(10, 8, 3), torch.zeros(3, 3), None, b1=-0.5, b2=0.5).spikes.shape
+        torch.Size([10, 8, 3])
     """
     dtype = check_tclif_recurrent_inputs(
         x_seq,
@@ -120,7 +124,13 @@ def tclif_recurrent_step(
     backend: str = "auto",
 ) -> tuple[Tensor, TCLIFRecurrentState]:
     """:func:`pmsn_plugins.functional.tclif_recurrent_step` on the chosen backend; errors as in
-    :func:`tclif_recurrent_sequence`."""
+    :func:`tclif_recurrent_sequence`.
+
+    Example:
+        >>> spikes, state = tclif_recurrent_step(torch.rand(8, 3), torch.zeros(3, 3), None, b1=-0.5, b2=0.5)
+        >>> spikes.shape
+        torch.Size([8, 3])
+    """
     output = tclif_recurrent_sequence(
         x.unsqueeze(0) if isinstance(x, Tensor) else x,
         weight,

@@ -52,6 +52,11 @@ def neuron_factory(
         TypeError: T is not an integer, ``input_scale`` no number, or ``per_channel`` no bool.
         ValueError: unknown name, framework or option, or T missing.
         ImportError: the framework, or this neuron in its installed release, is missing.
+
+    Example:
+        >>> neuron = neuron_factory("tclif", framework="spikingjelly")
+        >>> neuron(128)(torch.rand(10, 8, 128)).shape  # [T, N, C]
+        torch.Size([10, 8, 128])
     """
     check_choice("framework", framework, NEURONS)
     check_choice("name", name, NEURONS[framework])
@@ -183,7 +188,12 @@ class Scale(nn.Module):
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Number of learnable scalars, each shared parameter once."""
+    """Number of learnable scalars, each shared parameter once.
+
+    Example:
+        >>> count_parameters(nn.Linear(2, 3))
+        9
+    """
     check_module("net", net)
     return sum(math.prod(p.shape) for p in net.parameters() if p.requires_grad)
 

@@ -106,6 +106,12 @@ def feedforward(
         ValueError: fewer than two widths or one below 1, a feedback layer that does not exist, a dropout rate outside
             [0, 1), ``sum_inputs`` that does not divide the inputs, or neurons that need the whole sequence where
             feedback is asked for.
+
+    Example:
+        >>> from pmsn_plugins.models import neuron_factory
+        >>> net = feedforward((140, 32, 20), neuron_factory("pmsn"))
+        >>> net(torch.rand(10, 8, 140)).shape  # [T, N, classes]
+        torch.Size([10, 8, 20])
     """
     check_ints_at_least("widths", widths, 1)
     if len(widths) < 2:
@@ -162,6 +168,11 @@ def residual(
 
     Raises:
         ValueError: a size below 1, ``blocks`` below 0, or a dropout rate outside [0, 1).
+
+    Example:
+        >>> from pmsn_plugins.models import neuron_factory
+        >>> residual(1, 16, 2, 10, neuron_factory("pmsn"))(torch.rand(10, 8, 1)).shape
+        torch.Size([10, 8, 10])
     """
     check_int_at_least("in_features", in_features, 1)
     check_int_at_least("width", width, 1)
@@ -185,6 +196,11 @@ def pixel_cifar(neuron: NeuronFactory, *, num_classes: int = 10, dropout: float 
     (FC128-BN-neuron)-RB128-RB128-AP4-(FC256-BN-neuron)-RB256-RB256-AP4-FC; the pooling averages neighbouring features.
     The authors' script registers one more 1x1 convolution per stage, whose output is never used: left out here.
     ``dropout`` is as in :func:`residual`, the last one of each stage before the pooling.
+
+    Example:
+        >>> from pmsn_plugins.models import count_parameters, neuron_factory
+        >>> count_parameters(pixel_cifar(neuron_factory("pmsn")))
+        206474
     """
     check_int_at_least("num_classes", num_classes, 1)
     check_rate("dropout", dropout)
@@ -200,6 +216,11 @@ def column_cifar(neuron: NeuronFactory, *, num_classes: int = 10) -> nn.Module:
     """PMSN paper, sequential CIFAR column by column, T = 32: input [T, N, 3, 32]; 539,776 parameters for 10 classes.
 
     Three (conv1d 3x128-BN-neuron), AP2, three more, AP2, FC256-neuron-FC; no biases.
+
+    Example:
+        >>> from pmsn_plugins.models import count_parameters, neuron_factory
+        >>> count_parameters(column_cifar(neuron_factory("pmsn")))
+        539776
     """
     check_int_at_least("num_classes", num_classes, 1)
     layers: list[nn.Module] = []

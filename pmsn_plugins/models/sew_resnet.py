@@ -53,6 +53,12 @@ def sew_resnet_static(
     Raises:
         ValueError: the file holds no state_dict, or one of another ResNet.
         FileNotFoundError: there is no such file, or it could not be downloaded: says where it is expected.
+
+    Example:
+        >>> from pmsn_plugins.models import neuron_factory
+        >>> net = sew_resnet_static(18, neuron_factory("tclif"), num_classes=10)
+        >>> net(torch.rand(2, 1, 3, 32, 32)).shape
+        torch.Size([2, 1, 10])
     """
     from spikingjelly.activation_based import layer
 
@@ -112,6 +118,11 @@ def load_torchvision_resnet(net: nn.Module, state: dict[str, Tensor]) -> None:
     Raises:
         TypeError: ``net`` is no module, or ``state`` no dictionary of tensors.
         ValueError: the state_dict is not of the ResNet of this depth; nothing is copied.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> from pmsn_plugins.models import neuron_factory
+        >>> load_torchvision_resnet(sew_resnet_static(18, neuron_factory("tclif")), resnet18().state_dict())
     """
     check_module("net", net)
     check_mapping("state", state, Tensor, "a state_dict of tensors")

@@ -19,6 +19,13 @@ def reset(net: nn.Module) -> None:
     """Put every spiking layer inside ``net``, ours and snnTorch's, back to its initial state, without a graph.
 
     Unlike ``snntorch.utils.reset`` it looks at all depths and touches no layer outside ``net``.
+
+    Example:
+        >>> import torch
+        >>> from pmsn_plugins.snntorch import TCLIF
+        >>> net = nn.Sequential(nn.Linear(2, 3), TCLIF(init_hidden=True))
+        >>> spk = net(torch.rand(8, 2))
+        >>> reset(net)
     """
     check_module("net", net)
     for layer in _spiking_layers(net):

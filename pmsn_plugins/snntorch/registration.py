@@ -35,6 +35,13 @@ def register() -> None:
       in one net, snnTorch itself detaches one.
 
     Doing it twice changes nothing; :func:`unregister` undoes it.
+
+    Example:
+        >>> import snntorch
+        >>> register()
+        >>> hasattr(snntorch, "PMSN")
+        True
+        >>> unregister()
     """
     if _replaced:
         return
@@ -53,7 +60,14 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Undo :func:`register`; without effect when nothing is registered."""
+    """Undo :func:`register`; without effect when nothing is registered.
+
+    Example:
+        >>> import snntorch
+        >>> unregister()
+        >>> hasattr(snntorch, "PMSN")
+        False
+    """
     while _replaced:
         module, name, value = _replaced.pop()
         if value is _ABSENT:

@@ -228,6 +228,11 @@ def install() -> None:
 
     Raises:
         RuntimeError: the release's own ``clock_driven`` or ``cext`` has been imported already.
+
+    Example:
+        >>> install()
+        >>> from spikingjelly.clock_driven.neuron import MultiStepLIFNode
+        >>> uninstall()
     """
     if _installed:
         return
@@ -245,7 +250,11 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Undo :func:`install`; what was imported stays usable. Idempotent."""
+    """Undo :func:`install`; what was imported stays usable. Idempotent.
+
+    Example:
+        >>> uninstall()
+    """
     for name, module in _installed.items():
         if sys.modules.get(name) is module:
             del sys.modules[name]

@@ -21,6 +21,12 @@ def register() -> None:
 
     Raises:
         RuntimeError: SpikingJelly already has something else of that name; nothing was registered.
+
+    Example:
+        >>> register()
+        >>> hasattr(neuron, "PMSNNode")
+        True
+        >>> unregister()
     """
     places = _places()
     for module, ours in places:
@@ -31,7 +37,13 @@ def register() -> None:
 
 
 def unregister() -> None:
-    """Undo :func:`register`. Idempotent."""
+    """Undo :func:`register`. Idempotent.
+
+    Example:
+        >>> unregister()
+        >>> hasattr(neuron, "PMSNNode")
+        False
+    """
     for module, ours in _places():
         if getattr(module, ours.__name__, None) is ours:
             delattr(module, ours.__name__)

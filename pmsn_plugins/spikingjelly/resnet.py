@@ -39,6 +39,12 @@ def sew_resnet(
     Raises:
         TypeError: an argument is of another type.
         ValueError: an argument is outside its allowed values.
+
+    Example:
+        >>> from pmsn_plugins.spikingjelly import TCLIFNode
+        >>> net = sew_resnet(18, lambda channels: TCLIFNode(), num_classes=10)
+        >>> sum(isinstance(module, TCLIFNode) for module in net.modules())
+        20
     """
     check_int_at_least("depth", depth, 1)
     check_callable("neuron_factory", neuron_factory, "a function that makes a neuron for a number of channels")

@@ -62,9 +62,14 @@ def swap_neurons(
         ValueError: there is nothing to replace; the channels of a neuron cannot be told, or what it sees and the layers
             before it do not agree; a new neuron does not fit; an old one is still held somewhere.
 
-    Examples:
-        ``swap_neurons(net, functools.partial(PMSNNode, preset="static"))`` on a ``sew_resnet18``;
-        ``swap_neurons(net, TCLIFNode, x)`` on any net.
+    Example:
+        >>> from functools import partial
+        >>> from spikingjelly.activation_based import neuron as sj
+        >>> from pmsn_plugins.spikingjelly import PMSNNode
+        >>> net = nn.Sequential(nn.Linear(2, 3), sj.LIFNode(v_threshold=0.5, step_mode="m"))
+        >>> report = swap_neurons(net, partial(PMSNNode, preset="static"))
+        >>> dict(report), net[1].v_threshold
+        ({'1': 3}, 0.5)
     """
     cpu_random = torch.get_rng_state()
     try:

@@ -49,6 +49,13 @@ def evaluate(
         TypeError: an argument is of another type.
         ValueError: no samples, class numbers that the network does not have, or streaming was asked of a network that
             needs whole sequences.
+
+    Example:
+        >>> from pmsn_plugins.models import feedforward, neuron_factory
+        >>> net = feedforward((3, 8, 2), neuron_factory("tclif"))
+        >>> batches = [(torch.rand(8, 10, 3), torch.zeros(8, dtype=torch.long))]
+        >>> 0.0 <= evaluate(net, batches, lambda x: x.transpose(0, 1)).accuracy <= 1.0
+        True
     """
     check_module("net", net)
     check_callable("to_sequence", to_sequence, "a function of a batch of samples")
@@ -89,7 +96,16 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def firing_rates(net: nn.Module) -> Iterator[Callable[[], dict[str, float]]]:
-    """Count spikes inside the block; the yielded function gives spikes per neuron and time step, layer by layer."""
+    """Count spikes inside the block; the yielded function gives spikes per neuron and time step, layer by layer.
+
+    Example:
+        >>> from pmsn_plugins.models import feedforward, neuron_factory
+        >>> net = feedforward((3, 8, 2), neuron_factory("tclif"))
+        >>> with firing_rates(net) as rates:
+        ...     output = net(torch.zeros(10, 8, 3))
+        >>> len(rates())
+        1
+    """
     layers = spiking_layers(net)
     device = next((p.device for p in net.parameters()), None)
     counts = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in layers}

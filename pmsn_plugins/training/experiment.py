@@ -167,6 +167,11 @@ def open_source(
         TypeError: an argument is of another type.
         ValueError: unknown data set or option, or ``data_dir`` missing.
         FileNotFoundError: says which file is expected where.
+
+    Example:
+        >>> from pmsn_plugins.training import PRESETS
+        >>> open_source(PRESETS["shd"], dry_run=True).num_classes
+        20
     """
     check_type("settings", settings, Settings, "Settings")
     if data_dir is not None:
@@ -200,6 +205,11 @@ def build_network(settings: Settings, source: DataSource, *, initial_weights: bo
     Raises:
         TypeError: an argument is of another type.
         ValueError: unknown network, neuron or option, or a value that is not allowed.
+
+    Example:
+        >>> from pmsn_plugins.training import PRESETS
+        >>> settings = PRESETS["digits"]
+        >>> net = build_network(settings, open_source(settings))
     """
     check_type("settings", settings, Settings, "Settings")
     check_type("source", source, DataSource, "a DataSource")

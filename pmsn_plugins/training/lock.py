@@ -50,6 +50,11 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
 
     Warns:
         UserWarning: the last run in this folder was killed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, hold_folder(folder):
+        ...     pass  # no other run writes here
     """
     check_path("folder", folder)
     folder = Path(folder).resolve()

@@ -445,7 +445,11 @@ class Trainer:
 
 
 def load_network(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state_dict, or raise ValueError where it does not fit the net; then nothing is changed."""
+    """Load a state_dict, or raise ValueError where it does not fit the net; then nothing is changed.
+
+    Example:
+        >>> load_network(nn.Linear(2, 3), nn.Linear(2, 3).state_dict())
+    """
     check_network(net, state)
     net.load_state_dict(state)
 

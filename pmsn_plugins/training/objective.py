@@ -13,7 +13,12 @@ LOSSES = ("ce", "tet")
 
 
 def read_out(outputs: Tensor, readout: str) -> Tensor:
-    """[T, N, classes] -> [N, classes]: the mean or the sum over time."""
+    """[T, N, classes] -> [N, classes]: the mean or the sum over time.
+
+    Example:
+        >>> read_out(torch.ones(10, 8, 3), "sum")[0]
+        tensor([10., 10., 10.])
+    """
     check_choice("readout", readout, READOUTS)
     check_outputs(outputs)
     return outputs.mean(0) if readout == "mean" else outputs.sum(0)
@@ -33,6 +38,10 @@ def loss_of(outputs: Tensor, target: Tensor, *, readout: str, loss: str = "ce", 
     Raises:
         TypeError: an argument is of another type.
         ValueError: an argument is outside its allowed values, or shapes do not agree.
+
+    Example:
+        >>> loss_of(torch.zeros(10, 8, 2), torch.zeros(8, dtype=torch.long), readout="mean")  # ln 2
+        tensor(0.6931)
     """
     check_choice("loss", loss, LOSSES)
     check_label_smoothing(label_smoothing)

@@ -139,7 +139,13 @@ def _check_plain(name: str, value: object) -> None:
 
 
 def with_neuron(settings: Settings, neuron: str) -> Settings:
-    """The same experiment with another neuron, which takes that neuron's default options and learning rates."""
+    """The same experiment with another neuron, which takes that neuron's default options and learning rates.
+
+    Example:
+        >>> from pmsn_plugins.training import PRESETS
+        >>> with_neuron(PRESETS["digits"], "lif").neuron
+        'lif'
+    """
     check_type("settings", settings, Settings, "Settings")
     check_type("neuron", neuron, str, "a string")
     if neuron == settings.neuron:
