@@ -16,12 +16,14 @@ from .._checks import (
     check_not_escaped,
     check_state,
     check_threshold,
+    compute_dtype,
     is_transformed,
 )
 from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
-from ..kernels import check_backend
+from ..kernels import check_backend, unwatched
 from ..recomputation import KeepsState
+from ..unseen import Later, States
 from .instances import enlist, enlisted
 from .membrane import Membrane
 
@@ -36,6 +38,9 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     _hidden: tuple[str, ...]
     """Names of the tensors that make up the hidden state; an empty tensor stands for the initial state."""
+
+    _unseen: States | Later | None = None
+    """The hidden state, as long as nobody has looked at it: its names are not there until somebody asks for one."""
 
     _reset_advice: str
     """How this neuron resets, and what to do instead of choosing another ``reset_mechanism``."""
@@ -142,16 +147,25 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
     def _begin(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...], bool]:
         """The input, the kept state that a call starts from, and whether to keep the one that it ends with."""
         x = self._checked_when_run(x)
-        kept = tuple(getattr(self, name) for name in self._hidden)
+        kept = self._unseen
+        if type(kept) is not tuple or x.shape != kept[0].shape:
+            kept = tuple(getattr(self, name) for name in self._hidden)
         if self._repeated(continues=any(state.numel() for state in kept)):
             return x, tuple(x.new_zeros(0) for _ in kept), False
         return x, kept, True
 
     def reset_mem(self) -> tuple[Tensor, ...] | Membrane:
         """Go back to the initial state and return it: empty tensors, which fit any batch."""
-        for name in self._hidden:
-            last = getattr(self, name)  # only asked what it is: it may be left from a transformation of torch.func
-            setattr(self, name, torch.zeros(0, dtype=last.dtype, device=last.device))
+        unseen = self._unseen
+        if isinstance(unseen, Later):
+            x = unseen.x_seq
+            last = (x.new_empty(0, dtype=compute_dtype(x)),) * len(self._hidden)
+        else:
+            last = tuple(getattr(self, name) for name in self._hidden) if unseen is None else unseen
+        self._unseen = None
+        for name, state in zip(self._hidden, last, strict=True):
+            # only asked what it is: it may be left from a transformation of torch.func
+            setattr(self, name, torch.zeros(0, dtype=state.dtype, device=state.device))
         hidden = {name: getattr(self, name) for name in self._hidden}
         return Membrane.of(self.mem, hidden) if self.single_state else tuple(hidden.values())
 
@@ -165,6 +179,34 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
         return self.reset_mem()
 
     init_lapicque = init_leaky
+
+    def _keep_states(self, states: States, before: States, seen: bool) -> None:
+        """Keep the state after a step; ``before`` is what it began with, ``seen``: whether it is handed out as well."""
+        if not seen and unwatched() and (before is self._unseen or not _shared(states, before)):
+            self._hide(states)
+            return
+        self._unseen = None
+        for name, state in zip(self._hidden, states, strict=True):
+            setattr(self, name, state)
+
+    def _hide(self, states: States | Later) -> None:
+        """Keep a state that nobody has looked at."""
+        for name in self._hidden:
+            self.__dict__.pop(name, None)
+        self.__dict__["_unseen"] = states
+
+    def _reveal(self) -> None:
+        states = self._unseen
+        if isinstance(states, Later):
+            states = states()
+        self._unseen = None
+        for name, state in zip(self._hidden, states, strict=True):
+            setattr(self, name, state)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in self._hidden and self._unseen is not None:
+            self._reveal()
+        super().__setattr__(name, value)
 
     def _compartments(self, state: Tensor) -> dict[str, Tensor]:
         """What a loop with one state hands back: a :class:`Membrane` of this kind of layer, or its initial state."""
@@ -216,14 +258,23 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     def __getattr__(self, name: str) -> Any:
         """snnTorch's monitors ask here for states, which it keeps in buffers, and its NIR export for decay rates."""
-        if name in self._hidden and name in vars(self):
-            return vars(self)[name]
+        if name in self._hidden:
+            if self._unseen is not None:
+                self._reveal()
+            if name in vars(self):
+                return vars(self)[name]
         if name in ("alpha", "beta"):
             raise AttributeError(
                 f"{type(self).__name__} has no decay rate {name}; to export it to NIR use "
                 "pmsn_plugins.nir.to_nir(layer, features)"
             )
         return super().__getattr__(name)
+
+
+def _shared(states: States, before: States) -> bool:
+    """Whether a state may lie where an earlier one does, which somebody has seen."""
+    places = {state.data_ptr() for state in before if state.numel()}
+    return any(state.data_ptr() in places for state in states)
 
 
 def check_step(x: Tensor, channels: int | None) -> None:

@@ -8,10 +8,11 @@ from torch import Tensor
 from .. import kernels
 from .._checks import check_choice, check_flag, check_floating, check_named
 from ..channel_axis import Fold, check_channel_axis
-from ..functional import CONTEXTS, RESET_MODES, PMSNState
+from ..functional import CONTEXTS, RESET_MODES, PMSNOutput, PMSNState
 from ..functional.surrogate import SpikeFunction
 from ..membrane_loss import refusing_gradient
 from ..parameters import PMSNParametersMixin
+from ..unseen import Later, States, can_wait
 from .layer import MultiCompartmentLayer, check_step, fit_state
 from .membrane import Membrane
 
@@ -195,11 +196,25 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         if state is not None:
             raise TypeError("a sequence takes no state: use step(x, state), or init_hidden=True to continue in chunks")
         check_floating("x", x)
-        kept, keep = None, False
+        kept, keep, later = None, False, None
         if self.init_hidden:
             x, kept, keep = self._begin(x)
+            if not (self.output or self._forward_hooks or any(state.numel() for state in kept)):
+                kept = None
+                later = Later(self, x, _final_state) if can_wait(x, 2 * self.n_compartments - 1) else None
         fold = self._fold(x, 1)
-        output = kernels.pmsn_sequence(
+        output = self._sequence(x, kept, fold, with_state=later is None)
+        if keep and later is not None:
+            self._hide(later)
+        elif keep:
+            self._keep(fold.unfolded_state(output.state))
+        elif self._forward_hooks and not self.init_hidden:
+            self.mem = fold.unfolded(output.state.v, 0)  # for a monitor
+        spk = self._grade(fold.unfolded(output.spikes, 1), self._axis_after(1))
+        return (spk, refusing_gradient(fold.unfolded(output.v_seq, 1), spk)) if self.output else spk
+
+    def _sequence(self, x: Tensor, kept: States | None, fold: Fold, with_state: bool) -> PMSNOutput:
+        return kernels.pmsn_sequence(
             fold.folded(x, 1),
             self.neuron_parameters(),
             None if kept is None else self._fitted(PMSNState(*kept), fold, x),
@@ -210,15 +225,10 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             context=self.context,
             return_v_seq=self.output,
             # also in a repeated call, which must round as the first one did
-            return_state=self.init_hidden or bool(self._forward_hooks),
+            return_state=with_state and (self.init_hidden or bool(self._forward_hooks)),
+            as_steps=self.init_hidden,
             backend=self.backend,
         )
-        if keep:
-            self._keep(fold.unfolded_state(output.state))
-        elif self._forward_hooks and not self.init_hidden:
-            self.mem = fold.unfolded(output.state.v, 0)  # for a monitor
-        spk = self._grade(fold.unfolded(output.spikes, 1), self._axis_after(1))
-        return (spk, refusing_gradient(fold.unfolded(output.v_seq, 1), spk)) if self.output else spk
 
     def step(
         self, x: Tensor, state: PMSNState | Membrane | None = None
@@ -232,12 +242,12 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         if self.context == "global":
             raise ValueError("context='global' averages over the whole sequence and has no single step; call the layer")
         check_floating("x", x)
-        keep = False
+        keep, kept, hidden = False, (), False
         if self.init_hidden:
             if state is not None:
                 raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
             x, kept, keep = self._begin(x)
-            state = PMSNState(*kept)
+            state, hidden = PMSNState(*kept), kept is self._unseen
         elif self.single_state:
             state = None if state is None else PMSNState(*self._compartments(state).values())
         elif state is not None:
@@ -254,13 +264,14 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             reset_mode=self.reset_mode,
             burst=self.burst,
             backend=self.backend,
+            overwrite=hidden,
         )
         state = fold.unfolded_state(state)
         spk = self._grade(fold.unfolded(spk, 0), self._axis_after(0))
         mem = refusing_gradient(state.v, spk)
         if self.init_hidden:
             if keep:
-                self._keep(state)
+                self._keep_states(tuple(state), kept, seen=self.output)
             return (spk, mem) if self.output else spk
         if self._forward_hooks:
             self.mem = state.v  # for a monitor
@@ -296,3 +307,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             f"channels={self.channels}, n_compartments={self.n_compartments}, {self.initial_repr()}, "
             f"reset_mode={self.reset_mode!r}"
         )
+
+
+def _final_state(layer: PMSN, x: Tensor) -> States:
+    fold = layer._fold(x, 1)
+    return tuple(fold.unfolded_state(layer._sequence(x, None, fold, with_state=True).state))

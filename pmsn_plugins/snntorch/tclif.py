@@ -150,25 +150,26 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
                 raise TypeError("with single_state=True there is one state, mem; got two")
             dend, mem = self._compartments(mem if dend is None else dend).values()
         check_step(x, self.channels)
-        keep = not self.in_backward()
+        keep, before = not self.in_backward(), ()
         if dend is None or mem is None:
-            x, (kept_dend, kept_mem), keep = self._begin(x)
-            dend, mem = kept_dend if dend is None else dend, kept_mem if mem is None else mem
+            x, before, keep = self._begin(x)
+            dend, mem = before[0] if dend is None else dend, before[1] if mem is None else mem
+        given = dend, mem
         dend, mem = fit_state("dend", dend, x.shape, x), fit_state("mem", mem, x.shape, x)
         if x.ndim == 0:
             # clone: snnTorch detaches states in place, which a view refuses
             spk, dend, mem = (out[0].clone() for out in self._step(x[None], dend[None], mem[None]))
         else:
-            spk, dend, mem = self._step(x, dend, mem)
+            spk, dend, mem = self._step(x, dend, mem, self.init_hidden and before is self._unseen)
         if keep:
-            self.syn, self.mem = dend, mem
+            self._keep_states((dend, mem), before or given, seen=self.output or not self.init_hidden or x.ndim == 0)
         if self.init_hidden and not self.output:
             return spk
         if not self.single_state:
             return spk, dend, mem
         return spk, mem if self.init_hidden else Membrane.of(mem, {"syn": dend, "mem": mem})
 
-    def _step(self, x: Tensor, dend: Tensor, mem: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, x: Tensor, dend: Tensor, mem: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         spk, state = kernels.tclif_step(
             x,
             *self.couplings(x.ndim),
@@ -180,6 +181,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             detach_reset=self.detach_reset,
             leak=self.leak,
             backend=self.backend,
+            overwrite=overwrite,
         )
         return self._grade(spk, channel_axis=1), state.v_dendrite, state.v
 

@@ -246,8 +246,7 @@ def test_a_reset_frees_the_input_and_computes_nothing(monkeypatch):
     with torch.no_grad():
         x = torch.randn(4, N, C)
         node(x)
-        reference = weakref.ref(x)
-        del x
+        reference = weakref.ref(node._kept.unseen)  # which holds the input
         monkeypatch.setattr(kernels, "pmsn_sequence", lambda *args, **kwargs: pytest.fail("the state was computed"))
         functional.reset_net(node)
         gc.collect()
