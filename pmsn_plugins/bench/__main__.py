@@ -16,6 +16,7 @@ from .checks import run_checks
 from .contenders import contenders
 from .measure import Measurement, copy_bandwidth, measure
 from .recurrent import run_recurrent
+from .steps import run_steps
 from .variants import check_variants
 
 QUICK_SHAPES = [(4, 32, 64, 8, 8), (32, 64, 128), (250, 40, 352), (1024, 64, 128)]
@@ -63,6 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         times = run_recurrent(device, arguments.quick)
         if arguments.json:
             arguments.json.write_text(json.dumps({**machine, "recurrent": times}, indent=1))
+        return 0
+    if arguments.steps:
+        if device.type != "cpu":
+            raise SystemExit("--steps: only with --device cpu")
+        times = run_steps(arguments.quick)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({**machine, "steps": times}, indent=1))
         return 0
     results: list[Measurement] = []
     for shape in QUICK_SHAPES if arguments.quick else SHAPES:
@@ -144,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer shapes and runs: under a minute on two cores")
     parser.add_argument("--check", action="store_true", help="compare every variant of the kernels with the reference")
     parser.add_argument("--recurrent", action="store_true", help="time recurrent layers instead, on one thread and two")
+    parser.add_argument("--steps", action="store_true", help="time single time steps instead")
     parser.add_argument("--json", type=Path, help="write machine and measurements here")
     parser.add_argument("--plot", type=Path, help="write the acceleration figure (PMSN paper, Fig. 5) here")
     return parser

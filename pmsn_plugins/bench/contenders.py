@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from .. import kernels
 from ..functional import pmsn_impulse_response, triangle
 from ..parameters import PMSNParametersMixin, TCLIFParametersMixin
+
+COMPILED_LIMIT = 4
+"""Longest sequence given to torch.compile as a whole: it unrolls a loop, and compiles for minutes where it is long."""
 
 LOOP_LIMIT = 1024
 """Longest sequence given to the layers that loop over time in Python; beyond it they only cost minutes."""
@@ -81,6 +85,36 @@ class FFTPMSN(PMSNParametersMixin, nn.Module):
         return spikes.permute(2, 0, 1) if x.ndim == 3 else spikes.permute(3, 0, 1, 2).reshape(x.shape)
 
 
+class PlainTCLIF(TCLIFParametersMixin, nn.Module):
+    """TC-LIF in the loop that a script writes, through torch.compile: a short one whole, else each of its steps."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self._create_parameters((-0.5, 0.5), None)
+        self._whole = shape[0] <= COMPILED_LIMIT
+        self._compiled = torch.compile(_tclif_loop if self._whole else _tclif_step, dynamic=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b1, b2 = self.couplings(x.ndim - 1)
+        return self._compiled(x, b1, b2) if self._whole else _tclif_loop(x, b1, b2, self._compiled)
+
+
+def _tclif_step(x: Tensor, v: Tensor, d: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    d = d + b1 * v + x
+    v = v + b2 * d
+    spike = triangle()(v - 1.0)
+    return spike, v - spike, d - 0.5 * spike
+
+
+def _tclif_loop(x: Tensor, b1: Tensor, b2: Tensor, step: Callable[..., Any] = _tclif_step) -> Tensor:
+    v = d = torch.zeros_like(x[0])
+    spikes = []
+    for x_t in x.unbind(0):
+        spike, v, d = step(x_t, v, d, b1, b2)
+        spikes.append(spike)
+    return torch.stack(spikes)
+
+
 class Loop(nn.Module):
     """An snnTorch layer in the loop its tutorials write."""
 
@@ -120,32 +154,6 @@ class Reset(nn.Module):
         return self.node(x)
 
 
-def _tclif_core(x: Tensor, v: Tensor, d: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of TC-LIF, as FlexSN takes it: what is sent, then the states."""
-    d = d + b1 * v + x
-    v = v + b2 * d
-    spike = _triangle(v - 1.0)
-    return spike, v - spike, d - 0.5 * spike
-
-
-_triangle = triangle()
-
-
-class FlexTCLIF(nn.Module):
-    """TC-LIF written for SpikingJelly's FlexSN, which makes a Triton kernel of it on a GPU."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        from spikingjelly.activation_based import neuron
-
-        couplings = (nn.Parameter(torch.tensor(b)) for b in (-0.5, 0.5))
-        self.node = neuron.FlexSN(_tclif_core, num_states=2, static_inputs=tuple(couplings), step_mode="m")
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.node.reset()
-        return self.node(x)
-
-
 def contenders(device: torch.device) -> list[Contender]:
     """Everything that can run on ``device`` with what is installed; ours first, fastest backend first."""
     fused = {"cpu": "cpu", "cuda": "cupy"}[device.type]
@@ -155,15 +163,13 @@ def contenders(device: torch.device) -> list[Contender]:
         longest = LOOP_LIMIT if b == "torch" else 1 << 30
         found.append(Contender(f"TC-LIF ({b})", lambda shape, b=b: TCLIF(shape, b), longest, b == fused))
     if device.type == "cuda":
-        found += [
-            Contender("PMSN (torch.compile)", lambda shape: torch.compile(PMSN(shape, "torch"))),
-            Contender("TC-LIF (torch.compile)", lambda shape: torch.compile(TCLIF(shape, "torch")), 64),
-        ]
+        found.append(Contender("PMSN (torch.compile)", lambda shape: torch.compile(PMSN(shape, "torch"))))
     found.append(Contender("PMSN, FFT (the paper's method)", FFTPMSN))
     found += [
         Contender(f"PMSN, serial reset ({b})", lambda shape, b=b: PMSN(shape, b, "serial"), LOOP_LIMIT, b == fused)
         for b in ours
     ]
+    found.append(Contender("TC-LIF, plain loop, torch.compile", PlainTCLIF, LOOP_LIMIT))
     return found + _spikingjelly() + _snntorch()
 
 
@@ -172,7 +178,9 @@ def _spikingjelly() -> list[Contender]:
         from spikingjelly.activation_based import neuron
     except ImportError:
         return []
-    flexible = [Contender("TC-LIF as SpikingJelly FlexSN", FlexTCLIF)] if hasattr(neuron, "FlexSN") else []
+    flexible = []
+    if hasattr(neuron, "FlexSN"):  # since 2.0
+        flexible = [Contender("SpikingJelly FlexSN, TC-LIF", lambda shape: Reset(_flexible_tclif()), LOOP_LIMIT)]
     return [
         *flexible,
         Contender("SpikingJelly LIFNode", lambda shape: Reset(neuron.LIFNode(v_reset=None, step_mode="m"))),
@@ -181,6 +189,20 @@ def _spikingjelly() -> list[Contender]:
             "SpikingJelly SlidingPSN, k = 32", lambda shape: Reset(neuron.SlidingPSN(32, step_mode="m")), LOOP_LIMIT
         ),
     ]
+
+
+def _flexible_tclif() -> nn.Module:
+    """TC-LIF's equations for SpikingJelly's FlexSN, which takes its parameters as they are multiplied."""
+    from spikingjelly.activation_based import neuron
+
+    couplings = tuple(nn.Parameter(torch.tensor(b)) for b in (-0.5, 0.5))
+    return neuron.FlexSN(_tclif_step, num_states=2, static_inputs=couplings, step_mode="m")
+
+
+def _factors(C: int) -> tuple[int, int]:
+    """Rows and columns of a state of C numbers, about as many."""
+    rows = max(d for d in range(1, math.isqrt(C) + 1) if C % d == 0)
+    return rows, C // rows
 
 
 def _snntorch() -> list[Contender]:
@@ -192,5 +214,17 @@ def _snntorch() -> list[Contender]:
     if hasattr(snntorch, "StateLeaky"):  # since 1.0.0; [T, N, C] only
         found.append(
             Contender("snnTorch StateLeaky", lambda shape: FirstOutput(snntorch.StateLeaky(0.9, shape[2])), 4096)
+        )
+    if hasattr(snntorch, "LeakyParallel"):  # with a matrix before the neurons
+        found.append(
+            Contender("snnTorch LeakyParallel", lambda shape: snntorch.LeakyParallel(shape[2], shape[2]), LOOP_LIMIT)
+        )
+    if hasattr(snntorch, "AssociativeLeaky"):  # with several
+        found.append(
+            Contender(
+                "snnTorch AssociativeLeaky",
+                lambda shape: snntorch.AssociativeLeaky(shape[2], *_factors(shape[2]), shape[2], False),
+                LOOP_LIMIT,
+            )
         )
     return found

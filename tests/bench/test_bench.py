@@ -1,13 +1,14 @@
 """The benchmark: its baselines compute what they claim, its checks catch a wrong kernel, its command reports."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
-from pmsn_plugins import kernels
+from pmsn_plugins import functional, kernels
 from pmsn_plugins.bench import __main__ as command
-from pmsn_plugins.bench import checks, recurrent, variants
+from pmsn_plugins.bench import checks, recurrent, steps, variants
 from pmsn_plugins.bench.contenders import FFTPMSN, PMSN, Contender, contenders
 from pmsn_plugins.bench.measure import Measurement, measure
 from pmsn_plugins.functional import pmsn_sequence
@@ -33,11 +34,42 @@ def test_every_contender_maps_a_sequence_to_spikes():
     assert {"PMSN (torch)", "TC-LIF (torch)", "PMSN, FFT (the paper's method)"} <= {c.name for c in found}
     for contender in found:
         x = torch.randn(shape, requires_grad=True)
+        if contender.make.__name__ == "PlainTCLIF" and shutil.which("g++") is None:
+            continue  # the table says that it is left out
         spikes = contender.make(shape)(x)
         assert spikes.shape == shape, contender.name
         assert set(spikes.unique().tolist()) <= {0.0, 1.0}, contender.name
         spikes.sum().backward()
         assert x.grad.isfinite().all(), contender.name
+
+
+@pytest.mark.parametrize("name", ["SpikingJelly FlexSN, TC-LIF", "TC-LIF, plain loop, torch.compile"])
+@pytest.mark.parametrize("T", [3, 7])
+def test_other_ways_to_tclif(name, T):
+    found = {c.name: c for c in contenders(CPU)}
+    if name not in found or ("compile" in name and shutil.which("g++") is None):
+        pytest.skip("not here")
+    x = torch.randn(T, 3, 5)
+    assert torch.equal(found[name].make(x.shape)(x), found["TC-LIF (torch)"].make(x.shape)(x))
+
+
+def test_steps_print_their_goals(monkeypatch, capsys):
+    monkeypatch.setattr(steps, "SHAPES", [(40, 128)])
+    monkeypatch.setattr(steps, "_fastest", lambda calls, rounds: _called(calls))
+    found = list(steps.steps((40, 128)))
+    results = steps.run_steps(quick=True)
+    assert [r["name"] for r in results] == found
+    printed = capsys.readouterr().out
+    ours = [name for name in found if name.startswith(("TCLIF", "PMSN"))]
+    ratios = ", ".join(f"{name} {found.index(name) + 1:.2f}" for name in ours)
+    assert f"times as long as six operations of torch: {ratios} (goal: at most 3)" in printed
+
+
+def test_the_six_operations_are_tclif():
+    step, reference = steps._operations((4, 5)), None
+    for x in torch.randn(6, 4, 5):
+        spikes, reference = functional.tclif_step(x, -0.5, 0.5, reference)
+        assert torch.equal(step(x), spikes)
 
 
 def test_the_checks_pass_and_catch_a_wrong_kernel(monkeypatch):
