@@ -66,7 +66,12 @@ MUTATIONS = [
     Mutation("reduce: the wrong run", "gpu_common.h", "from[run * apart]", "from[(run + 1) * apart]", WHOLE),
     Mutation("loads: a step too late", "gpu_common.h", "load(x + i * M)", "load(x + (i + 1) * M)", WHOLE),
     Mutation(
-        "batches: a step is left out", "gpu_common.h", "for (; i < steps; ++i)", "for (; i + 1 < steps; ++i)", WHOLE
+        "batches: a step is left out",
+        "gpu_common.h",
+        "for (; i < steps; ++i)",
+        "for (; i + 1 < steps; ++i)",
+        TCLIF,
+        "test_tclif.py",
     ),
     Mutation(
         "rows: a row is done twice", "gpu_common.h", "rows * (blockIdx.y + 1)", "rows * (blockIdx.y + 1) + 1", LONG
