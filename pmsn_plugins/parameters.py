@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,7 @@ from ._checks import (
 )
 from .functional import PMSNCoefficients, PMSNParameters, pmsn_initial_parameters
 from .kernels import discretize
+from .kernels.unwatched import unwatched
 
 
 def param_groups(
@@ -235,6 +237,13 @@ class TCLIFParametersMixin(NeuronParameters):
             size = torch.exp(math.log(low) + (math.log(high) - math.log(low)) * torch.rand(shape, dtype=torch.float32))
             setattr(self, name, nn.Parameter(torch.logit(size).to(torch.get_default_dtype())))
 
+    def _couplings_of_step(self, step_ndim: int) -> tuple[Tensor, Tensor]:
+        """:meth:`couplings`, not to be written to: without gradients those of a layer's two numbers are kept."""
+        c1, c2 = self.c1, self.c2
+        if not (unwatched() and type(c1) is nn.Parameter and c1.ndim == 0 and c1.is_cpu and c2.is_cpu):
+            return self.couplings(step_ndim)
+        return _couplings(c1.item(), c2.item(), c1.dtype, c2.dtype)
+
     def couplings(self, step_ndim: int) -> tuple[Tensor, Tensor]:
         """(b1, b2), shaped to broadcast over one step [N, *] or, per channel, [N, C, *] of ``step_ndim`` axes."""
         c1 = self.c1
@@ -243,6 +252,13 @@ class TCLIFParametersMixin(NeuronParameters):
             return b1, b2
         shape = (self.channels,) + (1,) * (step_ndim - 2)
         return b1.view(shape), b2.view(shape)
+
+
+@lru_cache(256)
+def _couplings(c1: float, c2: float, *dtypes: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What torch makes of these numbers, [1]."""
+    first, second = (torch.tensor([c], dtype=dtype) for c, dtype in zip((c1, c2), dtypes, strict=True))
+    return -torch.sigmoid(first), torch.sigmoid(second)
 
 
 class RecurrentTCLIFParametersMixin(TCLIFParametersMixin):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from .kernels import intercepted
+from .kernels.unwatched import intercepted
 
 States = tuple[Tensor, ...]
 

@@ -10,7 +10,6 @@ from .explanation import explain
 from .pmsn import discretize, pmsn_sequence, pmsn_step
 from .tclif import tclif_sequence, tclif_step
 from .tclif_recurrent import tclif_recurrent_sequence, tclif_recurrent_step
-from .unwatched import intercepted, unwatched
 
 __all__ = [
     "BACKENDS",
@@ -19,12 +18,10 @@ __all__ = [
     "check_backend",
     "discretize",
     "explain",
-    "intercepted",
     "pmsn_sequence",
     "pmsn_step",
     "tclif_recurrent_sequence",
     "tclif_recurrent_step",
     "tclif_sequence",
     "tclif_step",
-    "unwatched",
 ]

@@ -21,7 +21,8 @@ from .._checks import (
 )
 from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
-from ..kernels import check_backend, unwatched
+from ..kernels import check_backend
+from ..kernels.unwatched import unwatched
 from ..recomputation import KeepsState
 from ..unseen import Later, States
 from .instances import enlist, enlisted

@@ -172,7 +172,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
     def _step(self, x: Tensor, dend: Tensor, mem: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         spk, state = kernels.tclif_step(
             x,
-            *self.couplings(x.ndim),
+            *self._couplings_of_step(x.ndim),
             TCLIFState(v=mem, v_dendrite=dend),
             gamma=self.gamma,
             v_threshold=self.threshold,

@@ -25,7 +25,8 @@ from .._checks import (
     check_threshold,
     compute_dtype,
 )
-from ..kernels import BACKENDS, check_backend, unwatched
+from ..kernels import BACKENDS, check_backend
+from ..kernels.unwatched import unwatched
 from ..membrane_loss import refusing_gradient
 from ..recomputation import KeepsState
 from ..unseen import Later, States, can_wait
@@ -193,6 +194,12 @@ class StatefulNode(KeepsState, neuron.BaseNode):
             if not torch.compiler.is_compiling():
                 self.__dict__["_given_in"] = torch._C._current_graph_task_id()
         super().__setattr__(name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """One step or a sequence."""
+        if self._step_mode == "s":  # the property of that name takes as long as ten such lines
+            return self.single_step_forward(*args, **kwargs)
+        return self.multi_step_forward(*args, **kwargs)
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Spikes [N, *] of one step [N, *]; reads and writes the memories."""

@@ -115,7 +115,7 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
 
     def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
         state = states and TCLIFState(*states)
-        return kernels.tclif_step(x, *self.couplings(x.ndim), state, overwrite=overwrite, **self._options())
+        return kernels.tclif_step(x, *self._couplings_of_step(x.ndim), state, overwrite=overwrite, **self._options())
 
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool
