@@ -43,6 +43,10 @@ def new_neurons(net):
 FORMS = {
     "class": (PMSNNode, {}),
     "partial": (functools.partial(PMSNNode, preset="static"), {"preset": "static"}),
+    "initial values": (
+        functools.partial(PMSNNode, dt_range=(0.1, 0.2), coupling=0.5), {"dt_range": (0.1, 0.2), "coupling": 0.5},
+    ),
+    "time scale": (functools.partial(PMSNNode, time_scale=40), {"time_scale": 40, "preset": "general"}),
     "nested partial": (
         functools.partial(functools.partial(PMSNNode, preset="shd"), preset="static", n_compartments=3),
         {"preset": "static", "n_compartments": 3},

@@ -218,6 +218,8 @@ def test_every_setting_can_be_overridden():
     settings = parse("smnist", "--neuron-lr-scale", "freq=3", "--neuron-weight-decay", "B_imag=0.5", "--drop-last")
     assert (settings.neuron_lr_scales, settings.drop_last) == ({"freq": 3}, True)
     assert settings.neuron_weight_decays == {"B_real": 0.01, "B_imag": 0.5}
+    settings = parse("digits", "--neuron-option", "dt_range=(0.02,0.5)", "--neuron-option", "coupling=2")
+    assert settings.neuron_options == {"dt_range": (0.02, 0.5), "coupling": 2}
     assert parse("digits", "--dataset-option", "permute=true").dataset_options == {"permute": True}
     settings = parse("shd", "--dry-run")
     assert (settings.epochs, settings.batch_size) == (1, 8)
