@@ -271,7 +271,8 @@ def test_a_compiled_neuron_says_so_when_it_runs(make, use_reentrant):
     torch._dynamo.reset()
     compiled = torch.compile(neuron, fullgraph=True, backend="aot_eager")
     reset()
-    assert_same(gradients(compiled, neuron), expected)
+    for gradient, want in zip(gradients(compiled, neuron), expected, strict=True):  # it computes the final state too
+        torch.testing.assert_close(gradient, want, rtol=1e-5, atol=1e-6)
     for between in (reset, lambda: None):
         reset()
         with pytest.raises(RuntimeError, match=r"keep_state=False .*SpikingJelly.*init_hidden=False .*snnTorch"):
