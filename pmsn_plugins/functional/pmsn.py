@@ -30,8 +30,11 @@ Gradient (Eq. 19, 38-43): straight-through for the floor, so nothing flows throu
 Without a reset (the two neurons of the authors' script for sequential CIFAR, by column) the current keeps its sign, the
 neuron fires at u > v_threshold, and the gradient is the plain one but for the spike:
 
-    u[t] = v[t] = v[t-1] + I[t]                  reset_mode='cumulative'
-    u[t] = v[t] = I[t]                           reset_mode='memoryless'
+.. math::
+
+    \text{'cumulative'}: \quad u[t] = v[t] &= v[t-1] + I[t]
+
+    \text{'memoryless'}: \quad u[t] = v[t] &= I[t]
 
 Shapes: sequences ``[T, N, C, *]``, steps ``[N, C, *]``. Half precision is accepted; states are float32 or wider.
 
@@ -254,7 +257,8 @@ def pmsn_sequence(
         state: state after the previous chunk, or None to start from zero.
         v_threshold: firing threshold, above 0; it and its inverse must be normal numbers of the dtype that is computed
             in (1.18e-38 to 8.51e37 in float32).
-        surrogate_function: maps ``u - v_threshold`` to spikes; default :func:`default_surrogate`, the papers' one.
+        surrogate_function: maps ``u - v_threshold`` to spikes; default :func:`triangle`, the papers' one; without a
+            reset it fires only above the threshold, as in the authors' script.
         reset_mode: ``'modulo'`` (Eq. 16). No reset, on the signed current: ``'cumulative'``, ``v[t] = v[t-1] + I[t]``
             (its gradient flows through v), and ``'memoryless'``, ``v[t] = I[t]``. ``'serial'`` takes the signed current
             and subtracts the threshold once per spike, with back-propagation through the reset (Section VII-F2); it
