@@ -98,10 +98,15 @@ class Run(NamedTuple):
 
 def load_sequences() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training and test sequences [T, N, 1], training and test labels [N]."""
+    here, path = Path(__file__).resolve().parent, sys.path[:]
+    # the package has this file's name, and the folder of a script comes first on its path
+    sys.path[:] = [folder for folder in path if Path(folder or ".").resolve() != here]
     try:
         from mnist1d.data import get_dataset_args, make_dataset
     except ImportError as error:
         raise SystemExit(f"examples/mnist1d.py needs the data set's package ({error}): pip install mnist1d") from None
+    finally:
+        sys.path[:] = path
     data = make_dataset(get_dataset_args())
     x_train, x_test = (torch.from_numpy(data[key]).float().T[..., None].contiguous() for key in ("x", "x_test"))
     y_train, y_test = (torch.from_numpy(data[key]).long() for key in ("y", "y_test"))

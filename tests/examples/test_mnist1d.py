@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from .test_examples import call_main, is_png, load
+from .test_examples import call_main, is_png, load, run
 
 pytest.importorskip("spikingjelly")
 TINY = ["--epochs", "2", "--parameters", "600", "--batch-size", "1000"]
@@ -44,6 +44,14 @@ def test_table_and_curves(example, small_data, monkeypatch, capsys, tmp_path):
         assert float(row[0]) == pytest.approx((first + second) / 2, abs=0.051)
         assert float(row[2]) == pytest.approx(abs(first - second) / 2**0.5, abs=0.051)
     assert is_png(tmp_path / "mnist1d.png")
+
+
+def test_it_runs_as_a_script_that_has_the_name_of_the_package(example, tmp_path):
+    finished = run(
+        "mnist1d.py", "--neuron", "pmsn", "--seeds", "1", "--epochs", "1", "--parameters", "300", cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "PMSN" in finished.stdout and (tmp_path / "mnist1d.json").exists()
 
 
 def test_widths_come_nearest_to_the_number_of_parameters(example):
