@@ -39,7 +39,7 @@ def gradient(x, coefficients, **options):
 
 
 def test_sound_kernels_are_tried_once(tools, unknown_device, monkeypatch):
-    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    x, coefficients, _ = tools.pmsn_case((40, 2, 3), 2, torch.float32, False)
     tries = []
     compare = first_contact.disagreement
     monkeypatch.setattr(
@@ -68,7 +68,7 @@ SPOILT = {
 @pytest.mark.parametrize("spoilt", SPOILT)
 def test_auto_goes_on_with_pytorch(tools, unknown_device, spoilt):
     unknown_device(*SPOILT[spoilt])
-    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    x, coefficients, _ = tools.pmsn_case((40, 2, 3), 2, torch.float32, False)
     with pytest.warns(UserWarning, match=r"PyTorch operations.*do not work on cpu.*report it.*bench --check"):
         actual = gradient(x, coefficients)
     assert torch.equal(actual, gradient(x, coefficients, backend="torch"))
@@ -81,7 +81,7 @@ def test_auto_goes_on_with_pytorch(tools, unknown_device, spoilt):
 
 def test_a_device_that_nothing_can_be_launched_on(tools, unknown_device):
     unknown_device("discretize", "extern", "extrn")
-    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    x, coefficients, _ = tools.pmsn_case((40, 2, 3), 2, torch.float32, False)
     with pytest.warns(UserWarning, match="PyTorch operations"):
         spikes = kernels.pmsn_sequence(x, coefficients).spikes
     assert torch.equal(spikes, functional.pmsn_sequence(x, coefficients).spikes)
@@ -94,13 +94,13 @@ def test_a_device_that_nothing_can_be_launched_on(tools, unknown_device):
 def test_comparisons_can_be_turned_off(tools, unknown_device, monkeypatch):
     unknown_device(*SPOILT["input's gradient"])
     monkeypatch.setenv("PMSN_SELF_CHECK", "0")
-    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    x, coefficients, _ = tools.pmsn_case((40, 2, 3), 2, torch.float32, False)
     wrong = gradient(x, coefficients, backend="cpu")
     assert not torch.allclose(wrong, gradient(x, coefficients, backend="torch"), rtol=1e-3)
 
 
 def test_nothing_is_tried_in_a_transformation(tools, unknown_device):
-    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    x, coefficients, _ = tools.pmsn_case((40, 2, 3), 2, torch.float32, False)
     torch.func.vmap(lambda x: kernels.pmsn_sequence(x, coefficients).spikes)(x.expand(2, *x.shape))
     assert not first_contact._found
 
@@ -110,7 +110,7 @@ def test_running_out_of_memory_says_nothing(tools, unknown_device, monkeypatch):
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr("pmsn_plugins.kernels.variants.PmsnVariant.trial", full)
-    x, coefficients, _ = tools.pmsn_case((20, 2, 3), 2, torch.float32, False)
+    x, coefficients, _ = tools.pmsn_case((40, 2, 3), 2, torch.float32, False)
     kernels.pmsn_sequence(x, coefficients, backend="cpu")
     assert len(first_contact._found) == 1  # the launch
 

@@ -7,7 +7,7 @@
 
 namespace PMSN_NAMESPACE {
 
-enum { STATE = 2, AHEAD = 8 };
+enum { STATE = 2, AHEAD = 16 };  // AHEAD: steps whose loads are under way together
 
 PMSN_FN TclifCoefficients<R> coefficients(const TclifArgs& args, index_t channel) {
     const R theta = args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta;

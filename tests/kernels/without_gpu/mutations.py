@@ -29,7 +29,7 @@ class Mutation(NamedTuple):
 WHOLE = "without_the_final_state and emulated and 40-modulo-4"
 SHORT = "without_the_final_state and emulated and 4-modulo-4 and not 40"
 CUT = "time_cut_into and 300-modulo"
-LONG = "on_every_backend and emulated and shape1-modulo and False-False"
+LONG = "on_every_backend and emulated and shape1-modulo-False"
 TCLIF = "on_every_backend and emulated and channels and post_reset"
 
 MUTATIONS = [
