@@ -3,7 +3,8 @@
 python examples/gallery.py impulse_response
 python examples/gallery.py                      # all but the last two: of trainings, and of a benchmark
 python examples/gallery.py reset_ablation       # trains for minutes, and continues if it is stopped
-python -m pmsn_plugins.bench --json bench.json && python examples/gallery.py acceleration --benchmark bench.json
+python examples/gallery.py acceleration --benchmark examples/figures/benchmark_cpu.json
+python examples/gallery.py --output examples/figures                         # the README's own
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("figure", nargs="*", help=f"among {', '.join(NAMES)}; default: all but the last two")
     parser.add_argument("--benchmark", type=Path, help="JSON written by python -m pmsn_plugins.bench --json")
-    parser.add_argument("--output", type=Path, default=Path("examples/figures"), help="folder for the figures")
+    parser.add_argument("--output", type=Path, default=Path("runs/figures"), help="folder for the figures")
     args = parser.parse_args()
     figures, drawn = {**FIGURES, "reset_ablation": reset_ablation}, args.figure or list(FIGURES)
     if args.benchmark:

@@ -228,7 +228,7 @@ def parse_arguments() -> argparse.Namespace:
         "--option", type=neuron_option, action="append", default=[], metavar="NEURON:NAME=VALUE",
         help="an argument of a neuron, e.g. pmsn:time_scale=40",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the curves")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder for the curves")
     args = parser.parse_args()
     args.options = {name: dict(NEURONS[name][3]) for name in NEURONS}
     for name, key, value in args.option:

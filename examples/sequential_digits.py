@@ -241,7 +241,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=positive(float), default=2e-2, help="learning rate of the weights")
     parser.add_argument("--neuron-lr", type=positive(float), default=1e-3, help="learning rate inside the neurons")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and the order of the digits")
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder for the figure")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder for the figure")
     args = parser.parse_args()
     try:
         args.output.mkdir(parents=True, exist_ok=True)

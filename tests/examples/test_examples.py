@@ -56,6 +56,14 @@ def is_png(path: Path) -> bool:
     return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_files_go_to_ignored_folders_by_default(script):
+    ignored = (EXAMPLES.parent / ".gitignore").read_text().splitlines()
+    option = r'"--(?:output|output-dir|data-dir)",.*default=(?:Path\()?"(.*?)"'
+    folders = re.findall(option, (EXAMPLES / script).read_text())
+    assert all(f"/{folder.partition('/')[0]}/" in ignored for folder in folders), folders
+
+
 @pytest.mark.parametrize(
     ("framework", "flags", "figure"),
     [

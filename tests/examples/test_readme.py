@@ -14,7 +14,7 @@ pytest.importorskip("spikingjelly")
 pytest.importorskip("snntorch")
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md"]
+PAGES = ["README.md", "examples/choosing.md"]
 
 # what the reader has before a block, by the block's first line
 DEFINITIONS = {
