@@ -43,8 +43,9 @@ def reset_ablation() -> Figure:
 
 
 def acceleration(benchmark: Path) -> Figure:
-    """How much faster than the serial reset each layer is, over the length of the sequence."""
-    return analysis.plot_acceleration(json.loads(benchmark.read_text())["results"])
+    """What a time step costs in each layer, over the length of the sequence."""
+    record = json.loads(benchmark.read_text())
+    return analysis.plot_acceleration(record["results"], record["copy_bandwidth"])
 
 
 FIGURES = {f.__name__: f for f in (impulse_response, gradient_over_time, norm_plane)}

@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise ImportError('pmsn_plugins.analysis needs matplotlib: pip install "pmsn_plugins[all]"') from error
 
-from .acceleration import acceleration, plot_acceleration
+from .acceleration import acceleration, plot_acceleration, step_times
 from .curves import LearningCurve, learning_curve, plot_learning_curves
 from .energy import (
     EnergyPoint,
@@ -80,6 +80,7 @@ __all__ = [
     "reset_ablation",
     "sliding_psn_cost",
     "step_energy",
+    "step_times",
     "tclif_infinity_norm",
     "tclif_jacobian",
 ]

@@ -14,7 +14,7 @@ from .. import __version__
 from ..report import processor
 from .checks import run_checks
 from .contenders import contenders
-from .measure import Measurement, copy_bandwidth, measure
+from .measure import LEAST_BYTES, Measurement, copy_bandwidth, measure
 from .recurrent import run_recurrent
 from .steps import run_steps
 from .variants import check_variants
@@ -30,8 +30,6 @@ SHAPES = [
     (4096, 16, 128),
     (16384, 1, 64),
 ]
-FORWARD_BYTES, BACKWARD_BYTES = 8, 12
-"""Least traffic of a float32 layer per element: read x, write S; then read x and dS, write dx."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.plot:
         from ..analysis.acceleration import plot_acceleration
 
-        plot_acceleration([row._asdict() for row in results]).savefig(arguments.plot, dpi=150)
+        plot_acceleration([row._asdict() for row in results], bandwidth).savefig(arguments.plot, dpi=150)
     return 0
 
 
@@ -131,7 +129,7 @@ def _print_shape(shape: tuple[int, ...], rows: list[Measurement], bandwidth: flo
             f"{row.forward_backward_s / fastest.forward_backward_s:7.1f} {row.kept_bytes / (4 * elements):6.1f} "
             f"{row.peak_bytes / (4 * elements):6.1f}{graph}"
         )
-    share = (FORWARD_BYTES + BACKWARD_BYTES) * elements / fastest.forward_backward_s / bandwidth
+    share = LEAST_BYTES["forward_backward_s"] * elements / fastest.forward_backward_s / bandwidth
     print(f"  {fastest.name} moves its data at {100 * share:.0f} % of the copy bandwidth")
 
 

@@ -170,6 +170,7 @@ def test_choices(value):
     for name, call in (
         ("form", lambda: A.tclif_jacobian(-0.5, 0.5, value)),
         ("field", lambda: A.acceleration([RECORD], field=value)),
+        ("field", lambda: A.step_times([RECORD], 1, field=value)),
         ("reset_mode", lambda: A.pmsn_cost(5, value)),
         ("reset_modes", lambda: A.reset_ablation((value,))),
         *((("value in runs", lambda: A.plot_reset_ablation([A.Run(value, 0, 50.0)])),) if value != [] else ()),
@@ -250,6 +251,7 @@ def test_what_is_no_series(net, value):
     for name, call in (
         ("points", A.plot_accuracy_energy),
         ("records", A.acceleration),
+        ("records", A.step_times),
         ("runs", A.learning_curve),
         ("runs", A.plot_compartment_sweep),
         ("runs", A.plot_reset_ablation),

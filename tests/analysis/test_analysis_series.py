@@ -48,7 +48,6 @@ def test_acceleration_compares_on_the_same_shape():
     ]
     assert A.acceleration(records, "serial") == {"fast": {32: 2.0, 64: 4.0}}
     assert A.acceleration(records, "serial", "forward_s") == {"fast": {32: 2.0, 64: 4.0}}
-    assert isinstance(A.plot_acceleration(records, "serial"), Figure)
     with pytest.raises(ValueError, match=r"baseline must be one of 'serial', 'fast', got 'slow'"):
         A.acceleration(records, "slow")
     with pytest.raises(ValueError, match="no records"):
@@ -59,13 +58,40 @@ def test_acceleration_compares_on_the_same_shape():
         A.acceleration([record("serial", 8, 0.0)], "serial")
 
 
+def test_step_times_are_of_one_width():
+    records = [
+        record("fast", 1024, 4.0, (64, 128)),
+        record("fast", 64, 8.0, (2, 128)),
+        record("fast", 64, 2.0, (64, 128)),  # the larger batch of this length
+        record("fast", 256, 1.0, (64, 32)),  # another width
+        record("slow", 64, 6.0, (64, 128)),
+        record("fast", 32, 1.0, (64, 128, 8)),  # another layout
+    ]
+    steps = 64 * 64 * 128
+    assert A.step_times(records) == {"fast": {64: 2.0 / steps, 1024: 0.25 / steps}, "slow": {64: 6.0 / steps}}
+    assert list(A.step_times(records)["fast"]) == [64, 1024]
+    assert A.step_times(records, 32, "forward_s") == {"fast": {256: 1.0 / 3 / (256 * 64 * 32)}}
+    (ax,) = A.plot_acceleration(records, copy_bandwidth=2e10).axes
+    fast, slow, floor = ax.lines
+    np.testing.assert_allclose(fast.get_ydata(), [2e9 / steps, 0.25e9 / steps])
+    assert list(slow.get_xdata()) == [64]
+    np.testing.assert_allclose(floor.get_ydata(), 1.0)  # 20 bytes at 20 GB/s, in ns
+    assert len(A.plot_acceleration(records).axes[0].lines) == 2
+    with pytest.raises(ValueError, match=r"channels must be the width of a record .*, 32, 128, got 64"):
+        A.step_times(records, 64)
+    with pytest.raises(ValueError, match="none here, got 128"):
+        A.step_times([])
+    with pytest.raises(ValueError, match="copy_bandwidth must be a finite number above 0, got 0"):
+        A.plot_acceleration(records, 0)
+
+
 def test_default_baseline_is_a_contender_of_the_benchmark():
     import inspect
 
     import torch
 
     contenders = pytest.importorskip("pmsn_plugins.bench.contenders").contenders
-    baseline = inspect.signature(A.plot_acceleration).parameters["baseline"].default
+    baseline = inspect.signature(A.acceleration).parameters["baseline"].default
     assert baseline in [contender.name for contender in contenders(torch.device("cpu"))]
 
 
