@@ -3,12 +3,15 @@
 import doctest
 import importlib
 import inspect
+from importlib.metadata import version
 
 import pytest
 import torch
 
 pytest.importorskip("spikingjelly")
 pytest.importorskip("snntorch")
+if version("spikingjelly").startswith("0."):
+    pytest.skip("the examples are written for the newest releases", allow_module_level=True)
 
 MODULES = [
     *("functional", "kernels", "swap", "parameters", "registration", "layers", "nir", "checkpoints"),
