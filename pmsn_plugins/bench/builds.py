@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..functional import discretize, pmsn_initial_parameters
+from ..functional import PRESETS, discretize, pmsn_initial_parameters
 from ..kernels import cpu
+from ..kernels.arguments import STRUCTURES
 from ..kernels.calls import (
     Call,
     PmsnOptions,
@@ -73,6 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--isa", nargs="+", default=["avx512", "avx2", "baseline"], help="those that there are not are left out"
     )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default="sequential",
+        help="of PMSN's parameters; with fast oscillations ('general', 'static') its compartments stay complex",
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="for each neuron, shape, instruction set and threads"
@@ -90,13 +97,16 @@ def main(argv: list[str] | None = None) -> int:
             continue
         for neuron in arguments.neuron:
             for shape in arguments.shape or SHAPES[neuron]:
-                difference = _disagreement(libraries, neuron, shape)
+                difference = _disagreement(libraries, neuron, shape, arguments.preset)
                 if difference:
                     print(f"{isa} {neuron} {list(shape)}: THE LIBRARIES DISAGREE: {difference}")
                     wrong = True
                     continue
                 for threads in arguments.threads:
-                    _compare(libraries, neuron, shape, isa, threads, arguments.seconds, clock)
+                    job = make_job(neuron, shape, torch.float32, threads, arguments.preset)
+                    _compare(
+                        libraries, job, f"{isa:8} {neuron:5} {list(shape)!s:18}", threads, arguments.seconds, clock
+                    )
     return int(wrong)
 
 
@@ -106,7 +116,10 @@ def load(path: Path) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path.resolve()))
     except OSError as error:
         raise SystemExit(f"{path} cannot be loaded: {error}") from None
-    misfit = cpu.declare(library)
+    try:
+        misfit = _misfit(library)
+    except AttributeError as error:  # it names the function
+        misfit = str(error)
     if misfit:
         raise SystemExit(
             f"{path} cannot be compared: {misfit}. Both libraries must take the arguments of the Python that this runs "
@@ -115,7 +128,20 @@ def load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def make_job(neuron: str, shape: tuple[int, ...], dtype: torch.dtype, threads: int) -> Job:
+def _misfit(library: ctypes.CDLL) -> str:
+    """Declare what is timed, or say why it cannot be; what else the library has does not matter."""
+    library.pmsn_use_instruction_set.argtypes = library.pmsn_argument_bytes.argtypes = (ctypes.c_char_p,)
+    library.pmsn_argument_bytes.restype = ctypes.c_longlong
+    for neuron in SHAPES:
+        for direction in ("forward", "backward"):
+            getattr(library, f"{neuron}_{direction}").argtypes = (ctypes.c_void_p, ctypes.c_int)
+        arguments = STRUCTURES[neuron]
+        if library.pmsn_argument_bytes(arguments.__name__.encode()) != ctypes.sizeof(arguments):
+            return f"{arguments.__name__} has another size there"
+    return ""
+
+
+def make_job(neuron: str, shape: tuple[int, ...], dtype: torch.dtype, threads: int, preset: str = "sequential") -> Job:
     """Forward alone, forward that keeps what backward needs, and backward."""
     generator = torch.Generator().manual_seed(len(shape) + shape[0])
     x, grad = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
@@ -123,7 +149,7 @@ def make_job(neuron: str, shape: tuple[int, ...], dtype: torch.dtype, threads: i
     tensors: Any
     options: Any
     if neuron == "pmsn":
-        parameters = pmsn_initial_parameters(shape[2], COMPARTMENTS + 1, generator=generator)
+        parameters = pmsn_initial_parameters(shape[2], COMPARTMENTS + 1, preset, generator=generator)
         operator, tensors = PMSN, PmsnTensors(x, *(c.to(dtype) for c in discretize(parameters)))
         options = PmsnOptions("modulo", "spike", "triangle", 1.0, 1.0, 0.0, 0.0)
     else:
@@ -164,10 +190,10 @@ def _run(library: ctypes.CDLL, job: Job, index: int, threads: int) -> None:
         raise MemoryError("the library ran out of memory")
 
 
-def _disagreement(libraries: Sequence[ctypes.CDLL], neuron: str, shape: tuple[int, ...]) -> str:
+def _disagreement(libraries: Sequence[ctypes.CDLL], neuron: str, shape: tuple[int, ...], preset: str) -> str:
     """Empty if both compute the same: in float64 equal spikes, and gradients within 1e-9 of the largest."""
     small = (shape[0], min(shape[1], 3), *shape[2:])
-    job = make_job(neuron, small, torch.float64, 1)
+    job = make_job(neuron, small, torch.float64, 1, preset)
     outcomes = []
     for library in libraries:
         for index in range(len(job.names)):
@@ -187,14 +213,12 @@ def _disagreement(libraries: Sequence[ctypes.CDLL], neuron: str, shape: tuple[in
 
 def _compare(
     libraries: Sequence[ctypes.CDLL],
-    neuron: str,
-    shape: tuple[int, ...],
-    isa: str,
+    job: Job,
+    title: str,
     threads: int,
     seconds: float,
     clock: Callable[[], float] | None,
 ) -> None:
-    job = make_job(neuron, shape, torch.float32, threads)
     rounds = _rounds(libraries, job, threads, seconds, clock)
     parts = {"forward": [0], "backward": [2], "both": [1, 2]}
     columns = []
@@ -206,7 +230,7 @@ def _compare(
         ]
         columns.append(f"{name} {middle:.2f} ({low:.2f}-{high:.2f}) [{units[0]:.2f} {units[1]:.2f}]")
     print(
-        f"{isa:8} {neuron:5} {list(shape)!s:18} {threads} thread{'s' * (threads > 1)}  " + "  ".join(columns),
+        f"{title} {threads} thread{'s' * (threads > 1)}  " + "  ".join(columns),
         flush=True,
     )
 
