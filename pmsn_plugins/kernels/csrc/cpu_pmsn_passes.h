@@ -11,7 +11,7 @@ namespace PMSN_NAMESPACE {
 #if PMSN_LANE_BYTES == 64 || defined(__aarch64__)
 enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2, APART = 0, APART_ADJOINT_GROUP = 0, APART_SUMS_GROUP = 0 };
 #else
-enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 1, APART = 1, APART_ADJOINT_GROUP = 4, APART_SUMS_GROUP = 2 };
+enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2, APART = 1, APART_ADJOINT_GROUP = 4, APART_SUMS_GROUP = 2 };
 #endif
 
 // The passes below run over one block: `rows` rows of `steps` steps. k hidden compartments have
