@@ -15,9 +15,9 @@ struct PmsnCpu {
         width;  // planes of the state; rows of a batch; steps between checkpoints
     const R theta;
     // How the hidden compartments are computed: on the shortest way from rest, but not where the final v is asked for,
-    // and perhaps its h later: steps that go on from there round otherwise. Where there are checkpoints, these are of Filters or of Modes: backward
-    // has to find the same answer as forward. So it asks whether time may be cut: the threads of this call may be
-    // others than those of forward.
+    // and perhaps its h later: steps that go on from there round otherwise. Where there are checkpoints, these are of
+    // Filters or of Modes: backward has to find the same answer as forward. So it asks whether time may be cut: the
+    // threads of this call may be others than those of forward.
     const bool from_rest, as_filters;
 
     explicit PmsnCpu(const PmsnArgs& a)
@@ -162,9 +162,9 @@ struct PmsnCpu {
                 hidden_from_filters(parameters.block(b) + 1, k, state.block(b) + s * planes + 1);
     }
 
-    // Time cut into segments (RESET_MODULO, and RESET_MEMORYLESS, of whose membrane only NaN goes on), before `forward`:
-    // what a segment leaves at its end, from rest, goes to the checkpoint there; first the hidden compartments, then
-    // (from those before it as they are) the membrane.
+    // Time cut into segments (RESET_MODULO, and RESET_MEMORYLESS, of whose membrane only NaN goes on), before
+    // `forward`: what a segment leaves at its end, from rest, goes to the checkpoint there; first the hidden
+    // compartments, then (from those before it as they are) the membrane.
     void forward_local(index_t index, void* memory, bool membrane) const {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), state = scratch.tile(rows, planes);
@@ -258,7 +258,8 @@ struct PmsnCpu {
         return batch.planes(layout, start, item.end - start < depth ? item.end - start : depth);
     }
 
-    // Blocks of a line of memory, from `first` on; their columns are `pitch` lanes apart where they are together in cache.
+    // Blocks of a line of memory, from `first` on; their columns are `pitch` lanes apart where they are together in
+    // cache.
     struct Line {
         index_t first;
         int count;
@@ -358,58 +359,61 @@ struct PmsnCpu {
                 const auto send = [&](Line line) {
                     if (most > 1 && !local) dx_steps.store(grads, here, line.first, line.count, pitch());
                 };
-                for_blocks(batch, most, bring, [&](index_t b, Line line) {
-                    const Soon soon(batch, line.first + most, here, next, width);
-                    const Planes nothing = {};
-                    const Planes &at_first = b == line.first ? soon.planes : nothing,
-                                 &at_last = b + 1 == line.first + line.count ? soon.planes : nothing;
-                    const Ahead ahead_x(x_steps, at_first, soon.block, most);
-                    const AheadBack ahead = {Ahead(grad_steps, at_first, soon.block, most),
-                                             Ahead(dx_steps, at_last, soon.block, most)};
-                    if (start - depth > item.start)
-                        ask_planes<L>(args.checkpoints, checkpoint(batch, start - depth), b);
-                    L *const x = xs + (b - line.first) * pitch(), *const grad = grads + (b - line.first) * pitch();
-                    const Columns<L> in_x = in_cache(x, here), in_grad = in_cache(grad, here),
-                                     partial = in_cache(current, here);
-                    if (args.reset == RESET_MODULO) {
-                        with_threshold<L>(theta, [&](auto threshold) {
-                            const RecomputeModulo<L, decltype(threshold)> recompute = {in_x, in_cache(u, here),
-                                                                                       threshold, ahead_x, L{}};
+                for_blocks(
+                    batch, most, bring,
+                    [&](index_t b, Line line) {
+                        const Soon soon(batch, line.first + most, here, next, width);
+                        const Planes nothing = {};
+                        const Planes &at_first = b == line.first ? soon.planes : nothing,
+                                     &at_last = b + 1 == line.first + line.count ? soon.planes : nothing;
+                        const Ahead ahead_x(x_steps, at_first, soon.block, most);
+                        const AheadBack ahead = {Ahead(grad_steps, at_first, soon.block, most),
+                                                 Ahead(dx_steps, at_last, soon.block, most)};
+                        if (start - depth > item.start)
+                            ask_planes<L>(args.checkpoints, checkpoint(batch, start - depth), b);
+                        L *const x = xs + (b - line.first) * pitch(), *const grad = grads + (b - line.first) * pitch();
+                        const Columns<L> in_x = in_cache(x, here), in_grad = in_cache(grad, here),
+                                         partial = in_cache(current, here);
+                        if (args.reset == RESET_MODULO) {
+                            with_threshold<L>(theta, [&](auto threshold) {
+                                const RecomputeModulo<L, decltype(threshold)> recompute = {in_x, in_cache(u, here),
+                                                                                           threshold, ahead_x, L{}};
+                                charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b),
+                                             changes, span, most > 1 ? in_x : x_steps.read(x, here, b), partial,
+                                             recompute);
+                            });
+                            if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
+                            if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
+                            modulo_adjoint_pass(args, span, u, slopes,
+                                                most > 1 ? in_grad : grad_steps.read(grad, here, b), dI, theta);
+                        } else {
+                            if (most == 1) x_steps.load(x, here, b);
+                            if (most == 1) grad_steps.load(grad, here, b);
+                            if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
                             charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b), changes,
-                                         span, most > 1 ? in_x : x_steps.read(x, here, b), partial, recompute);
-                        });
-                        if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
-                        if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
-                        modulo_adjoint_pass(args, span, u, slopes,
-                                            most > 1 ? in_grad : grad_steps.read(grad, here, b), dI, theta);
-                    } else {
-                        if (most == 1) x_steps.load(x, here, b);
-                        if (most == 1) grad_steps.load(grad, here, b);
-                        if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
-                        charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b), changes, span,
-                                     in_x, partial, KeepCurrent<L>{partial});
-                        membrane(state.block(b), span, current, u, nullptr, theta);
-                        if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
-                        if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
-                        membrane_adjoint(args, adjoint.block(b), span, u, slopes, grad, grad_v_seq, dI, theta);
-                    }
-                    const Columns<L> dx =
-                        most > 1 || local ? in_grad : dx_steps.write(grad, here, b);
-                    const Forth<L> forth = {x, dI, state.block(b), changes, grad_changes};
-                    if (!is_short && back_as_filters)
-                        adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, forth, in_grad,
-                                              dx, ahead);
-                    else if (!is_short)
-                        adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, forth, in_grad,
-                                            dx, ahead);
-                    else if (span.steps == 4)
-                        short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx,
-                                              ahead);
-                    else
-                        short_adjoint_pass<0>(response.block(b), grad_response.block(b), span.rows, span.steps, x, dI,
-                                              dx, ahead);
-                    if (most == 1 && !local) dx_steps.finish(grad, here, b);
-                }, send);
+                                         span, in_x, partial, KeepCurrent<L>{partial});
+                            membrane(state.block(b), span, current, u, nullptr, theta);
+                            if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
+                            if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
+                            membrane_adjoint(args, adjoint.block(b), span, u, slopes, grad, grad_v_seq, dI, theta);
+                        }
+                        const Columns<L> dx = most > 1 || local ? in_grad : dx_steps.write(grad, here, b);
+                        const Forth<L> forth = {x, dI, state.block(b), changes, grad_changes};
+                        if (!is_short && back_as_filters)
+                            adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, forth,
+                                                  in_grad, dx, ahead);
+                        else if (!is_short)
+                            adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, forth,
+                                                in_grad, dx, ahead);
+                        else if (span.steps == 4)
+                            short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx,
+                                                  ahead);
+                        else
+                            short_adjoint_pass<0>(response.block(b), grad_response.block(b), span.rows, span.steps, x,
+                                                  dI, dx, ahead);
+                        if (most == 1 && !local) dx_steps.finish(grad, here, b);
+                    },
+                    send);
             }
             if (local) {
                 const index_t place = (item.start / layout.segment - 1) * (1 + 4 * k);

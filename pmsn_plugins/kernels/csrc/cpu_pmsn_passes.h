@@ -142,8 +142,8 @@ template <template <class, int> class Hidden, bool CHANGES, class L, class Sink>
 static void hidden_pass(const L* parameters, L* state, L* changes, Span span, Columns<L> x, Columns<L> partial,
                         const Sink& to) {
     const auto group = [&](auto size, auto is_first, index_t first, const auto& sink) {
-        hidden_group<Hidden, decltype(size)::value, decltype(is_first)::value, CHANGES>(
-            parameters, state, changes, span, first, x, partial, sink);
+        hidden_group<Hidden, decltype(size)::value, decltype(is_first)::value, CHANGES>(parameters, state, changes,
+                                                                                        span, first, x, partial, sink);
     };
     const auto last_group = [&](auto is_first, index_t first) {
         const index_t count = span.k - first;

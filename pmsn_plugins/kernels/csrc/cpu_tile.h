@@ -264,14 +264,15 @@ struct Ahead {
     const char* first;
     index_t row_stride, stride;  // bytes
 
-    // Of `count` blocks it asks for the end: where planes do not begin with a line, the blocks before had the beginning.
+    // Of `count` blocks it asks for the end: where planes do not begin with a line, the blocks before had the
+    // beginning.
     template <class L>
     Ahead(const Steps<L>& steps, const Planes& planes, index_t b, int count = 1) {
         const index_t bytes = steps.storage == STORAGE_DOUBLE ? 8 : steps.storage == STORAGE_FLOAT ? 4 : 2;
         const index_t last = count > 1 ? count * lane_width<real_of<L>>() - 1 : 0;
         const bool wanted = steps.memory && planes.rows;
-        first = (const char*)steps.memory +
-                (wanted ? (planes.offset + b * lane_width<real_of<L>>() + last) * bytes : 0);
+        first =
+            (const char*)steps.memory + (wanted ? (planes.offset + b * lane_width<real_of<L>>() + last) * bytes : 0);
         row_stride = wanted ? planes.row_stride * bytes : 0;
         stride = wanted ? planes.stride * bytes : 0;
     }

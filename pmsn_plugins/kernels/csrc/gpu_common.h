@@ -27,9 +27,7 @@ struct Half {
         asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(*from));
         return value;
     }
-    static PMSN_FN void store(element* to, R value) {
-        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(*to) : "f"((float)value));
-    }
+    static PMSN_FN void store(element* to, R value) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(*to) : "f"((float)value)); }
 #else
     static PMSN_FN R load(const element* from) { return half_to_float<float>(*from); }
     static PMSN_FN void store(element* to, R value) { *to = (unsigned short)float_to_half<float>(value); }
@@ -39,9 +37,7 @@ struct Bfloat16 {
     typedef unsigned short element;
     static PMSN_FN R load(const element* from) { return bfloat16_to_float<float>(*from); }
 #if defined(__CUDACC__) && __CUDA_ARCH__ >= 800
-    static PMSN_FN void store(element* to, R value) {
-        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(*to) : "f"((float)value));
-    }
+    static PMSN_FN void store(element* to, R value) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(*to) : "f"((float)value)); }
 #else
     static PMSN_FN void store(element* to, R value) { *to = (unsigned short)float_to_bfloat16<float>(value); }
 #endif
@@ -120,9 +116,7 @@ PMSN_FN void for_steps(const Element* x, index_t M, int steps, Step step) {
 }
 
 // a / b for numbers that are not negative: a 64-bit division takes a hundred instructions
-PMSN_FN index_t quotient(index_t a, index_t b) {
-    return (a | b) >> 32 ? a / b : (index_t)((unsigned)a / (unsigned)b);
-}
+PMSN_FN index_t quotient(index_t a, index_t b) { return (a | b) >> 32 ? a / b : (index_t)((unsigned)a / (unsigned)b); }
 PMSN_FN index_t remainder(index_t a, index_t b) { return a - quotient(a, b) * b; }
 
 // The thread's part of a Layout.
@@ -183,16 +177,16 @@ PMSN_FN void sum_by_channel(const Layout& layout, const R* sums, void* partials)
     }
 }
 
-// The sums of channel blockIdx.x over all items, by one block. What it has to add is dealt to lanes, whose sums are then
-// added in pairs: always in the same order. `done(column, sum)` is called by one thread for each column.
+// The sums of channel blockIdx.x over all items, by one block. What it has to add is dealt to lanes, whose sums are
+// then added in pairs: always in the same order. `done(column, sum)` is called by one thread for each column.
 template <int COUNT, class Done>
 PMSN_FN void reduce_channel(const Layout& layout, const void* partials, Done done) {
     enum { COLUMNS = COUNT < REDUCERS ? COUNT : REDUCERS, LANES = REDUCERS / COLUMNS, BATCH = 8 };
     __shared__ double buffer[LANES][COLUMNS];
     const Slots slots(layout);
     const index_t c = blockIdx.x, C = layout.C, S = layout.S, strip = layout.strip;
-    // The channel lies `times` times in a row, in at most `span` strips each time. A place is one of these strips; there
-    // is one in each run, a group of rows in a segment of time.
+    // The channel lies `times` times in a row, in at most `span` strips each time. A place is one of these strips;
+    // there is one in each run, a group of rows in a segment of time.
     const unsigned span = (unsigned)quotient(S + strip - 2, strip) + 1,
                    places = (unsigned)quotient(layout.P + (C - c - 1) * S, C * S) * span,
                    runs = (unsigned)(quotient(layout.T + layout.segment - 1, layout.segment) * layout.groups);

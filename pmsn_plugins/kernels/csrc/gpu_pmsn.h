@@ -3,9 +3,9 @@
 //     PMSN_STATE                       whether an initial state is given
 //     PMSN_RECORDED                    whether the membranes after reset are asked for, or their gradients given
 //
-// When time is cut into segments, forward and backward start from the state (the adjoint) at the segment's border, which
-// is found first: every segment is run from zero (*_local), and a thread goes through the segments and adds what the one
-// before (after) contributes (*_carry).
+// When time is cut into segments, forward and backward start from the state (the adjoint) at the segment's border,
+// which is found first: every segment is run from zero (*_local), and a thread goes through the segments and adds what
+// the one before (after) contributes (*_carry).
 #pragma once
 #include "gpu_common.h"
 #include "pmsn.h"

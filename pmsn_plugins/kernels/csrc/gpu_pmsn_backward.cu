@@ -1,12 +1,12 @@
-// PMSN backward on CUDA: pmsn_backward and pmsn_reduce, and before them, where time is cut, the adjoint at the segments'
-// borders.
+// PMSN backward on CUDA: pmsn_backward and pmsn_reduce, and before them, where time is cut, the adjoint at the
+// segments' borders.
 #include "gpu_pmsn_slope.h"
 
 namespace PMSN_NAMESPACE {
 
 enum { BACK = K > 8 ? 1 : K > 4 ? 4 : 8 };  // steps of the way back whose loads are under way together
-// Steps that are recomputed at a time, into memory of the thread: bounded, for the driver sets it aside for every thread
-// that could run. A longer interval is gone through again for each of its parts.
+// Steps that are recomputed at a time, into memory of the thread: bounded, for the driver sets it aside for every
+// thread that could run. A longer interval is gone through again for each of its parts.
 enum { SCRATCH = PMSN_INTERVAL < 128 ? PMSN_INTERVAL : 128 };
 
 struct Adjoint {
@@ -193,9 +193,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_carry(cons
     in_batches_back<8>(segments, [&](auto batch, int first) {
         R local[batch.count][4];
         PMSN_UNROLL
-        for (int i = 0; i < batch.count; ++i)
-            PMSN_UNROLL
-            for (int part = 0; part < 4; ++part) local[i][part] = at[part * K * M - i * apart];
+        for (int i = 0; i < batch.count; ++i) PMSN_UNROLL
+        for (int part = 0; part < 4; ++part) local[i][part] = at[part * K * M - i * apart];
         loads_are_issued();
         PMSN_UNROLL
         for (int i = 0; i < batch.count; ++i) {

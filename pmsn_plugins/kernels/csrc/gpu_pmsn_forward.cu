@@ -74,11 +74,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_membrane_local(con
         State state;
         state.load(args, n.threshold, part.start, element);
         state.v = 0;
-        for_steps<AHEAD>((const Element*)args.x + part.start * M + element, M, (int)args.layout.segment,
-                         [&](int, R x) {
-                             R u, out;
-                             state.step(n, x, u, out);
-                         });
+        for_steps<AHEAD>((const Element*)args.x + part.start * M + element, M, (int)args.layout.segment, [&](int, R x) {
+            R u, out;
+            state.step(n, x, u, out);
+        });
         *checkpoint(args, part.end, element) = state.v;
     });
 }

@@ -54,8 +54,8 @@ extern "C" __global__ void __launch_bounds__(REDUCERS) pmsn_short_reduce(const P
     const index_t c = blockIdx.x;
     if (threadIdx.x == 0) ((R*)args.grad_D)[c] = grad_response[0];
     for (index_t at = c * K + threadIdx.x; at < (c + 1) * K; at += REDUCERS) {
-        const ModeSums<R> sums = response_adjoint<R>(read(args.E_real, at), read(args.E_imag, at), read(args.K_real, at),
-                                                     read(args.K_imag, at), T, grad_response);
+        const ModeSums<R> sums = response_adjoint<R>(read(args.E_real, at), read(args.E_imag, at),
+                                                     read(args.K_real, at), read(args.K_imag, at), T, grad_response);
         ((R*)args.grad_K_real)[at] = sums.K_real, ((R*)args.grad_K_imag)[at] = sums.K_imag;
         ((R*)args.grad_E_real)[at] = sums.E_real, ((R*)args.grad_E_imag)[at] = sums.E_imag;
     }

@@ -6,8 +6,8 @@
 //     h[t]   = K (d[t] - conj(E) w[t-1])
 // so that Re(h[t]) = K_real d[t] - gamma w[t-1] with gamma = Re(K conj(E)). Changes in place of w[t-2] (the delta
 // operator: Middleton and Goodwin, IEEE Trans. Autom. Control 31, 1986) keep slow compartments about as exact as the
-// complex form does; only fast oscillations suffer, so there is a limit. w lags one step behind d, so that a d waits for
-// the one before by a product and an addition (8 cycles) and not by two products and an addition.
+// complex form does; only fast oscillations suffer, so there is a limit. w lags one step behind d, so that a d waits
+// for the one before by a product and an addition (8 cycles) and not by two products and an addition.
 //
 // The state (w, d) cannot hold every h: where K or the frequency is zero, many h share one. So a filter starts from
 // rest, and nothing is asked of its final state but h itself.

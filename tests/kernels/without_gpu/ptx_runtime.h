@@ -12,10 +12,17 @@
 #include <unordered_map>
 #include <vector>
 
-struct Dim { unsigned x, y, z; };
+struct Dim {
+    unsigned x, y, z;
+};
 static Dim threadIdx, blockIdx, blockDim, gridDim;
 enum State { READY, AT_BARRIER, AT_WARP, FINISHED };
-struct Thread { ucontext_t context; std::vector<char> stack; State state; unsigned mask, value, seen[32]; };
+struct Thread {
+    ucontext_t context;
+    std::vector<char> stack;
+    State state;
+    unsigned mask, value, seen[32];
+};
 static ucontext_t scheduler;
 static std::vector<Thread> threads;
 static std::vector<uint64_t> warp_epoch;
@@ -36,10 +43,14 @@ static void complain(const char* what, uint64_t address, int size) {
 }
 
 // Memory: which bytes a kernel may touch, and who did since the last barrier.
-struct Range { uint64_t low, high; bool constant; };
+struct Range {
+    uint64_t low, high;
+    bool constant;
+};
 static std::vector<Range> ranges;
 struct Cell {  // two bytes
-    uint64_t write_epoch = 0, read_epoch = 0, write_warp_epoch = 0, read_warp_epoch = 0, write_block = 0, read_block = 0;
+    uint64_t write_epoch = 0, read_epoch = 0, write_warp_epoch = 0, read_warp_epoch = 0, write_block = 0,
+             read_block = 0;
     int writer = -1, reader = -1;  // reader: -1000 several warps, -2 - w several threads of warp w
     bool initialised = false;
 };
@@ -82,7 +93,8 @@ static bool global_access(uint64_t a, int size, bool write, bool atomic = false)
     }
     if (write && ranges[last].constant) complain("write to an input", a, size);
     if (races_wanted && !atomic)
-        for (int b = 0; b < size; b += 2) touch(global_cells[(a + b) / 2], write, true, "race in global memory", a, size);
+        for (int b = 0; b < size; b += 2)
+            touch(global_cells[(a + b) / 2], write, true, "race in global memory", a, size);
     return true;
 }
 static char* shared_access(uint64_t a, int size, bool write, bool atomic = false) {
@@ -90,39 +102,72 @@ static char* shared_access(uint64_t a, int size, bool write, bool atomic = false
     if (a % size) complain("misaligned shared access", a, size);
     if (a + size > SHARED) return complain("shared memory out of bounds", a, size), shared_memory;
     for (uint64_t cell = a / 2; cell < (a + size + 1) / 2; ++cell) {
-        if (!write && !shared_cells[cell].initialised) { complain("shared memory read before it is written", a, size); break; }
+        if (!write && !shared_cells[cell].initialised) {
+            complain("shared memory read before it is written", a, size);
+            break;
+        }
         if (!atomic) touch(shared_cells[cell], write, false, "race in shared memory", a, size);
         shared_cells[cell].initialised |= write;
     }
     return shared_memory + a;
 }
 static bool is_shared(uint64_t a) { return a - (uint64_t)shared_memory < SHARED + 256; }
-template <class T> static T ld_param(uint64_t a) { T v; memcpy(&v, params + a, sizeof v); return v; }
-template <class T> static T ld_global(uint64_t a) {
+template <class T>
+static T ld_param(uint64_t a) {
+    T v;
+    memcpy(&v, params + a, sizeof v);
+    return v;
+}
+template <class T>
+static T ld_global(uint64_t a) {
     T v = T();
     if (global_access(a, sizeof v, false)) memcpy(&v, (void*)a, sizeof v);
     return v;
 }
-template <class T> static void st_global(uint64_t a, T v) { if (global_access(a, sizeof v, true)) memcpy((void*)a, &v, sizeof v); }
-template <class T> static T ld_shared(uint64_t a) { T v; memcpy(&v, shared_access(a, sizeof v, false), sizeof v); return v; }
-template <class T> static void st_shared(uint64_t a, T v) { memcpy(shared_access(a, sizeof v, true), &v, sizeof v); }
-struct Local { uint64_t low, high; };  // a thread's own array: arrays inside it are not told apart
+template <class T>
+static void st_global(uint64_t a, T v) {
+    if (global_access(a, sizeof v, true)) memcpy((void*)a, &v, sizeof v);
+}
+template <class T>
+static T ld_shared(uint64_t a) {
+    T v;
+    memcpy(&v, shared_access(a, sizeof v, false), sizeof v);
+    return v;
+}
+template <class T>
+static void st_shared(uint64_t a, T v) {
+    memcpy(shared_access(a, sizeof v, true), &v, sizeof v);
+}
+struct Local {
+    uint64_t low, high;
+};  // a thread's own array: arrays inside it are not told apart
 static bool inside(uint64_t a, int size, Local l) {
     const bool in = a >= l.low && a + size <= l.high;
     if (!in) complain("local memory out of bounds", a, size);
     return in;
 }
-template <class T> static T ld_local(uint64_t a, Local l) { T v = T(); if (inside(a, sizeof v, l)) memcpy(&v, (void*)a, sizeof v); return v; }
-template <class T> static void st_local(uint64_t a, T v, Local l) { if (inside(a, sizeof v, l)) memcpy((void*)a, &v, sizeof v); }
-template <class T> static T ld_generic(uint64_t a, Local l) {
+template <class T>
+static T ld_local(uint64_t a, Local l) {
+    T v = T();
+    if (inside(a, sizeof v, l)) memcpy(&v, (void*)a, sizeof v);
+    return v;
+}
+template <class T>
+static void st_local(uint64_t a, T v, Local l) {
+    if (inside(a, sizeof v, l)) memcpy((void*)a, &v, sizeof v);
+}
+template <class T>
+static T ld_generic(uint64_t a, Local l) {
     return is_shared(a) ? ld_shared<T>(a) : a >= l.low && a < l.high ? ld_local<T>(a, l) : ld_global<T>(a);
 }
-template <class T> static void st_generic(uint64_t a, T v, Local l) {
+template <class T>
+static void st_generic(uint64_t a, T v, Local l) {
     if (is_shared(a)) st_shared(a, v);
     else if (a >= l.low && a < l.high) st_local(a, v, l);
     else st_global(a, v);
 }
-template <class T, class F> static T atomic(uint64_t a, bool in_shared, F f) {
+template <class T, class F>
+static T atomic(uint64_t a, bool in_shared, F f) {
     T old = T(), now;
     char* at = (char*)a;
     if (in_shared || is_shared(a)) at = shared_access(a, sizeof old, false, true);
@@ -133,11 +178,21 @@ template <class T, class F> static T atomic(uint64_t a, bool in_shared, F f) {
 
 // Arithmetic
 static float flush(float x) { return fabsf(x) < FLT_MIN ? copysignf(0.0f, x) : x; }
-template <class A, class B> static A bits(B b) { static_assert(sizeof(A) == sizeof(B), ""); A a; memcpy(&a, &b, sizeof a); return a; }
-template <class T, class F> static T to_integer(F v) {  // saturates
+template <class A, class B>
+static A bits(B b) {
+    static_assert(sizeof(A) == sizeof(B), "");
+    A a;
+    memcpy(&a, &b, sizeof a);
+    return a;
+}
+template <class T, class F>
+static T to_integer(F v) {  // saturates
     if (v != v) return 0;
-    const F low = (F)(T(-1) < 0 ? -std::ldexp(1.0, 8 * sizeof(T) - 1) : 0), high = (F)std::ldexp(1.0, 8 * sizeof(T) - (T(-1) < 0));
-    return v <= low ? (T(-1) < 0 ? T(1) << (8 * sizeof(T) - 1) : T(0)) : v >= high ? (T(-1) < 0 ? ~(T(1) << (8 * sizeof(T) - 1)) : T(-1)) : (T)v;
+    const F low = (F)(T(-1) < 0 ? -std::ldexp(1.0, 8 * sizeof(T) - 1) : 0),
+            high = (F)std::ldexp(1.0, 8 * sizeof(T) - (T(-1) < 0));
+    return v <= low    ? (T(-1) < 0 ? T(1) << (8 * sizeof(T) - 1) : T(0))
+           : v >= high ? (T(-1) < 0 ? ~(T(1) << (8 * sizeof(T) - 1)) : T(-1))
+                       : (T)v;
 }
 static float from_half(uint16_t h) { return (float)bits<_Float16>(h); }
 static uint16_t to_half(float x) { return bits<uint16_t>((_Float16)x); }
@@ -145,7 +200,9 @@ static uint16_t to_bfloat16(float x) {
     const uint32_t b = bits<uint32_t>(x);
     return x != x ? 0x7fff : (b + 0x7fff + (b >> 16 & 1)) >> 16;
 }
-static uint32_t bfe(uint32_t a, unsigned at, unsigned n) { return n ? (at > 31 ? 0 : a >> at) & (n > 31 ? ~0u : (1u << n) - 1) : 0; }
+static uint32_t bfe(uint32_t a, unsigned at, unsigned n) {
+    return n ? (at > 31 ? 0 : a >> at) & (n > 31 ? ~0u : (1u << n) - 1) : 0;
+}
 static uint32_t prmt(uint32_t a, uint32_t b, uint32_t s) {
     const uint64_t v = (uint64_t)b << 32 | a;
     uint32_t r = 0;
@@ -173,7 +230,10 @@ static void warp_barrier(unsigned mask) { exchange(0, mask); }
 static uint32_t shuffle(char mode, uint32_t value, uint32_t b, uint32_t c, unsigned mask, bool* from_lane) {
     const int lane = threadIdx.x % 32, segment = c >> 8 & 31, low = lane & segment, top = low | (c & 31 & ~segment);
     const unsigned* values = exchange(value, mask);
-    int from = mode == 'u' ? lane - (int)b : mode == 'd' ? lane + (int)b : mode == 'b' ? lane ^ (int)b : low | ((int)b & ~segment & 31);
+    int from = mode == 'u'   ? lane - (int)b
+               : mode == 'd' ? lane + (int)b
+               : mode == 'b' ? lane ^ (int)b
+                             : low | ((int)b & ~segment & 31);
     const bool in = mode == 'u' ? from >= top : from <= top;
     if (!in) from = lane;
     if (from_lane) *from_lane = in;
@@ -195,7 +255,8 @@ static bool release(size_t first, bool force) {
         if (threads[i].state != AT_WARP) continue;
         const unsigned mask = threads[i].mask;
         unsigned here = 0;
-        for (size_t j = first; j < end; ++j) here |= (threads[j].state == AT_WARP && threads[j].mask == mask) << (j - first);
+        for (size_t j = first; j < end; ++j)
+            here |= (threads[j].state == AT_WARP && threads[j].mask == mask) << (j - first);
         if (here != mask && !force) continue;
         threadIdx.x = i;
         if (here != mask) complain("not all lanes of the mask reach a warp-wide instruction", mask & ~here, 0);
@@ -208,11 +269,15 @@ static bool release(size_t first, bool force) {
     }
     return released;
 }
-static void enter() { kernel(params); threads[threadIdx.x].state = FINISHED; }
+static void enter() {
+    kernel(params);
+    threads[threadIdx.x].state = FINISHED;
+}
 static void run_block() {
     for (auto& t : threads) {
         getcontext(&t.context);
-        t.context.uc_stack.ss_sp = t.stack.data(), t.context.uc_stack.ss_size = t.stack.size(), t.context.uc_link = &scheduler;
+        t.context.uc_stack.ss_sp = t.stack.data(), t.context.uc_stack.ss_size = t.stack.size(),
+        t.context.uc_link = &scheduler;
         makecontext(&t.context, enter, 0);
         t.state = READY;
     }
@@ -223,7 +288,8 @@ static void run_block() {
             if (threads[i].state == READY) threadIdx.x = i, swapcontext(&scheduler, &threads[i].context);
         bool released = false;
         for (bool force : {false, true})
-            for (size_t first = 0; first < threads.size() && !(force && released); first += 32) released |= release(first, force);
+            for (size_t first = 0; first < threads.size() && !(force && released); first += 32)
+                released |= release(first, force);
         if (released) continue;
         size_t waiting = 0;
         for (auto& t : threads)
@@ -234,8 +300,9 @@ static void run_block() {
     }
 }
 // Run a grid (of it at most `blocks` blocks); returns how often a check fired, and what it said first.
-extern "C" int run(void (*f)(char*), const char* args, int bytes, int x, int y, int z, int block, int n, const uint64_t* low,
-                   const uint64_t* high, const int* constant, int races, long long blocks, char* text, int text_size, double* cycles) {
+extern "C" int run(void (*f)(char*), const char* args, int bytes, int x, int y, int z, int block, int n,
+                   const uint64_t* low, const uint64_t* high, const int* constant, int races, long long blocks,
+                   char* text, int text_size, double* cycles) {
     std::vector<char> copy(args, args + bytes);
     kernel = f, params = copy.data(), complaints = 0, messages.clear(), races_wanted = races, longest = issued = 0;
     ranges.clear(), global_cells.clear();
