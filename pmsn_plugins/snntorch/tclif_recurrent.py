@@ -67,8 +67,8 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         step_mode: what a call takes: ``'s'``, one step [B, C], or ``'m'``, a sequence [T, B, C].
         inhibition, state_quant, reset_mechanism: snnTorch's; only their defaults make sense for this neuron.
 
-    Parameters ``c1``, ``c2``, scalars or [C], and ``recurrent.weight`` [C, C], ``recurrent.bias`` [C], or ``V``: as in
-    :class:`pmsn_plugins.spikingjelly.RecurrentTCLIFNode`.
+    Parameters ``c1``, ``c2``, scalars or [C], and ``recurrent.weight`` [C, C], ``recurrent.bias`` [C], or ``V``: those
+    of :class:`pmsn_plugins.spikingjelly.RecurrentTCLIFNode`.
 
     Raises:
         TypeError: ``x`` is not dense and real floating point; linear_features is missing, or given with
