@@ -61,8 +61,8 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         V: with ``all_to_all=False``, one number or one per neuron [C].
         bias: whether the all-to-all feedback has a bias.
         learn_recurrent: whether the feedback is learned.
-        soma_feedback, detach_reset, leak, beta_range, backend, surrogate_disable, init_hidden, output,
-            learn_threshold: as in :class:`TCLIF`.
+        soma_feedback, detach_reset, leak, beta_range, backend: as in :class:`TCLIF`.
+        surrogate_disable, init_hidden, output, learn_threshold: as in :class:`TCLIF`.
         per_channel: one pair of couplings per neuron, with ``linear_features``; default one pair per layer.
         step_mode: what a call takes: ``'s'``, one step [B, C], or ``'m'``, a sequence [T, B, C].
         inhibition, state_quant, reset_mechanism: snnTorch's; only their defaults make sense for this neuron.
