@@ -95,8 +95,8 @@ def test_presets_exist_and_are_counted():
     from pmsn_plugins.training import PRESETS
 
     trained = [command for command in commands() if "pmsn_plugins.train" in command]
-    used = [command[command.index("pmsn_plugins.train") + 1] for command in trained]
-    named = [name for name in used if not name.startswith("-")]
+    following = [command[command.index("pmsn_plugins.train") + 1 :] for command in trained]
+    named = [words[0] for words in following if words and not words[0].startswith("-")]
     assert named and set(named) <= set(PRESETS)
     assert f"{len(PRESETS)} presets" in (ROOT / "README.md").read_text()
 
