@@ -33,7 +33,7 @@ def check_type(name: str, value: object, kind: type | tuple[type, ...], what: st
         raise TypeError(f"{name} must be {what}, got {shown(value)}")
 
 
-def check_items(name: str, values: object, kind: type | tuple[type, ...], what: str) -> None:
+def check_items(name: str, values: Any, kind: type | tuple[type, ...], what: str) -> None:
     """Raise TypeError unless ``values`` is a series that can be gone through again, all of it of ``kind``."""
     wrong = isinstance(values, str | bytes | Tensor | Mapping | Iterator) or not isinstance(values, Iterable)
     if wrong or (isinstance(values, np.ndarray) and values.ndim == 0):
@@ -43,7 +43,7 @@ def check_items(name: str, values: object, kind: type | tuple[type, ...], what: 
             raise TypeError(f"{name} must be {what}, got {shown(value)} among them")
 
 
-def check_mapping(name: str, values: object, kind: type | tuple[type, ...], what: str) -> None:
+def check_mapping(name: str, values: Any, kind: type | tuple[type, ...], what: str) -> None:
     """Raise TypeError unless ``values`` is a mapping, all its values of ``kind``."""
     check_type(name, values, Mapping, what)
     for key, value in values.items():
@@ -219,7 +219,7 @@ def check_floating_dtype(name: str, dtype: object) -> None:
         raise TypeError(f"{name} must be one of {', '.join(map(str, _FLOATING))}, got {dtype!r}")
 
 
-def check_device(name: str, device: object) -> None:
+def check_device(name: str, device: Any) -> None:
     """Raise unless torch knows ``device``; it need not exist on this machine."""
     check_type(name, device, (str, torch.device), "a torch.device or its name")
     try:
@@ -257,7 +257,7 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def check_named(name: str, value: object, *kinds: type) -> None:
+def check_named(name: str, value: object, *kinds: type[Any]) -> None:
     """Raise TypeError unless ``value`` is one of these named tuples.
 
     A plain tuple of the right tensors is refused: its order would be a guess.

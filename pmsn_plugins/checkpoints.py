@@ -95,9 +95,8 @@ def load_authors_checkpoint(net: nn.Module, checkpoint: str | Path | Mapping[str
     """
     check_module("net", net)
     check_type("checkpoint", checkpoint, (str, Path, Mapping), "a path, or what the file there contains")
-    if isinstance(checkpoint, (str, Path)):
-        checkpoint = _read(Path(checkpoint))
-    given = _modules_of(_state_dict(checkpoint))
+    contents = _read(Path(checkpoint)) if isinstance(checkpoint, (str, Path)) else checkpoint
+    given = _modules_of(_state_dict(contents))
     pairs: list[tuple[Tensor, Tensor]] = []
     for kind in _KINDS:
         theirs = given[kind]

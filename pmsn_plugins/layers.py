@@ -19,7 +19,7 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
         ['1']
     """
     check_module("net", net)
-    kinds = (
+    kinds: tuple[type[nn.Module], ...] = (
         NeuronParameters,
         *_classes("spikingjelly.activation_based.neuron", "BaseNode", "PSN", "MaskedPSN", "SlidingPSN", "GatedLIFNode"),
         *_classes("snntorch", "SpikingNeuron"),
@@ -27,7 +27,7 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in net.named_modules() if isinstance(module, kinds)}
 
 
-def _classes(module_name: str, *names: str) -> list[type]:
+def _classes(module_name: str, *names: str) -> list[type[nn.Module]]:
     """Those classes of a module that exist in its release; none if nothing imported it, for then no net uses it."""
     module = sys.modules.get(module_name)
     return [getattr(module, name) for name in names if hasattr(module, name)]

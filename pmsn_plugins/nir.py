@@ -10,7 +10,7 @@ What cannot be exported is refused: see :func:`to_nir`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -82,7 +82,8 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
             "graded_spikes_factor: multiply the following weights by it, and export the layer with factor 1"
         )
     with torch.no_grad():
-        threshold = float(getattr(layer, "v_threshold", None) or layer.threshold)
+        given: Any = getattr(layer, "v_threshold", None) or getattr(layer, "threshold", None)
+        threshold = float(given)
         if isinstance(layer, TCLIFParametersMixin):
             nodes, edges, delayed = _tclif(nir, layer, features, threshold)
         else:
@@ -94,7 +95,7 @@ def to_nir(layer: nn.Module, features: int) -> nir.NIRGraph:
     return nir.NIRGraph(nodes, edges, metadata={"convention": CONVENTION, "delayed": ", ".join(delayed)})
 
 
-def _tclif(nir, layer: TCLIFParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:
+def _tclif(nir: Any, layer: TCLIFParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:
     if layer.leak != (1.0, 1.0):
         raise NIRExportError(f"leak={layer.leak}: these integrators keep all of their potential")
     b1, b2 = (_row(b, features) for b in layer.couplings(2))
@@ -132,7 +133,7 @@ def _tclif(nir, layer: TCLIFParametersMixin, features: int, threshold: float) ->
     return nodes, edges, delayed
 
 
-def _pmsn(nir, layer: PMSNParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:
+def _pmsn(nir: Any, layer: PMSNParametersMixin, features: int, threshold: float) -> tuple[dict, list, list[str]]:
     lacking = []
     if layer.reset_mode == "modulo":
         lacking.append("reset_mode='modulo' rectifies the current, max(I, 0), and NIR has no rectifier")
@@ -178,7 +179,7 @@ def _pmsn(nir, layer: PMSNParametersMixin, features: int, threshold: float) -> t
     return nodes, edges, delayed
 
 
-def _scale(nir, factor: np.ndarray) -> nir.Scale:
+def _scale(nir: Any, factor: np.ndarray) -> Any:
     return nir.Scale(np.asarray(factor, dtype=float))
 
 
@@ -188,7 +189,7 @@ def _row(coupling: Tensor, features: int) -> np.ndarray:
 
 def _strict(layer: nn.Module, threshold: float) -> float:
     """``v > result`` is what the layer does: fire at its threshold too, or only above it."""
-    surrogate = getattr(layer, "surrogate_function", None) or layer.spike_grad
+    surrogate: Any = getattr(layer, "surrogate_function", None) or getattr(layer, "spike_grad", None)
     spec = describe(surrogate)
     strict = spec.strict if spec is not None else not bool(surrogate(torch.zeros(1)))
     dtype = np.float64 if next(layer.parameters()).dtype == torch.float64 else np.float32

@@ -97,8 +97,8 @@ def _by_name(
     return values
 
 
-class NeuronParameters:
-    """Mixin for an nn.Module that owns neuron parameters."""
+class NeuronParameters(nn.Module):
+    """Mixin for a layer that owns neuron parameters."""
 
     neuron_lr_scale: ClassVar[dict[str, float]]
     """Learning rate of each parameter in units of ``neuron_lr``; the parameters not listed go with the weights."""
@@ -109,7 +109,16 @@ class NeuronParameters:
         """Optimiser groups of this neuron alone; see :func:`pmsn_plugins.param_groups` for a whole net."""
         return param_groups(self, lr, neuron_lr, weight_decay, **by_name)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
         """Refuse a checkpoint with NaN or infinite values and keep this neuron's parameters as they are."""
         broken = [
             prefix + name
@@ -135,6 +144,18 @@ class PMSNParametersMixin(NeuronParameters):
         "R_imag": 10.0,
     }
 
+    log_dt: Tensor
+    log_decay: Tensor
+    freq: Tensor
+    B_real: Tensor
+    B_imag: Tensor
+    R_real: Tensor
+    R_imag: Tensor
+    D: Tensor
+    channels: int
+    reset_mode: str
+    context: str
+    burst: bool
     backend: str
 
     def _create_parameters(
@@ -191,6 +212,11 @@ class TCLIFParametersMixin(NeuronParameters):
 
     neuron_lr_scale: ClassVar[dict[str, float]] = {"c1": 1.0, "c2": 1.0}
 
+    c1: Tensor
+    c2: Tensor
+    channels: int | None
+    gamma: float
+    soma_feedback: str
     leak: tuple[float, float]
     """What dendrite and soma keep of their potential from step to step; (1, 1) in the paper."""
 
@@ -219,7 +245,7 @@ class TCLIFParametersMixin(NeuronParameters):
             raise ValueError(f"beta must be (b1, b2) with b1 in (-1, 0) and b2 in (0, 1), got ({b1}, {b2})")
         if channels is not None:
             check_int_at_least("channels", channels, 1)
-        shape = () if channels is None else (channels,)
+        shape: tuple[int, ...] = () if channels is None else (channels,)
         self.channels = channels
         if beta_range is None:
             self.c1 = nn.Parameter(torch.full(shape, math.log(-b1 / (1.0 + b1))))
@@ -250,7 +276,7 @@ class TCLIFParametersMixin(NeuronParameters):
         b1, b2 = -torch.sigmoid(c1), torch.sigmoid(self.c2)
         if c1.ndim == 0:
             return b1, b2
-        shape = (self.channels,) + (1,) * (step_ndim - 2)
+        shape = (-1,) + (1,) * (step_ndim - 2)
         return b1.view(shape), b2.view(shape)
 
 
@@ -285,7 +311,7 @@ class RecurrentTCLIFParametersMixin(TCLIFParametersMixin):
         """Weights that a spike meets on its way back."""
         return self.recurrent.out_features
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         for key in [key for key in state_dict if key.startswith(prefix)]:
             for theirs, ours in self._CONTAINER.items():
                 if key.startswith(prefix + theirs):

@@ -53,7 +53,7 @@ class Later:
         self.module, self.x_seq, self.compute = _twin(module), x_seq, compute
         self.version, self.recorded = x_seq._version, torch.is_grad_enabled()
         with torch.no_grad():
-            self.copies = {name: p.detach().clone() for name, p in _own_parameters(module).items()}
+            self.copies: dict[str, Any] = {name: p.detach().clone() for name, p in _own_parameters(module).items()}
 
     @torch.compiler.disable  # versions are nothing that a graph can look at
     def __call__(self) -> States:

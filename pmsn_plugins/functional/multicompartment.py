@@ -109,13 +109,15 @@ def multicompartment_sequence(
     if surrogate_function is not None:
         check_callable("surrogate_function", surrogate_function, "a function of (v_n - v_threshold) or None")
     coefficients = {"leak": leak, "up": up, "down": down, "gain": gain, "reset": reset}
-    for name, value in coefficients.items():
-        if not (isinstance(value, tuple | list) or (isinstance(value, Tensor) and value.ndim > 0)):
-            raise TypeError(f"{name} must be a series of numbers or tensors, got {shown(value)}")
+    for name, series in coefficients.items():
+        if not (isinstance(series, tuple | list) or (isinstance(series, Tensor) and series.ndim > 0)):
+            raise TypeError(f"{name} must be a series of numbers or tensors, got {shown(series)}")
     n = len(leak)
-    for name, value, length in (("up", up, n - 1), ("down", down, n - 1), ("gain", gain, n), ("reset", reset, n - 1)):
-        if n < 1 or len(value) != length:
-            raise ValueError(f"{name} must have {length} entries for the {n} compartments of leak, got {len(value)}")
+    lengths = {"up": n - 1, "down": n - 1, "gain": n, "reset": n - 1}
+    for name, length in lengths.items():
+        given = len(coefficients[name])
+        if n < 1 or given != length:
+            raise ValueError(f"{name} must have {length} entries for the {n} compartments of leak, got {given}")
     if x_seq.ndim < 2 or x_seq.shape[0] == 0:
         raise ValueError(f"x_seq must be [T, N, *] with at least one time step, got shape {tuple(x_seq.shape)}")
     tensors: list[Tensor] = []

@@ -232,6 +232,7 @@ def pmsn_step(
         burst=burst,
         method="recurrence",
     )
+    assert output.state is not None  # asked for by default
     return output.spikes.squeeze(0), output.state
 
 
@@ -426,7 +427,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 def _expm1(x: Tensor) -> Tensor:
-    if torch.jit.is_tracing():  # perhaps for ONNX, whose older exporter does not know expm1
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # perhaps for ONNX, whose older exporter does not know expm1
         return torch.tanh(x / 2) * (torch.exp(x) + 1.0)
     return torch.expm1(x)
 
@@ -446,19 +447,19 @@ def _powers(c: PMSNCoefficients, length: int) -> tuple[Tensor, Tensor]:
     return real[..., :length], imag[..., :length]
 
 
-def _hidden_recurrence(x, c, h_real, h_imag):
+def _hidden_recurrence(x: Tensor, c: PMSNCoefficients, h_real: Tensor, h_imag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Step by step, as the equations are written."""
     axes = (-1, 1, len(c.D)) + (1,) * (x.ndim - 3)  # [C, k] -> [k, 1, C, 1...]
     E_real, E_imag, K_real, K_imag = (p.T.reshape(axes) for p in tuple(c)[:4])
     D = c.D.reshape(axes[2:])
-    current = []
+    currents = []
     for x_t in x:
         h_real, h_imag = (
             h_real + (E_real * h_real - E_imag * h_imag + K_real * x_t),
             h_imag + (E_real * h_imag + E_imag * h_real + K_imag * x_t),
         )
-        current.append(h_real.sum(0) + D * x_t)
-    current = torch.stack(current)
+        currents.append(h_real.sum(0) + D * x_t)
+    current = torch.stack(currents)
     return current * _sound(x, current, 0), h_real, h_imag
 
 
@@ -508,7 +509,7 @@ def _clean_(x: Tensor) -> None:
         x.nan_to_num_(0.0, 0.0, 0.0)
 
 
-def _hidden_chunked(x, c, h_real, h_imag):
+def _hidden_chunked(x: Tensor, c: PMSNCoefficients, h_real: Tensor, h_imag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One batched matrix product per 64 steps, the hidden state carried from each to the next."""
     T, step_shape, k = len(x), x.shape[1:], len(h_real)
     chunks = x.movedim(2, 0).flatten(2).split(_CHUNK, 1)
@@ -520,7 +521,8 @@ def _hidden_chunked(x, c, h_real, h_imag):
         length: _chunk_operator(precise, powers_real[..., : length + 1], powers_imag[..., : length + 1]).to(x.dtype)
         for length in set(lengths)
     }
-    current, sound = [], 1.0
+    current = []
+    sound: float | Tensor = 1.0
     for length, chunk in zip(lengths, chunks, strict=True):
         columns = torch.cat([chunk, h], 1)
         _clean_(columns[:, :length])
@@ -536,7 +538,7 @@ def _hidden_chunked(x, c, h_real, h_imag):
     return back(torch.cat(current, 1)).contiguous(), back(h[:, :k]), back(h[:, k:])
 
 
-def _hidden_fft(x, c, h_real, h_imag):
+def _hidden_fft(x: Tensor, c: PMSNCoefficients, h_real: Tensor, h_imag: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One FFT convolution over the whole sequence (the authors' way, the baseline of the benchmark)."""
     T, tail = len(x), (1,) * (x.ndim - 3)
     given, x = x, x.clone()
@@ -586,7 +588,9 @@ def _modulo_scan(drive: Tensor, v: Tensor, v_threshold: float | Tensor) -> tuple
     return drive + v_seq[:-1], v_seq[1:]
 
 
-def _fire_serial(current, v, v_threshold, surrogate_function, burst):
+def _fire_serial(
+    current: Tensor, v: Tensor, v_threshold: float | Tensor, surrogate_function: SpikeFunction, burst: bool
+) -> tuple[Tensor, Tensor]:
     """Signed current, threshold subtracted once per spike, back-propagation through both."""
     spikes, v_seq = [], []
     for current_t in current:

@@ -89,7 +89,8 @@ def initial_values(
         chosen = chosen._replace(dt_range=(low, high), coupling=min(0.2 * math.sqrt(time_scale), 5.0))
     if dt_range is not None:
         check_range("dt_range", dt_range)
-        chosen = chosen._replace(dt_range=tuple(map(float, dt_range)))
+        low, high = map(float, dt_range)
+        chosen = chosen._replace(dt_range=(low, high))
     if coupling is not None:
         check_not_negative("coupling", coupling)
         chosen = chosen._replace(coupling=float(coupling))

@@ -139,7 +139,9 @@ class _TransformableSpike(_Spike):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, name: str, strict: bool, *parameters: float) -> Tensor:
+    def forward(  # type: ignore[override]  # without ctx: the form that torch.func asks for
+        x: Tensor, name: str, strict: bool, *parameters: float
+    ) -> Tensor:
         return _step(x, strict)
 
     @staticmethod
@@ -170,7 +172,7 @@ def transformed() -> bool:
 def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
     if torch.compiler.is_compiling():
         function = _Spike
-    elif torch.jit.is_tracing():
+    elif torch.jit.is_tracing():  # type: ignore[attr-defined]
         return _traced_spike(x, spec)
     elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         function = _TransformableSpike
@@ -211,7 +213,9 @@ class TableSurrogate:
             check_choice(f"parameter of surrogate {name!r}", parameter, defaults)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"{parameter} of surrogate {name!r} must be a real number, got {value!r}")
-        self.spec = _specify(name, {**defaults, **parameters}, strict, self)
+        spec = _specify(name, {**defaults, **parameters}, strict, self)
+        assert spec is not None  # all parameters are numbers
+        self.spec: SurrogateSpec = spec
 
     def __call__(self, x: Tensor) -> Tensor:
         return _spike(x, self.spec)
@@ -304,7 +308,7 @@ def describe(surrogate_function: object) -> SurrogateSpec | None:
 
 
 def _look_up(surrogate_function: object) -> SurrogateSpec | None:
-    known = _frameworks.get(getattr(surrogate_function, "__module__", None))
+    known = _frameworks.get(getattr(surrogate_function, "__module__", None) or "")
     found = None if known is None else known(surrogate_function)
     return None if found is None else _specify(*found, surrogate_function)
 
@@ -350,6 +354,7 @@ def _look_up_function(surrogate_function: FunctionType) -> SurrogateSpec | None:
 def _specify(name: str, values: Mapping[str, object], strict: bool, function: object) -> SurrogateSpec | None:
     """None if a parameter is no number: a learnable (tensor) one needs autograd through the function itself."""
     row = SURROGATES.get(name, _NO_ROW)
+    numbers: dict[str, float] = {}
     for parameter, value in values.items():
         if not isinstance(value, (int, float)):
             return None
@@ -360,7 +365,8 @@ def _specify(name: str, values: Mapping[str, object], strict: bool, function: ob
             bound = f" above {above:g}" if parameter in row.above else ""
             bound = f" of at least {least:g}" if parameter in row.least else bound
             raise ValueError(f"surrogate function {kind}: {parameter} must be a finite number{bound}, got {value!r}")
-    return SurrogateSpec(name, tuple(float(values[parameter]) for parameter in row.defaults), strict)
+        numbers[parameter] = float(value)
+    return SurrogateSpec(name, tuple(numbers[parameter] for parameter in row.defaults), strict)
 
 
 _DEFAULT = triangle()

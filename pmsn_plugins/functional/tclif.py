@@ -126,6 +126,7 @@ def tclif_step(
         detach_reset=detach_reset,
         leak=leak,
     )
+    assert output.state is not None  # asked for by default
     return output.spikes.squeeze(0), output.state
 
 
@@ -195,7 +196,8 @@ def tclif_sequence(
 
     spikes, v_seq = [], []
     # the potentials before reset determine their own spike, so the pre-reset state needs no third tensor
-    spike = surrogate_function(v - v_threshold) if pre_reset else None
+    if pre_reset:
+        spike = surrogate_function(v - v_threshold)
     x_all = x_seq.to(dtype)
     for x in x_all.add(x_all.detach(), alpha=0):  # infinity becomes NaN
         if pre_reset:
@@ -243,13 +245,13 @@ def check_tclif_inputs(
     step = x_seq.shape[1:]
     if not (isinstance(leak, (tuple, list)) and len(leak) == 2):
         raise TypeError(f"leak must be two numbers (a1, a2), got {shown(leak)}")
-    for name, value in (("b1", b1), ("b2", b2), ("gamma", gamma), ("leak", leak[0]), ("leak", leak[1])):
-        if type(value) is not float or not -math.inf < value < math.inf:
-            check_coefficient(name, value, step)
+    for name, number in (("b1", b1), ("b2", b2), ("gamma", gamma), ("leak", leak[0]), ("leak", leak[1])):
+        if type(number) is not float or not -math.inf < number < math.inf:
+            check_coefficient(name, number, step)
     if state is not None:
         check_named("state", state, TCLIFState)
-        for name, value in zip(TCLIFState._fields, state, strict=True):
-            check_state(name, value, step)
+        for name, part in zip(TCLIFState._fields, state, strict=True):
+            check_state(name, part, step)
     dtype = compute_dtype(x_seq, *(b for b in (b1, b2) if isinstance(b, Tensor)))
     check_threshold("v_threshold", v_threshold, dtype)
     return dtype

@@ -114,6 +114,7 @@ def tclif_recurrent_step(
         detach_reset=detach_reset,
         leak=leak,
     )
+    assert output.state is not None  # asked for by default
     return output.spikes.squeeze(0), output.state
 
 
@@ -188,9 +189,10 @@ def tclif_recurrent_sequence(
         x = x.add(x.detach(), alpha=0)  # infinity becomes NaN
         if bias is not None:
             x = x + bias
-        before = [part.to(dtype) for part in state]
+        v, v_dendrite, spike = (part.to(dtype) for part in state)
+        before = v, v_dendrite, spike
         # the potentials before reset determine their own spike, so the pre-reset state needs no further tensor for it
-        reset = fire(before[0] - v_threshold) if pre_reset else None
+        reset = fire(v - v_threshold) if pre_reset else None
         by_hand = spec is not None and spec.name != OWN and not any(isinstance(n, Tensor) for n in numbers)
         if by_hand and not transformed():
             b1, b2 = (torch.as_tensor(b, dtype=dtype, device=x.device) for b in (b1, b2))
@@ -236,23 +238,25 @@ def _loop(
     """Spikes, soma and dendrite of every step, the potentials before their reset; ``reset`` is the spike that the
     first step takes off, None where the resets follow the spike at once."""
     gamma, v_threshold, a1, a2 = numbers
-    pre_reset = reset is not None
     outputs = []
     for x in x_seq.unbind(0):
         current = x + torch.nn.functional.linear(spike, weight)
-        if pre_reset:
+        if reset is not None:
             taken = reset.detach() if detach_reset else reset
             v_dendrite = a1 * v_dendrite + b1 * v + current - gamma * taken
             v = a2 * v + b2 * v_dendrite - v_threshold * taken
         else:
             v_dendrite = a1 * v_dendrite + b1 * v + current
             v = a2 * v + b2 * v_dendrite
-        spike = reset = fire(v - v_threshold)
+        spike = fire(v - v_threshold)
         outputs.append((spike, v, v_dendrite))
-        if not pre_reset:
+        if reset is not None:
+            reset = spike
+        else:
             taken = spike.detach() if detach_reset else spike
             v, v_dendrite = v - v_threshold * taken, v_dendrite - gamma * taken
-    return tuple(map(torch.stack, zip(*outputs, strict=True)))
+    spikes, soma, dendrite = map(torch.stack, zip(*outputs, strict=True))
+    return spikes, soma, dendrite
 
 
 class _Recurrent(torch.autograd.Function):
@@ -272,7 +276,7 @@ class _Recurrent(torch.autograd.Function):
         v_dendrite: Tensor,
         spike: Tensor,
         reset: Tensor | None,
-        numbers: _Numbers,
+        numbers: tuple[float, float, float, float],
         spec: SurrogateSpec,
         detach_reset: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -283,19 +287,21 @@ class _Recurrent(torch.autograd.Function):
         outputs = []
         for x in x_seq.unbind(0):
             v_dendrite = torch.add(torch.addmm(x, spike, weight.t()), v_dendrite, alpha=a1).addcmul_(b1, v)
-            if ctx.pre_reset:
+            if reset is not None:
                 v_dendrite.sub_(reset, alpha=gamma)
             v = torch.addcmul(v if a2 == 1 else a2 * v, b2, v_dendrite)
-            if ctx.pre_reset:
+            if reset is not None:
                 v.sub_(reset, alpha=v_threshold)
-            spike = reset = fires(v, v_threshold).to(x.dtype)
+            spike = fires(v, v_threshold).to(x.dtype)
             outputs.append((spike, v, v_dendrite))
-            if not ctx.pre_reset:
+            if reset is not None:
+                reset = spike
+            else:
                 v, v_dendrite = v.sub(spike, alpha=v_threshold), v_dendrite.sub(spike, alpha=gamma)
-        stacked = tuple(map(torch.stack, zip(*outputs, strict=True)))
-        ctx.save_for_backward(*saved, *stacked)
+        spikes, soma, dendrite = map(torch.stack, zip(*outputs, strict=True))
+        ctx.save_for_backward(*saved, spikes, soma, dendrite)
         ctx.set_materialize_grads(False)
-        return stacked
+        return spikes, soma, dendrite
 
     @staticmethod
     def backward(
@@ -309,7 +315,7 @@ class _Recurrent(torch.autograd.Function):
             grad_spikes = torch.zeros_like(spikes)
         # of U_S and I, and of the state; all of the step after the one at hand
         to_soma = to_current = to_v = to_d = torch.zeros_like(first_v)
-        somas, currents = [], []
+        to_somas, to_currents = [], []
         for t in reversed(range(len(soma))):
             to_spike = torch.addmm(grad_spikes[t], to_current, weight)
             if not ctx.detach_reset:
@@ -323,12 +329,12 @@ class _Recurrent(torch.autograd.Function):
                 to_current = to_current + grad_dendrite[t]
             to_v = (to_soma if a2 == 1 else a2 * to_soma).addcmul(b1, to_current)
             to_d = to_current if a1 == 1 else a1 * to_current
-            somas.append(to_soma)
-            currents.append(to_current)
+            to_somas.append(to_soma)
+            to_currents.append(to_current)
         to_reset = None
         if ctx.pre_reset and not ctx.detach_reset:
             to_reset = -(gamma * to_current + v_threshold * to_soma)
-        somas, currents = torch.stack(somas[::-1]), torch.stack(currents[::-1])
+        somas, currents = torch.stack(to_somas[::-1]), torch.stack(to_currents[::-1])
         v = soma[:-1]
         if not ctx.pre_reset:
             v = v - v_threshold * (spikes[:-1].detach() if ctx.detach_reset else spikes[:-1])

@@ -185,6 +185,7 @@ def pmsn_step(
         backend=backend,
         overwrite=overwrite,
     )
+    assert output.state is not None  # asked for by default
     return output.spikes.squeeze(0), output.state
 
 

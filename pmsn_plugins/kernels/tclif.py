@@ -174,6 +174,7 @@ def tclif_step(
         backend=backend,
         overwrite=overwrite,
     )
+    assert output.state is not None  # asked for by default
     return output.spikes.squeeze(0), output.state
 
 

@@ -146,6 +146,7 @@ def tclif_recurrent_step(
         leak=leak,
         backend=backend,
     )
+    assert output.state is not None  # asked for by default
     return output.spikes.squeeze(0), output.state
 
 
