@@ -36,7 +36,7 @@ def _is_sequence(module: nn.Module) -> bool | None:
 
 
 def _settings(old: nn.Module, maker: Maker, sequence: bool) -> dict[str, Any]:
-    recurrent = isinstance(old, swap_recurrent.RECURRENT.layers) and issubclass(maker.cls, RTCLIF)
+    recurrent = isinstance(old, swap_recurrent.RECURRENT.layers) and maker.makes(RTCLIF)
     weights = [name for name, child in old.named_children() if any(True for _ in child.parameters())]
     if isinstance(old, FRAMEWORK.neurons) and weights and not recurrent:
         raise ValueError(
@@ -47,7 +47,7 @@ def _settings(old: nn.Module, maker: Maker, sequence: bool) -> dict[str, Any]:
     if settings.get("surrogate_disable"):
         settings.pop("spike_grad", None)
     settings["learn_threshold"] = isinstance(getattr(old, "threshold", None), nn.Parameter)
-    if issubclass(maker.cls, MultiCompartmentLayer):
+    if maker.cls is not None and issubclass(maker.cls, MultiCompartmentLayer):
         _call_alike(old, maker.cls, settings, sequence)
     taken = {name: value for name, value in settings.items() if not (name.startswith("learn") and not value)}
     return taken | (swap_recurrent.settings(old) if recurrent else {})

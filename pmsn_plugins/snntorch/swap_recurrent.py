@@ -25,7 +25,7 @@ def _width(old: nn.Module) -> int | None:
     return old.recurrent.in_features if isinstance(old.recurrent, nn.Linear) else None
 
 
-def _adopt(old: nn.Module, new: RTCLIF) -> nn.Module:
+def _adopt(old: Any, new: RTCLIF) -> nn.Module:
     if old.all_to_all:
         new.recurrent = old.recurrent
     elif isinstance(old.V, nn.Parameter):

@@ -38,7 +38,7 @@ def _is_sequence(module: nn.Module) -> bool | None:
 
 
 def _settings(old: nn.Module, maker: Maker, sequence: bool) -> dict[str, Any]:
-    if isinstance(old, swap_recurrent.RECURRENT.layers) and issubclass(maker.cls, RecurrentTCLIFNode):
+    if isinstance(old, swap_recurrent.RECURRENT.layers) and maker.makes(RecurrentTCLIFNode):
         own = swap_recurrent.settings(old)
         return common(old.sub_module, SETTINGS) | {"step_mode": "m" if sequence else "s"} | own
     settings = common(old, SETTINGS) | {"step_mode": "m" if sequence else "s"}

@@ -16,7 +16,7 @@ from .tclif_recurrent import RecurrentTCLIFNode
 def settings(container: nn.Module) -> dict[str, Any]:
     """What the new neuron takes over besides the options of the neuron inside."""
     inner = container.sub_module
-    own = {"bias": _feedback(container).bias is not None}
+    own: dict[str, Any] = {"bias": _feedback(container).bias is not None}
     if isinstance(inner, TCLIFNode):
         own |= {"gamma": inner.gamma, "leak": inner.leak, "soma_feedback": inner.soma_feedback}
         own |= {"per_channel": inner.c1.ndim > 0}
@@ -51,7 +51,7 @@ def _feedback(container: nn.Module) -> nn.Linear:
         return _linear(rc.weight[:, -width:], rc.bias, rc.weight.requires_grad)
     function = container.element_wise_function
     linears = [m for m in function.modules() if isinstance(m, nn.Linear)] if isinstance(function, nn.Module) else []
-    if len(linears) == 1 and _adds(function, linears[0]):
+    if isinstance(function, nn.Module) and len(linears) == 1 and _adds(function, linears[0]):
         return linears[0]
     raise ValueError(
         f"has an element_wise_function ({function!r}) that is no module adding one Linear of the last spikes to the "
@@ -71,7 +71,7 @@ def _adds(function: nn.Module, linear: nn.Linear) -> bool:
         return isinstance(result, Tensor) and result.shape == x.shape and torch.allclose(result, linear(y) + x)
 
 
-def _linear(weight: Tensor, bias: Tensor | None, learned: bool) -> nn.Linear:
+def _linear(weight: Tensor, bias: nn.Parameter | None, learned: bool) -> nn.Linear:
     made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     made.weight = nn.Parameter(weight.detach().clone(), learned)
     if bias is not None:

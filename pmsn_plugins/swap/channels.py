@@ -76,7 +76,7 @@ def seen_channels(sightings: list[Sighting], moving: Moving, wanted: int | str |
 def _seen(sighting: Sighting, moving: Moving, wanted: int | str | None) -> Channels:
     step, widths = sighting.step, {width for width in sighting.widths.values() if width is not None}
     all_known = bool(widths) and None not in sighting.widths.values()
-    axis = DEFAULT_AXIS if wanted in (None, "auto") else wanted
+    axis = wanted if isinstance(wanted, int) else DEFAULT_AXIS
     if not -len(step) <= axis < len(step):
         raise CannotTellError(
             f"sees {sighting.shape}, without a channel axis {axis + len(sighting.shape) - len(step)}: is the time or "

@@ -192,10 +192,10 @@ class DryRun:
         """What moves in each neuron's steps when every axis of the sample is doubled in turn."""
         moving = {name: Moving() for name in self.names}
         first = first_tensor(self.sample)
-        for axis in range(0 if first is None else first.ndim):
+        for axis, length in enumerate(() if first is None else first.shape):
             sample = tuple(
                 torch.cat([item, item], axis)
-                if isinstance(item, Tensor) and item.ndim > axis and item.shape[axis] == first.shape[axis]
+                if isinstance(item, Tensor) and item.ndim > axis and item.shape[axis] == length
                 else item
                 for item in self.sample
             )
@@ -318,12 +318,15 @@ class _Watcher:
         sighting.widths |= dict.fromkeys(compress(self.loose, reached[len(self.sources) :]))
         sighting.widths |= {source.name: source.width for source in near}
         for source in near:
-            for axis, size in enumerate(sighting.step) if source.width else ():
+            if not source.width:
+                continue
+            for axis, size in enumerate(sighting.step):
                 if size % source.width == 0 and _holds_channels(x, axis + sequence, [source]):
                     (sighting.axes if size == source.width else sighting.flat_axes).add(axis)
-        if len(near) > 1 and not sighting.axes and all(source.width for source in near):
+        widths = [source.width for source in near if source.width]
+        if len(near) > 1 and not sighting.axes and len(widths) == len(near):
             for axis, size in enumerate(sighting.step):
-                if size == sum(source.width for source in near) and _holds_channels(x, axis + sequence, near):
+                if size == sum(widths) and _holds_channels(x, axis + sequence, near):
                     sighting.axes.add(axis)
 
 
@@ -341,6 +344,7 @@ def _holds_channels(x: Tensor, axis: int, sources: list[Source]) -> bool:
                 touched = gradient.movedim(source.axis, 0).flatten(1).ne(0).any(1)
                 channels += touched.nonzero().flatten().tolist()
         width = sources[0].width
+        assert width is not None  # nobody asks for a source of unknown width
         in_order = len(sources) > 1 or channels in ([index * width // size], [index % width])
         if channels and (len(channels) > 1 or not in_order):
             return False

@@ -25,7 +25,7 @@ class RecurrentLayers:
     width: Callable[[nn.Module], int | None]
     """Neurons of a layer. Raises ValueError where ours cannot stand in its place."""
 
-    adopt: Callable[[nn.Module, nn.Module], nn.Module]
+    adopt: Callable[[nn.Module, Any], nn.Module]
     """Gives a new neuron the feedback of the old layer; returns what stands in the layer's place."""
 
 

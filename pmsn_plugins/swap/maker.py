@@ -43,7 +43,7 @@ class Maker:
         for base in self.cls.__mro__[1:] if self.cls is not None else ():
             if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
                 break  # else __init__(*args, **kwargs) of a subclass: its options are those of the base
-            options = dict(list(inspect.signature(base.__init__).parameters.items())[1:])
+            options = dict(list(inspect.signature(base.__init__).parameters.items())[1:])  # type: ignore[misc]
             parameters = {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
             parameters = options | parameters
         self._parameters = parameters
@@ -60,6 +60,10 @@ class Maker:
                 f"({', '.join(self._required)})"
             )
         self.needs_channels = self._arguments > 0
+
+    def makes(self, kind: type[nn.Module]) -> bool:
+        """Whether the class is ``kind`` or one derived from it."""
+        return self.cls is not None and issubclass(self.cls, kind)
 
     def takes(self, name: str) -> bool:
         """Whether the class has an option of that name which the user did not give."""

@@ -164,7 +164,7 @@ def copied(net: nn.Module) -> nn.Module:
             closure = tuple(cells.setdefault(id(c), (c, CellType()))[1] for c in obj.__closure__ or ())
             twin = FunctionType(obj.__code__, obj.__globals__, obj.__name__, obj.__defaults__, closure or None)
             functools.update_wrapper(twin, obj)
-            del twin.__wrapped__
+            del twin.__dict__["__wrapped__"]
             twin.__dict__.update(obj.__dict__)
             functions.append((obj, twin))
             memo[id(obj)] = twin
@@ -259,7 +259,7 @@ def _held(holder: Any) -> _Held:
         for name, value in list(attributes.items()):
             if not isinstance(value, _ATOMS):
                 yield f".{name}", value, _setter(dict.__setitem__, attributes, name)
-    for name in _slots(type(holder)):
+    for name in _slots(type(holder)):  # type: ignore[arg-type]  # a class is hashable
         if hasattr(holder, name):
             yield f".{name}", getattr(holder, name), _setter(object.__setattr__, holder, name)
 
@@ -325,9 +325,10 @@ def _setter(function: Callable[..., None], holder: object, key: object) -> Calla
 
 
 def _set_in_partial(holder: functools.partial, old: object, new: object) -> None:
-    func, args, keywords, attributes = holder.__reduce__()[2]
+    reduced: Any = holder.__reduce__()
+    func, args, keywords, attributes = reduced[2]
     func, args, keywords = (new if part is old else part for part in (func, args, keywords))
-    holder.__setstate__((func, args, keywords, attributes))
+    holder.__setstate__((func, args, keywords, attributes))  # type: ignore[attr-defined]
 
 
 def _set_key(holder: dict, old: object, new: object) -> None:

@@ -39,7 +39,7 @@ class SwapReport(dict[str, int | None]):
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table: a heading, and one row per neuron."""
-        rows = [("name", "old", "new", "channels", "taken over")]
+        rows: list[tuple[str, ...]] = [("name", "old", "new", "channels", "taken over")]
         for r in self.replacements:
             channels = "any" if r.channels is None else str(r.channels)
             if r.channel_axis != 1:

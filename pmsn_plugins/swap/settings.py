@@ -5,10 +5,10 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def common(old: nn.Module, names: tuple[str, ...]) -> dict[str, Any]:
+def common(old: object, names: tuple[str, ...]) -> dict[str, Any]:
     """Those attributes of ``old`` that are what their names say: a number, a flag, a function."""
     settings = {}
     for name in names:

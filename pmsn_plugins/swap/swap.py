@@ -110,7 +110,8 @@ class Swap:
 
     def dry_run(self, of_new: bool = False) -> DryRun:
         originals = {self.say(old): old for old in self.found}
-        time_axis = (lambda name: None) if of_new else self.time_axis
+        assert self.sample is not None
+        time_axis: Callable[[str], int | None] = (lambda name: None) if of_new else self.time_axis
         return DryRun(self.net, [names[0] for names in self.found.values()], self.sample, time_axis, originals)
 
     def look(self) -> Calls:
@@ -140,7 +141,8 @@ class Swap:
             return True
         if "step_mode" in self.maker.given:
             return self.maker.given["step_mode"] == "m"
-        rest = {framework.is_sequence(m) for framework in self.frameworks for m in self.net.modules()} - {None}
+        answers = (framework.is_sequence(m) for framework in self.frameworks for m in self.net.modules())
+        rest = {answer for answer in answers if answer is not None}
         if len(rest) == 1:
             return rest.pop()
         return self.maker.default("step_mode") == "m"
@@ -148,7 +150,7 @@ class Swap:
     # how many channels
 
     def channels(self, calls: Calls | None) -> dict[nn.Module, Channels]:
-        if all(self.is_recurrent(old) for old in self.found):  # their feedback says
+        if self.recurrent is not None and all(self.is_recurrent(old) for old in self.found):  # their feedback says
             return {old: Channels(self.recurrent.width(old)) for old in self.found}
         if calls is None:
             return self.channels_from_registration()
@@ -186,7 +188,8 @@ class Swap:
                     raise ValueError(f"{self.say(old)} is one shared neuron, but sees {sorted(widths[old])} channels")
         return {
             old: Channels(
-                min(widths[old]) if len(widths[old]) == 1 else None, DEFAULT_AXIS if axes[old] is None else axes[old]
+                min(widths[old]) if len(widths[old]) == 1 else None,
+                axis if isinstance(axis := axes[old], int) else DEFAULT_AXIS,
             )
             for old in self.found
         }
@@ -237,7 +240,7 @@ class Swap:
     def placed(self, old: nn.Module, new: nn.Module, settings: dict[str, Any]) -> nn.Module:
         """What stands in the place of ``old``."""
         module = new
-        if self.is_recurrent(old):
+        if self.recurrent is not None and self.is_recurrent(old):
             module = self.recurrent.adopt(old, new)
             settings["recurrent"] = getattr(new, "recurrent", None)
         if self.batch_first:
@@ -247,7 +250,7 @@ class Swap:
     def make(self, old: nn.Module, channels: Channels, settings: dict[str, Any]) -> nn.Module:
         """The new neuron; ``settings`` is reduced to what it really took over."""
         name, options = self.say(old), dict(settings)
-        if lacking := self.maker.lacking(settings):
+        if self.maker.cls is not None and (lacking := self.maker.lacking(settings)):
             raise TypeError(
                 f"{self.maker.cls.__name__} needs {', '.join(lacking)}: give it with functools.partial"
                 f"({self.maker.cls.__name__}, {lacking[0]}=...)"
@@ -276,7 +279,7 @@ class Swap:
                     f"{name} has its channels on axis {channels.axis} of a step, but the {type(new).__name__} made for "
                     f"it acts on axis {axis}"
                 )
-            new.channel_axis = channels.axis
+            new.channel_axis = channels.axis  # type: ignore[assignment]  # to torch, a module's attributes are modules
         return new
 
     # what the swapped net does

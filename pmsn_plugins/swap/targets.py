@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -65,7 +66,7 @@ def _parts(argument: str, selection: Selection) -> list:
     return parts
 
 
-def _matching(argument: str, part, modules: list[tuple[str, nn.Module]]) -> set[nn.Module]:
+def _matching(argument: str, part: Any, modules: list[tuple[str, nn.Module]]) -> set[nn.Module]:
     if isinstance(part, type):
         return {module for _, module in modules if isinstance(module, part)}
     if not isinstance(part, str):
