@@ -9,13 +9,13 @@ try:
 except ImportError as error:
     raise ImportError('pmsn_plugins.analysis needs matplotlib: pip install "pmsn_plugins[all]"') from error
 
+from ..neuron_cost import NeuronCost
 from .acceleration import acceleration, plot_acceleration, step_times
 from .curves import LearningCurve, learning_curve, plot_learning_curves
 from .energy import (
     EnergyPoint,
     EnergyReport,
     LayerEnergy,
-    NeuronCost,
     lstm_step_energy,
     measure_energy,
     plot_accuracy_energy,

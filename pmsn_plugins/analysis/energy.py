@@ -32,6 +32,7 @@ from .._checks import (
     pairs,
 )
 from ..functional import RESET_MODES
+from ..neuron_cost import NeuronCost
 from ..parameters import PMSNParametersMixin, RecurrentTCLIFParametersMixin, TCLIFParametersMixin
 from .nets import OurLayer, evaluating, named_spiking_layers, no_samples, only_output, warn_if_untrained
 from .style import COLORS, MARKERS, new_figure
@@ -40,14 +41,6 @@ E_AC = 0.9
 """Energy of one accumulate, pJ."""
 E_MAC = 4.6
 """Energy of one multiply-accumulate, pJ."""
-
-
-class NeuronCost(NamedTuple):
-    """Operations of one neuron: per time step, and on top of that per spike it fires."""
-
-    mac: float
-    ac: float
-    ac_per_spike: float
 
 
 LIF_COST = NeuronCost(mac=1, ac=0, ac_per_spike=1)
@@ -315,8 +308,9 @@ def _neuron_cost(name: str, layer: nn.Module, costs: Mapping[type[nn.Module], Ne
         mac = TCLIF_COST.mac + sum(a != 1.0 for a in layer.leak)
         own = layer.fan_out if isinstance(layer, RecurrentTCLIFParametersMixin) else 0
         return TCLIF_COST._replace(mac=mac, ac_per_spike=TCLIF_COST.ac_per_spike + own)
-    if hasattr(layer, "step_operations"):  # MultiCompartmentNode
-        return NeuronCost(*layer.step_operations)
+    own_cost = getattr(layer, "step_operations", None)  # MultiCompartmentNode
+    if isinstance(own_cost, NeuronCost):
+        return own_cost
     known = _KNOWN_COSTS.get(type(layer).__name__)
     if known is None:
         raise ValueError(
@@ -340,7 +334,7 @@ def _neuron_hook(
 
 
 def _weight_hook(name: str, counts: dict[str, list[float]]) -> Callable:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def hook(module: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         (x,) = inputs
         number = _spike_count(x)
         if isinstance(module, nn.Linear):
@@ -356,7 +350,7 @@ def _weight_hook(name: str, counts: dict[str, list[float]]) -> Callable:
     return hook
 
 
-def _convolution_uses(module: nn.Module, x: Tensor) -> float:
+def _convolution_uses(module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> float:
     """How often a spike of ``x`` meets a weight: a convolution with weights of 1, one output channel per group."""
     if getattr(module, "step_mode", "s") == "m":
         x = x.flatten(0, 1)

@@ -190,7 +190,7 @@ def compare_gradients(T: int = 100, width: int = 64, batch: int = 32, seed: int 
     from ..models.sequence import feedforward
     from ..spikingjelly import MultiCompartmentNode, PMSNNode, TCLIFNode
 
-    neurons = {
+    neurons: dict[str, Callable[[int], nn.Module]] = {
         "LIF": lambda channels: MultiCompartmentNode(1, leak=0.5, gain=1.0),
         "ALIF-like": lambda channels: MultiCompartmentNode(
             2, leak=(0.95, 0.5), up=-0.2, down=0.0, gain=(0.0, 1.0), reset=-1.0
@@ -207,7 +207,7 @@ def compare_gradients(T: int = 100, width: int = 64, batch: int = 32, seed: int 
             torch.manual_seed(seed)
             net = feedforward((20, width, width, 10), neuron)
             with torch.no_grad():
-                for layer in net:
+                for layer in net.children():
                     if isinstance(layer, nn.Linear):
                         layer.weight.mul_(3.0)
             norms[name] = gradient_over_time(net, x, target)

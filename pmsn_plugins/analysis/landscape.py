@@ -149,7 +149,8 @@ def plot_landscape(landscape: Landscape) -> Figure:
     if np.isnan(loss).all():
         raise ValueError("no point of the landscape has a finite loss")
     figure = Figure(figsize=(7.0, 3.4), dpi=100, layout="constrained")
-    surface, flat = figure.add_subplot(1, 2, 1, projection="3d"), figure.add_subplot(1, 2, 2)
+    surface: Any = figure.add_subplot(1, 2, 1, projection="3d")
+    flat: Any = figure.add_subplot(1, 2, 2)
     x, y = np.meshgrid(offset, offset, indexing="ij")
     surface.plot_surface(x, y, loss, cmap=COLOR_MAP, rstride=1, cstride=1, linewidth=0.2, edgecolor=(1, 1, 1, 0.3))
     surface.set_xlabel("direction 1", labelpad=6)
@@ -169,7 +170,7 @@ def plot_landscape(landscape: Landscape) -> Figure:
     return figure
 
 
-def _few_ticks():
+def _few_ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(4)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -279,7 +279,7 @@ def plot_reset_ablation(runs: Sequence[Run]) -> Figure:
         ax.annotate(
             f"{accuracies.mean():.1f}", (accuracies.max(), row), xytext=(8, 0), textcoords="offset points", va="center"
         )
-    ax.set_yticks(range(len(groups)), labels=[_RESET_LABELS[mode] for mode in groups])
+    ax.set_yticks(range(len(groups)), labels=[_RESET_LABELS[str(mode)] for mode in groups])
     ax.invert_yaxis()
     ax.set_xlim(0.0, 108.0)
     ax.set_xlabel("test accuracy on digits (%)")
@@ -296,7 +296,7 @@ def plot_quadrant_search(runs: Sequence[Run]) -> Figure:
     Example:
         >>> figure = plot_quadrant_search([Run((-0.25, 0.75), seed=0, accuracy=95.0)])
     """
-    groups = _by_value(runs)
+    groups: dict[Any, np.ndarray] = _by_value(runs)
     for value in groups:
         if not (isinstance(value, tuple) and len(value) == 2):
             raise TypeError(f"value in runs must be two couplings (b1, b2), got {shown(value)}")

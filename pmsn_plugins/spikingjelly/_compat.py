@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import neuron
@@ -28,16 +28,9 @@ from .._checks import (
 from ..kernels import BACKENDS, check_backend
 from ..kernels.unwatched import unwatched
 from ..membrane_loss import refusing_gradient
+from ..neuron_cost import NeuronCost
 from ..recomputation import KeepsState
 from ..unseen import Later, States, can_wait
-
-
-class StepOperations(NamedTuple):
-    """Operations of one neuron in one time step: multiply-accumulates, accumulates, and accumulates per spike."""
-
-    mac: int
-    ac: int
-    ac_per_spike: int
 
 
 class Kept:
@@ -59,6 +52,11 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         "Use keep_state=False and step_mode='m', which starts every sequence from rest, or SpikingJelly 2.0's "
         "memopt.checkpoint_module, which hands the states over"
     )
+    v_threshold: float
+    surrogate_function: Callable[[Tensor], Tensor]
+    detach_reset: bool
+    step_mode: str
+
     channels: int | None = None
     """Channels the neuron is made for, or None if it takes any input."""
 
@@ -104,7 +102,7 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         neuron.BaseNode.store_v_seq.fset(self, value)
 
     @abstractmethod
-    def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
+    def _state_shapes(self, step_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         """Shape of each state for one step of the given shape, in the order of ``state_names``."""
 
     @abstractmethod
@@ -114,14 +112,14 @@ class StatefulNode(KeepsState, neuron.BaseNode):
 
     @abstractmethod
     def _sequence(
-        self, x_seq: Tensor, states: States | None, return_v_seq: bool
+        self, x_seq: Tensor, states: States | None, return_v_seq: bool, with_state: bool = True
     ) -> tuple[Tensor, States | None, Tensor | None]:
         """A sequence [T, N, *]. Returns spikes, final states (None: the memories stay as they are) and (on request) the
         membrane after each step."""
 
     @property
     @abstractmethod
-    def step_operations(self) -> StepOperations:
+    def step_operations(self) -> NeuronCost:
         """What the equations cost; the input current itself is counted with the synapses."""
 
     @property
@@ -186,7 +184,7 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         self._kept.unseen = None
         super().reset()
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         """Also notes when memories are set, as SpikingJelly's ``memopt`` does before it repeats a call."""
         if name in self.__dict__.get("state_names", ()):
             if self._kept.unseen is not None:
@@ -278,7 +276,7 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         if not (self._state_may_wait and self.keep_state):
             return False
         step = tuple(x_seq.shape[1:])
-        numbers = sum(map(math.prod, self._state_shapes(step))) // max(math.prod(step), 1)
+        numbers = sum(math.prod(shape) for shape in self._state_shapes(step)) // max(math.prod(step), 1)
         return can_wait(x_seq, numbers)
 
     def _states(self) -> tuple:
@@ -341,7 +339,9 @@ class StatefulNode(KeepsState, neuron.BaseNode):
 
 
 def _final_states(node: StatefulNode, x_seq: Tensor) -> States:
-    return tuple(map(_own, node._sequence(x_seq, None, False)[1]))
+    _, states, _ = node._sequence(x_seq, None, False)
+    assert states is not None  # asked for by default
+    return tuple(map(_own, states))
 
 
 def _shared(states: States, before: States | None) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 
 import spikingjelly
 from spikingjelly.activation_based import layer, neuron, surrogate
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._checks import check_choice
 
@@ -40,6 +40,8 @@ class _AnyNode(type):
 
 class BaseNode(neuron.BaseNode, metaclass=_AnyNode):
     """Base of neurons that a repository writes itself: they charge ``self.v`` and return ``self.spiking()``."""
+
+    v: Tensor
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class MultiStepParametricLIFNode(neuron.ParametricLIFNode):
         super().__init__(init_tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode="m")
 
 
-class _Container:
+class _Container(nn.Sequential):
     """What the first containers had: ``module``, which old checkpoints name too."""
 
     @property

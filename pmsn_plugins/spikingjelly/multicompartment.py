@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from .._checks import check_finite, check_int_at_least
 from ..functional import multicompartment_sequence
+from ..neuron_cost import NeuronCost
 from ..parameters import NeuronParameters
-from ._compat import StatefulNode, States, StepOperations
+from ..unseen import States
+from ._compat import StatefulNode
 
 
 class MultiCompartmentNode(NeuronParameters, StatefulNode):
@@ -57,6 +59,11 @@ class MultiCompartmentNode(NeuronParameters, StatefulNode):
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
     """
 
+    leak: Tensor
+    up: Tensor | None
+    down: Tensor | None
+    gain: Tensor
+
     neuron_lr_scale = {"leak": 1.0, "up": 1.0, "down": 1.0, "gain": 1.0}  # noqa: RUF012
 
     def __init__(
@@ -100,21 +107,22 @@ class MultiCompartmentNode(NeuronParameters, StatefulNode):
         return f"{self.n_compartments}, detach_reset={self.detach_reset}, {super().extra_repr()}"
 
     @property
-    def step_operations(self) -> StepOperations:
+    def step_operations(self) -> NeuronCost:
         n = self.n_compartments
         # n leaks, n gains, n - 1 couplings each way; n resets
-        return StepOperations(mac=4 * n - 2, ac=0, ac_per_spike=n)
+        return NeuronCost(mac=4 * n - 2, ac=0, ac_per_spike=n)
 
-    def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
+    def _state_shapes(self, step_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         return tuple(step_shape), (self.n_compartments - 1, *step_shape)
 
     def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
-        spikes, states, _ = self._sequence(x.unsqueeze(0), states, False)
-        return spikes.squeeze(0), states
+        spikes, after, _ = self._sequence(x.unsqueeze(0), states, False)
+        assert after is not None
+        return spikes.squeeze(0), after
 
     def _sequence(
-        self, x_seq: Tensor, states: States | None, return_v_seq: bool
-    ) -> tuple[Tensor, States, Tensor | None]:
+        self, x_seq: Tensor, states: States | None, return_v_seq: bool, with_state: bool = True
+    ) -> tuple[Tensor, States | None, Tensor | None]:
         state = None
         if states is not None:
             v, v_hidden = states
@@ -133,7 +141,7 @@ class MultiCompartmentNode(NeuronParameters, StatefulNode):
             return_v_seq=return_v_seq,
         )
         v_seq = None if output.v_seq is None else output.v_seq[:, -1]
-        return output.spikes, (output.state[-1], output.state[:-1]), v_seq
+        return output.spikes, (output.state[-1], output.state[:-1]) if with_state else None, v_seq
 
 
 def _coefficients(name: str, value: float | Sequence[float], length: int) -> tuple[float, ...]:

@@ -20,5 +20,5 @@ class NeedsChannels(type):
     @property
     def __signature__(cls) -> inspect.Signature:
         """That of ``__init__``: of a class with a metaclass, inspect would show ``__call__``'s."""
-        parameters = list(inspect.signature(cls.__init__).parameters.values())
+        parameters = list(inspect.signature(cls.__init__).parameters.values())  # type: ignore[misc]
         return inspect.Signature(parameters[1:])

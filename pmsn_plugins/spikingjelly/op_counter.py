@@ -44,7 +44,8 @@ class NeuronOpCounter(ModuleCounter):
         mac, ac, ac_per_spike = module.step_operations
         with _disable_current_modes():  # an active DispatchCounterMode would count this sum
             fired = int(spikes.sum(dtype=torch.float64))
-        self._pending = {"mac": mac * spikes.numel(), "ac": ac * spikes.numel() + ac_per_spike * fired}
+        n = spikes.numel()
+        self._pending = {"mac": int(mac * n), "ac": int(ac * n + ac_per_spike * fired)}
         return sum(self._pending.values())
 
     def record(self, scope: str, func: Any, value: int) -> None:

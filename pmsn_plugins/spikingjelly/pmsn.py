@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
@@ -14,8 +13,10 @@ from .._checks import check_choice, check_flag, check_floating
 from ..channel_axis import Fold, check_channel_axis
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
 from ..functional.pmsn import default_surrogate
+from ..neuron_cost import NeuronCost
 from ..parameters import PMSNParametersMixin
-from ._compat import StatefulNode, States, StepOperations
+from ..unseen import States
+from ._compat import StatefulNode
 from .needs_channels import NeedsChannels
 
 
@@ -84,6 +85,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
 
     _state_may_wait = True
 
+    channels: int
+
     def __init__(
         self,
         channels: int,
@@ -132,11 +135,11 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         )
 
     @property
-    def step_operations(self) -> StepOperations:
+    def step_operations(self) -> NeuronCost:
         k = self.n_compartments - 1
         # A h and K x are complex: 6 k; D x: 1. Sum of the k currents and the membrane: k + 1. A reset: 1
         resets = self.reset_mode in ("modulo", "serial")
-        return StepOperations(6 * k + 1, ac=k + (self.reset_mode != "memoryless"), ac_per_spike=int(resets))
+        return NeuronCost(6 * k + 1, ac=k + (self.reset_mode != "memoryless"), ac_per_spike=int(resets))
 
     def _check_input(self, x: Tensor, step_mode: str) -> None:
         if self.channel_axis == 1:
@@ -145,7 +148,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         step = x.shape if step_mode == "s" else x.shape[1:]
         Fold(tuple(step), self.channel_axis).check(self.channels, tuple(x.shape))
 
-    def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
+    def _state_shapes(self, step_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         hidden = (self.n_compartments - 1, *step_shape)
         return tuple(step_shape), hidden, hidden
 
@@ -159,7 +162,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         spikes, states = kernels.pmsn_step(
             fold.folded(x, 0), self.neuron_parameters(), _folded(states, fold), overwrite=overwrite, **self._options()
         )
-        return fold.unfolded(spikes, 0), _unfolded(states, fold)
+        return fold.unfolded(spikes, 0), fold.unfolded_state(states)
 
     def _sequence(
         self, x_seq: Tensor, states: States | None, return_v_seq: bool, with_state: bool = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from spikingjelly.activation_based import surrogate
 
 from ..functional.surrogate import OWN, SURROGATES, Known, register_surrogates
@@ -32,7 +34,7 @@ _HALVED_SLOPE = hasattr(surrogate.SurrogateFunctionBase, "_sg_params")
 """SpikingJelly 2.0 halved the slope that PiecewiseLeakyReLU has in 0.0.0.0.14."""
 
 
-def _known(function: object) -> Known | None:
+def _known(function: Any) -> Known | None:
     name = _KINDS.get(type(function))
     if name is None or not function.spiking:
         return None

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from .. import kernels
 from .._checks import check_choice, check_finite
 from ..functional import SOMA_FEEDBACK, TCLIFState
+from ..neuron_cost import NeuronCost
 from ..parameters import TCLIFParametersMixin
-from ._compat import StatefulNode, States, StepOperations
+from ..unseen import States
+from ._compat import StatefulNode
 
 
 class TCLIFNode(TCLIFParametersMixin, StatefulNode):
@@ -106,26 +107,26 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
         )
 
     @property
-    def step_operations(self) -> StepOperations:
+    def step_operations(self) -> NeuronCost:
         # two couplings, two resets: the count of the paper's energy table; a leak is one more multiplication
-        return StepOperations(mac=2 + sum(a != 1.0 for a in self.leak), ac=0, ac_per_spike=2)
+        return NeuronCost(mac=2 + sum(a != 1.0 for a in self.leak), ac=0, ac_per_spike=2)
 
-    def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
+    def _state_shapes(self, step_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         return tuple(step_shape), tuple(step_shape)
 
     def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
-        state = states and TCLIFState(*states)
+        state = None if states is None else TCLIFState(*states)
         return kernels.tclif_step(x, *self._couplings_of_step(x.ndim), state, overwrite=overwrite, **self._options())
 
     def _sequence(
-        self, x_seq: Tensor, states: States | None, return_v_seq: bool
+        self, x_seq: Tensor, states: States | None, return_v_seq: bool, with_state: bool = True
     ) -> tuple[Tensor, States | None, Tensor | None]:
         return kernels.tclif_sequence(
             x_seq,
             *self.couplings(x_seq.ndim - 1),
-            states and TCLIFState(*states),
+            None if states is None else TCLIFState(*states),
             return_v_seq=return_v_seq,
-            return_state=self.keep_state,
+            return_state=self.keep_state and with_state,
             **self._options(),
         )
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
 from .. import kernels
 from .._checks import check_flag, check_int_at_least
 from ..functional import TCLIFRecurrentState
+from ..neuron_cost import NeuronCost
 from ..parameters import RecurrentTCLIFParametersMixin
-from ._compat import States, StepOperations
+from ..unseen import States
 from .tclif import TCLIFNode
 
 
@@ -52,6 +52,8 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
     """
 
     _hidden_states = ("v_dendrite", "spikes")
+
+    channels: int
 
     def __init__(
         self,
@@ -116,29 +118,29 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
         return layer.train(node.training)
 
     @property
-    def step_operations(self) -> StepOperations:
+    def step_operations(self) -> NeuronCost:
         own = super().step_operations
         return own._replace(ac_per_spike=own.ac_per_spike + self.fan_out)
 
-    def _state_shapes(self, step_shape: torch.Size) -> tuple[tuple[int, ...], ...]:
+    def _state_shapes(self, step_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         return (tuple(step_shape),) * 3
 
     def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
         return kernels.tclif_recurrent_step(x, *self._learned(), _state(states), **self._options())
 
     def _sequence(
-        self, x_seq: Tensor, states: States | None, return_v_seq: bool
+        self, x_seq: Tensor, states: States | None, return_v_seq: bool, with_state: bool = True
     ) -> tuple[Tensor, States | None, Tensor | None]:
         return kernels.tclif_recurrent_sequence(
             x_seq,
             *self._learned(),
             _state(states),
             return_v_seq=return_v_seq,
-            return_state=self.keep_state,
+            return_state=self.keep_state and with_state,
             **self._options(),
         )
 
-    def _learned(self) -> tuple[Tensor | None, ...]:
+    def _learned(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         return *self.feedback(self.channels), *self.couplings(2)
 
     def _check_input(self, x: Tensor, step_mode: str) -> None:
@@ -151,4 +153,4 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
 
 
 def _state(states: States | None) -> TCLIFRecurrentState | None:
-    return states and TCLIFRecurrentState(*states)
+    return None if states is None else TCLIFRecurrentState(*states)
