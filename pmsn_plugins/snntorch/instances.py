@@ -31,7 +31,7 @@ class Entry:
         self._kind = type(layer)
         self._layer = weakref.ref(layer)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # what isinstance asks
         return self._kind
 

@@ -32,6 +32,9 @@ from .membrane import Membrane
 class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
     """Base of the two layers; not a neuron of its own."""
 
+    spike_grad: SpikeFunction
+    init_hidden: bool
+    output: bool
     threshold: float | Tensor
     """A number as the user gave it; a tensor if it is learned or was given as one."""
 
@@ -177,7 +180,9 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
                 f"init_leaky is for loops written for snn.Leaky, with one state: {type(self).__name__}(..., "
                 "single_state=True); else use reset_mem"
             )
-        return self.reset_mem()
+        state = self.reset_mem()
+        assert isinstance(state, Membrane)
+        return state
 
     init_lapicque = init_leaky
 
@@ -200,16 +205,17 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
         states = self._unseen
         if isinstance(states, Later):
             states = states()
+        assert states is not None
         self._unseen = None
         for name, state in zip(self._hidden, states, strict=True):
             setattr(self, name, state)
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name in self._hidden and self._unseen is not None:
             self._reveal()
         super().__setattr__(name, value)
 
-    def _compartments(self, state: Tensor) -> dict[str, Tensor]:
+    def _compartments(self, state: object) -> dict[str, Tensor]:
         """What a loop with one state hands back: a :class:`Membrane` of this kind of layer, or its initial state."""
         if not isinstance(state, Tensor):
             raise TypeError(f"mem must be the state that the layer returned, got {type(state).__name__}")

@@ -19,7 +19,7 @@ class Membrane(Tensor):
         compartments: the tensors that the next step goes on from, by name.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # of C: no signature
     compartments: dict[str, Tensor]
 
     @staticmethod

@@ -185,7 +185,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
     def reset_mem(self) -> PMSNState | Membrane:
         """Go back to the initial state and return it: empty tensors, which fit any batch."""
         state = super().reset_mem()
-        return state if self.single_state else PMSNState(*state)
+        return state if isinstance(state, Membrane) else PMSNState(*state)
 
     def forward(
         self, x: Tensor, state: PMSNState | Membrane | None = None
@@ -206,12 +206,12 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         output = self._sequence(x, kept, fold, with_state=later is None)
         if keep and later is not None:
             self._hide(later)
-        elif keep:
+        elif keep and output.state is not None:
             self._keep(fold.unfolded_state(output.state))
-        elif self._forward_hooks and not self.init_hidden:
+        elif output.state is not None and not self.init_hidden:
             self.mem = fold.unfolded(output.state.v, 0)  # for a monitor
         spk = self._grade(fold.unfolded(output.spikes, 1), self._axis_after(1))
-        return (spk, refusing_gradient(fold.unfolded(output.v_seq, 1), spk)) if self.output else spk
+        return spk if output.v_seq is None else (spk, refusing_gradient(fold.unfolded(output.v_seq, 1), spk))
 
     def _sequence(self, x: Tensor, kept: States | None, fold: Fold, with_state: bool) -> PMSNOutput:
         return kernels.pmsn_sequence(
@@ -242,23 +242,27 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         if self.context == "global":
             raise ValueError("context='global' averages over the whole sequence and has no single step; call the layer")
         check_floating("x", x)
-        keep, kept, hidden = False, (), False
+        keep, hidden = False, False
+        kept: States = ()
+        before: PMSNState | None = None
         if self.init_hidden:
             if state is not None:
                 raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
             x, kept, keep = self._begin(x)
-            state, hidden = PMSNState(*kept), kept is self._unseen
+            before, hidden = PMSNState(*kept), kept is self._unseen
         elif self.single_state:
-            state = None if state is None else PMSNState(*self._compartments(state).values())
+            before = None if state is None else PMSNState(*self._compartments(state).values())
         elif state is not None:
             check_named("state", state, PMSNState)
+            assert isinstance(state, PMSNState)
+            before = state
         if self.channel_axis == 1:
             check_step(x, self.channels)
         fold = self._fold(x, 0)
         spk, state = kernels.pmsn_step(
             fold.folded(x, 0),
             self.neuron_parameters(),
-            None if state is None else self._fitted(state, fold, x),
+            None if before is None else self._fitted(before, fold, x),
             v_threshold=self.threshold,
             surrogate_function=self.spike_grad,
             reset_mode=self.reset_mode,
@@ -311,4 +315,6 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
 
 def _final_state(layer: PMSN, x: Tensor) -> States:
     fold = layer._fold(x, 1)
-    return tuple(fold.unfolded_state(layer._sequence(x, None, fold, with_state=True).state))
+    state = layer._sequence(x, None, fold, with_state=True).state
+    assert state is not None
+    return tuple(fold.unfolded_state(state))

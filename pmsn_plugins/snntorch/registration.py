@@ -6,6 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import snntorch as snn
 import torch
@@ -93,7 +94,9 @@ def _detaching(tbptt: Callable) -> Callable:
     """TBPTT detaches right after each update, and so do we."""
 
     @functools.wraps(tbptt)
-    def wrapper(net: nn.Module, dataloader: object, optimizer: torch.optim.Optimizer, *args, **kwargs) -> torch.Tensor:
+    def wrapper(
+        net: nn.Module, dataloader: object, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         handle = optimizer.register_step_post_hook(lambda *_: detach(net))
         try:
             return tbptt(net, dataloader, optimizer, *args, **kwargs)

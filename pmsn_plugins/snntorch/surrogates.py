@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from snntorch import surrogate
 
@@ -23,7 +24,7 @@ _ROWS = {
 }
 
 
-def _known(function: object) -> Known | None:
+def _known(function: Any) -> Known | None:
     maker, _, rest = getattr(function, "__qualname__", "").partition(".")
     name = _ROWS.get(maker)
     if name is None or rest != "<locals>.inner":

@@ -150,7 +150,8 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
                 raise TypeError("with single_state=True there is one state, mem; got two")
             dend, mem = self._compartments(mem if dend is None else dend).values()
         check_step(x, self.channels)
-        keep, before = not self.in_backward(), ()
+        keep = not self.in_backward()
+        before: tuple[Tensor, ...] = ()
         if dend is None or mem is None:
             x, before, keep = self._begin(x)
             dend, mem = before[0] if dend is None else dend, before[1] if mem is None else mem

@@ -130,6 +130,7 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             self._create_parameters(beta, linear_features if per_channel else None, beta_range)
             self.channels = linear_features
             if all_to_all:
+                assert linear_features is not None
                 self.recurrent = nn.Linear(linear_features, linear_features, bias=bool(bias))
             else:
                 self.V = nn.Parameter(_feedback(V))
@@ -175,7 +176,7 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         layer = cls(
             gamma=neuron.gamma,
             leak=neuron.leak,
-            threshold=neuron.threshold.detach() if learned else neuron.threshold,
+            threshold=neuron.threshold.detach() if isinstance(neuron.threshold, nn.Parameter) else neuron.threshold,
             spike_grad=neuron.spike_grad,
             linear_features=linear_features,
             bias=bias,
@@ -210,9 +211,11 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         step = x[0] if sequence else x
         check_step(step, self.channels)
         given = {"spk": spk, "syn": dend, "mem": mem}
-        given = {name: getattr(self, name) if state is None else state for name, state in given.items()}
+        before: dict[str, Tensor] = {
+            name: getattr(self, name) if state is None else state for name, state in given.items()
+        }
         spk, dend, mem = (
-            fit_state("dend" if name == "syn" else name, state, step.shape, step) for name, state in given.items()
+            fit_state("dend" if name == "syn" else name, state, step.shape, step) for name, state in before.items()
         )
         run = kernels.tclif_recurrent_sequence if sequence else kernels.tclif_recurrent_step
         spikes, state, *_ = run(
@@ -228,6 +231,7 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             leak=self.leak,
             backend=self.backend,
         )
+        assert state is not None  # asked for by default
         self.spk, self.syn, self.mem = state.spikes, state.v_dendrite, state.v
         if self.init_hidden and not self.output:
             return spikes
