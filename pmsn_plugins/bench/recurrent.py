@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -171,7 +171,7 @@ Shape = tuple[int, int, int]
 def _measure_layers(device: torch.device, quick: bool) -> dict[tuple[str, Shape], float]:
     """Seconds of forward and backward, by contender and shape."""
     lengths, widths = (LENGTHS[:1], WIDTHS[:2]) if quick else (LENGTHS, WIDTHS)
-    times = {}
+    times: dict[str, Any] = {}
     for C in widths:
         firing = bias_for_rate(C)
         for T in lengths:

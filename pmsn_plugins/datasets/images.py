@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 from .._checks import check_choice, check_flag, check_int_at_least, check_path, check_type, shown
 from .source import DataSource, missing_files
@@ -121,7 +122,7 @@ def mnist_source(
     )
 
 
-def _grey(dataset: Dataset) -> TensorDataset:
+def _grey(dataset: Any) -> TensorDataset:
     return TensorDataset(dataset.data.unsqueeze(1).float() / 255.0, dataset.targets)
 
 
@@ -168,11 +169,11 @@ def cifar_source(
     )
 
 
-def _rgb(dataset: Dataset) -> TensorDataset:
+def _rgb(dataset: Any) -> TensorDataset:
     return TensorDataset(torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets))
 
 
-def _open_torchvision(kind: type, root: str | Path, files: str, *, train: bool, download: bool) -> Dataset:
+def _open_torchvision(kind: type, root: str | Path, files: str, *, train: bool, download: bool) -> Any:
     try:
         return kind(str(root), train=train, download=download)
     except (RuntimeError, OSError) as error:  # no such files, or no network
@@ -236,7 +237,7 @@ def imagenet_source(root: str | Path, *, T: int = 4, num_classes: int = 1000) ->
     )
 
 
-def _open_folder(kind: type, path: Path, num_classes: int, classes: list[str] | None = None) -> Dataset:
+def _open_folder(kind: type, path: Path, num_classes: int, classes: list[str] | None = None) -> Any:
     try:
         dataset = kind(str(path))
     except FileNotFoundError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,14 @@ def time_first(batch: Tensor) -> Tensor:
     return batch.transpose(0, 1)
 
 
+class Samples(Protocol):
+    """A data set of known length, its samples by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 @dataclass(frozen=True)
 class DataSource:
     """One data set, ready for training.
@@ -58,11 +66,11 @@ class DataSource:
 
     name: str
     num_classes: int
-    train: Dataset
+    train: Samples
     labels: np.ndarray
-    load_test: Callable[[], Dataset]
+    load_test: Callable[[], Samples]
     to_sequence: Callable[[Tensor], Tensor] = time_first
-    validation: Dataset | None = None
+    validation: Samples | None = None
     speakers: np.ndarray | None = None
     train_transform: Callable[[Any], Tensor] | None = None
     eval_transform: Callable[[Any], Tensor] | None = None
@@ -87,7 +95,7 @@ class DataSource:
             check_integers("permutation", self.permutation)
 
 
-def check_dataset(name: str, value: object) -> None:
+def check_dataset(name: str, value: Any) -> None:
     """Raise unless ``value`` has samples by number, at least one."""
     numbered = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     if not numbered or isinstance(value, str | bytes | Mapping | Tensor):
@@ -178,7 +186,7 @@ class View(Dataset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Samples,
         indices: Sequence[int] | np.ndarray | None = None,
         transform: Callable[[Any], Tensor] | None = None,
         seed: int = 0,

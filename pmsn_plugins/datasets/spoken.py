@@ -228,7 +228,7 @@ def _integers(where: str, name: str, values: Any) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _text(path: Path, key: object) -> str:
+def _text(path: Path, key: Any) -> str:
     """A word of extra/keys."""
     try:
         return key.decode()
@@ -252,7 +252,7 @@ def _events_of_014(base: type, path: Path) -> Any:
     """SpikingJelly 0.0.0.0.14 reads the format but has no class for SSC: its SHD reader, on another file."""
     import h5py
 
-    loader = base.__new__(base)
+    loader: Any = object.__new__(base)
     loader.data_type, loader.transform, loader.target_transform = "event", None, int
     loader.h5_file = h5py.File(path, "r")
     loader.length = len(loader.h5_file["labels"])

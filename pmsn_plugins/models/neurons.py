@@ -68,6 +68,7 @@ def neuron_factory(
     check_finite("input_scale", scale)
     per_channel = options.pop("per_channel", False) if name == "tclif" else False
     check_flag("per_channel", per_channel)
+    build: Callable[..., nn.Module]
     if name in ("gru", "lstm"):
         build = _recurrent(name, options)
     elif framework == "snntorch":
@@ -109,6 +110,7 @@ def _spikingjelly(name: str, T: int | None, options: dict[str, Any]) -> NeuronFa
     if name == "glif":
         from .peers import GatedLIF
 
+        assert T is not None  # checked above
         return partial(GatedLIF, T=T, **options)
     return _without_channels(partial(getattr(neuron, class_name), **{**defaults, **options}))
 
@@ -129,11 +131,11 @@ def _check_options(name: str, neuron: type[nn.Module], options: dict[str, Any]) 
     check_options(f"neuron {name!r}", options, allowed)
 
 
-def _with_channels(build: Callable[..., nn.Module]) -> NeuronFactory:
+def _with_channels(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return lambda channels, **options: build(channels=channels, **options)
 
 
-def _without_channels(build: Callable[..., nn.Module]) -> NeuronFactory:
+def _without_channels(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     return lambda channels, **options: build(**options)
 
 

@@ -53,6 +53,9 @@ class Recurrent(base.MemoryModule):
         ValueError: an input that does not fit the state (the batch changed without a reset).
     """
 
+    h: Any
+    c: Any
+
     def __init__(self, channels: int, kind: type[nn.GRU | nn.LSTM], num_layers: int = 1) -> None:
         check_int_at_least("num_layers", num_layers, 1)
         super().__init__()

@@ -150,7 +150,7 @@ def _recurrent(neuron: nn.Module, width: int) -> nn.Module:
             return RTCLIF.around(neuron.neuron, width, step_mode="m")
     if "s" not in getattr(neuron, "supported_step_mode", lambda: ())():
         raise ValueError(f"{type(neuron).__name__} does not run step by step in SpikingJelly: it cannot have feedback")
-    neuron.step_mode = "s"
+    neuron.step_mode = "s"  # type: ignore[assignment]  # to torch, a module's attributes are modules
     return StepByStep(neuron, Feedback(width))
 
 

@@ -62,7 +62,7 @@ def sew_resnet_static(
     """
     from spikingjelly.activation_based import layer
 
-    from ..spikingjelly import sew_resnet
+    from ..spikingjelly.resnet import sew_resnet
 
     check_callable("neuron", neuron, "a function that makes a neuron for a number of channels")
     if T is not None:

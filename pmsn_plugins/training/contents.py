@@ -67,7 +67,7 @@ def settings_in(payload: dict[str, Any], where: object = WHERE) -> Settings:
         raise _damaged(f"in its settings {error}", where) from error
 
 
-def check_like(given: object, own: object, name: str, least: float = 0.0) -> None:
+def check_like(given: Any, own: Any, name: str, least: float = 0.0) -> None:
     """SnapshotError unless ``given`` has the names and lengths of ``own``, and finite numbers from ``least`` on."""
     if isinstance(own, dict):
         _check_type(given, dict, name)

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .._checks import check_flag, check_int_at_least, check_module, check_path, check_type
 from ..datasets import DataSource, View, validation_split
+from ..datasets.source import Samples
 from ..layers import reset_states
 from ..parameters import param_groups
 from . import contents, snapshot
@@ -132,7 +133,7 @@ class Trainer:
             )
         self.optimizer = _optimizer(self.net, settings)
         self.scheduler = _scheduler(self.optimizer, settings)
-        self.scaler = torch.amp.GradScaler(process.device.type, enabled=settings.amp == "fp16")
+        self.scaler = torch.amp.grad_scaler.GradScaler(process.device.type, enabled=settings.amp == "fp16")
         self.mixup = _mixup(self.train_set, source.num_classes) if settings.mixup else None
         self.progress = Progress()
         self.terminated = False
@@ -171,7 +172,7 @@ class Trainer:
         return self._evaluate(self._test_set, chunk)
 
     @cached_property
-    def _test_set(self) -> Dataset:
+    def _test_set(self) -> Samples:
         return self.source.load_test()
 
     def load_best(self) -> float:
@@ -245,7 +246,7 @@ class Trainer:
             if self.mixup is not None:
                 x, target = self.mixup(x, target)
             reduce_gradients = i == len(step.counts) - 1 or self.parallel is self.net
-            with nullcontext() if reduce_gradients else self.parallel.no_sync():
+            with nullcontext() if reduce_gradients else self.parallel.no_sync():  # type: ignore[operator]
                 with torch.autocast(device.type, dtype, enabled=settings.amp != "no"):
                     outputs = self.parallel(self.source.to_sequence(x))
                 outputs = outputs.float() if settings.amp != "no" else outputs
@@ -322,7 +323,7 @@ class Trainer:
         for x, target in self._loader(self._test_set, np.arange(min(samples, len(self._test_set)))):
             yield self.source.to_sequence(x.to(self.process.device)), target
 
-    def _loader(self, dataset: Dataset, indices: np.ndarray) -> DataLoader:
+    def _loader(self, dataset: Samples, indices: np.ndarray) -> DataLoader:
         view = View(dataset, indices, self.source.eval_transform)
         return DataLoader(
             view,
@@ -332,7 +333,7 @@ class Trainer:
             generator=torch.Generator().manual_seed(0),
         )
 
-    def _evaluate(self, dataset: Dataset, chunk: int | None = None) -> Evaluation:
+    def _evaluate(self, dataset: Samples, chunk: int | None = None) -> Evaluation:
         share = np.arange(self.process.rank, len(dataset), self.process.world_size)
         return evaluate(
             self.net,
@@ -497,7 +498,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _split(source: DataSource, settings: Settings) -> tuple[View, Dataset]:
+def _split(source: DataSource, settings: Settings) -> tuple[View, Samples]:
     if source.validation is not None:
         return View(source.train, None, source.train_transform, settings.seed), source.validation
     train, validation = validation_split(source, settings.val_fraction, settings.stratify, settings.seed)
@@ -533,7 +534,7 @@ def _ignore_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _mixup(samples: Dataset, num_classes: int) -> nn.Module:
+def _mixup(samples: Samples, num_classes: int) -> nn.Module:
     from torchvision.transforms import v2
 
     shape = tuple(samples[0][0].shape)

@@ -122,7 +122,7 @@ class Settings:
             raise ValueError("loss='tet' trains every step's output: it needs readout='mean'")
 
 
-def _check_plain(name: str, value: object) -> None:
+def _check_plain(name: str, value: Any) -> None:
     """Raise TypeError unless a checkpoint can hold ``value`` and give it back."""
     if type(value) in (tuple, list):
         for item in value:

@@ -75,7 +75,8 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def random_state() -> dict[str, Any]:
     """The state of the random generators of Python, NumPy and torch."""
-    kind, keys, *rest = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    kind, keys, *rest = legacy
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),

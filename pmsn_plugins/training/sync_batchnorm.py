@@ -42,6 +42,8 @@ class SyncBatchNorm(_BatchNorm):
         centred = values - mean.view(shape)
         variance = all_reduce(centred.square().sum(axes)) / count
         if self.track_running_stats:
+            assert self.num_batches_tracked is not None and self.running_mean is not None
+            assert self.running_var is not None
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 weight = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
