@@ -108,7 +108,7 @@ def test_measurement_finds_the_peak():
 
 
 def test_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "QUICK_SHAPES", [(4, 2, 3), (16, 2, 3)])
+    monkeypatch.setattr(command, "QUICK_SHAPES", [(4, 2, 128), (16, 2, 128)])
     monkeypatch.setattr(command, "copy_bandwidth", lambda device: 1e10)
     monkeypatch.setattr(
         command, "measure", lambda name, layer, shape, *_: Measurement(name, shape[0], shape, 1e-3, 2e-3, 96, 96)
@@ -120,7 +120,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert "copy bandwidth 10.0 GB/s" in printed
     assert "2.00 ms     1.0" in printed
     results = json.loads(record.read_text())["results"]
-    assert {tuple(r["shape"]) for r in results} == {(4, 2, 3), (16, 2, 3)}
+    assert {tuple(r["shape"]) for r in results} == {(4, 2, 128), (16, 2, 128)}
     assert figure.stat().st_size > 1000
 
 

@@ -51,7 +51,7 @@ def test_it_runs_as_a_script_that_has_the_name_of_the_package(example, tmp_path)
         "mnist1d.py", "--neuron", "pmsn", "--seeds", "1", "--epochs", "1", "--parameters", "300", cwd=tmp_path
     )
     assert finished.returncode == 0, finished.stderr
-    assert "PMSN" in finished.stdout and (tmp_path / "mnist1d.json").exists()
+    assert "PMSN" in finished.stdout and (tmp_path / "runs" / "mnist1d.json").exists()
 
 
 def test_widths_come_nearest_to_the_number_of_parameters(example):
