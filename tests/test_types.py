@@ -30,7 +30,7 @@ reveal_type(node.channels)  # int
 reveal_type(node.reset_mode)  # str
 reveal_type(node.coefficients().K_real)  # Tensor
 reveal_type(node.param_groups(1e-3, 1e-3))  # list[dict[str, Any]]
-reveal_type(node.step_operations.mac)  # int
+reveal_type(node.step_operations.mac)  # float
 reveal_type(TCLIFNode().c1)  # Tensor
 reveal_type(TCLIFNode().channels)  # int | None
 reveal_type(TCLIFNode().leak)  # tuple[float, float]
@@ -62,7 +62,7 @@ from pmsn_plugins.spikingjelly import PMSNNode
 
 PMSNNode(3, burst="yes")
 PMSNNode(3).log_dt.no_such_attribute
-pmsn_step(PMSNNode(3), PMSNNode(3).coefficients())
+pmsn_step(0.5, PMSNNode(3).coefficients())
 """
 
 
