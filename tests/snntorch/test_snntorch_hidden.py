@@ -172,12 +172,12 @@ def test_layers_that_die_while_snntorch_goes_through_its_list(kind, monkeypatch)
 
         @property
         def mem(self):
-            gc.collect()
+            gc.collect(1)  # the young, quickly
             return torch.zeros(1)
 
         @mem.setter
         def mem(self, value):
-            gc.collect()
+            gc.collect(1)  # the young, quickly
 
         spk = syn = mem
 
