@@ -12,6 +12,7 @@ autodoc_inherit_docstrings = False  # the frameworks' own are in their reference
 autodoc_typehints = "none"  # docstrings say shapes and dtypes too
 # what is documented in other references
 nitpick_ignore_regex = [("py:.*", r"(collections|torch|nn|numpy|snntorch|snn|spikingjelly|matplotlib)\..*")]
+nitpick_ignore = [("py:class", "pmsn_plugins.datasets.source.Samples")]  # a protocol: any map-style data set
 
 
 def shapes_are_code(app, what, name, obj, options, lines):
