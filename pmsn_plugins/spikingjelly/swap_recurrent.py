@@ -63,10 +63,8 @@ def _adds(function: nn.Module, linear: nn.Linear) -> bool:
     """Whether the function of (spikes, x) is ``linear(spikes) + x``: asked of some numbers."""
     if linear.in_features != linear.out_features:
         return False
-    state = torch.random.get_rng_state()
-    y, x = (torch.rand(3, linear.in_features).to(linear.weight) for _ in range(2))
-    torch.random.set_rng_state(state)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        y, x = (torch.rand(3, linear.in_features).to(linear.weight) for _ in range(2))
         result = function(y, x)
         return isinstance(result, Tensor) and result.shape == x.shape and torch.allclose(result, linear(y) + x)
 

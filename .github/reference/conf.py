@@ -1,4 +1,4 @@
-"""The API reference, from the docstrings: ``python -m sphinx -W -n .reference build/reference``."""
+"""The API reference, from the docstrings: ``python -m sphinx -W -n .github/reference build/reference``."""
 
 import re
 
