@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .arguments import fill, head, numbers
 from .calls import Call, DiscretizeResults, DiscretizeTensors, Geometry, NoOptions, Sizes
-from .plan import GPU_BLOCK, Launch, Layout, gpu_launches, gpu_layout, gpu_takes_response
+from .plan import GPU_BLOCK, GPU_REDUCERS, Launch, Layout, gpu_launches, gpu_layout, gpu_takes_response
 
 _SOURCES = Path(__file__).with_name("csrc")
 _REAL = {torch.float32: "float", torch.float64: "double"}
@@ -111,7 +111,7 @@ class Kind(NamedTuple):
 def work(kind: Kind, layout: Layout | None) -> Work:
     """What computes a call."""
     neuron, direction, options, sizes, memory, real, has_state, recorded, hidden = kind
-    known = {"REAL": _REAL[real], "K": sizes.k}
+    known = {"REAL": _REAL[real], "K": sizes.k, "THREADS": GPU_BLOCK, "REDUCERS": GPU_REDUCERS}
     words = (name for name, value in zip(options._fields, options, strict=True) if isinstance(value, (str, bool)))
     known.update(zip((word.upper() for word in words), numbers(options), strict=False))
     if layout is None:

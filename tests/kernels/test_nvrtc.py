@@ -6,7 +6,7 @@ import re
 import pytest
 
 from pmsn_plugins.kernels import gpu
-from pmsn_plugins.kernels.plan import checkpoint_interval
+from pmsn_plugins.kernels.plan import GPU_BLOCK, GPU_REDUCERS, checkpoint_interval
 
 nvrtc = pytest.importorskip("cupy").cuda.nvrtc
 
@@ -42,6 +42,7 @@ OTHERS = {
 
 
 def programs(neuron, options):
+    options = {**options, "THREADS": GPU_BLOCK, "REDUCERS": GPU_REDUCERS}
     for name in (neuron,) if neuron == "discretize" else (f"{neuron}_forward", f"{neuron}_backward"):
         asked = gpu._macros(f"gpu_{name}.cu")
         yield gpu.Program(name, tuple((word, value) for word, value in options.items() if word in asked))

@@ -29,7 +29,7 @@ const Kernels* const* available() {
 
 const Kernels* kernels = *available();
 
-// The set for the way back of a recurrent layer. Rows of 40 or 200 float32 are whole lanes of 32 bytes, read and
+// The set for the backward of a recurrent layer. Rows of 40 or 200 float32 are whole lanes of 32 bytes, read and
 // written where they are; of 64 bytes the last lane is half empty, and every row is brought to lanes and back: a
 // quarter slower at a width of 40. (Forward has fewer rows to bring, and loses more by more lanes.)
 const Kernels* for_rows_of([[maybe_unused]] const Layout& layout) {

@@ -24,7 +24,7 @@ struct PmsnCpu {
         : args(a),
           layout(a.layout),
           k(a.k),
-          planes(1 + 2 * k),
+          planes(state_planes(k)),
           blocks(block_count<R>(layout)),
           rows(batch_rows(layout)),
           depth(layout.interval),
@@ -39,9 +39,9 @@ struct PmsnCpu {
         return true;
     }
 
-    index_t sums() const { return 1 + 4 * k; }
+    index_t sums() const { return coefficient_planes(k); }
 
-    void gather(const Tile<L>& parameters, const Item& item) const {
+    void gather(const Tile<L>& parameters, const WorkItem& item) const {
         gather_parameters(parameters, 0, layout, item, args.D, 1);
         const void* sources[] = {args.E_real, args.E_imag, args.K_real, args.K_imag};
         for (index_t i = 0; i < 4; ++i) gather_parameters(parameters, 1 + i * k, layout, item, sources[i], k);
@@ -84,13 +84,14 @@ struct PmsnCpu {
     }
 
     index_t forward_scratch() const {
-        return sizeof(L) *
-               (blocks * (2 * (1 + 4 * k) + rows * planes + SHORT_STEPS) + 4 * Scratch<L>::apart(rows * depth));
+        return sizeof(L) * (blocks * (2 * coefficient_planes(k) + rows * planes + SHORT_STEPS) +
+                            4 * Scratch<L>::apart(rows * depth));
     }
 
     void forward(index_t index, void* memory) const {
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), filters = scratch.tile(1, 1 + 4 * k);
+        const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)),
+                      filters = scratch.tile(1, coefficient_planes(k));
         const Tile<L> state = scratch.tile(rows, planes), response = scratch.tile(1, SHORT_STEPS);
         L* const x = scratch.lanes(rows * depth);
         L* const current = scratch.lanes(rows * depth);
@@ -101,7 +102,7 @@ struct PmsnCpu {
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, v_seq ? KEEP_OUT_AND_V : KEEP_OUT);
         // the hidden state is not worth its memory when nobody asks for it
         const bool is_short = layout.T <= SHORT_STEPS && from_rest && !args.v_after;
-        const Item item(layout, index);
+        const WorkItem item(layout, index);
         gather(parameters, item);
         if (is_short) respond(parameters, response);
         else if (as_filters) to_filters(parameters, filters);
@@ -118,7 +119,7 @@ struct PmsnCpu {
                 const bool more = args.checkpoints && start + depth < item.end;
                 if (start > item.start && args.checkpoints) state.store(0, args.checkpoints, checkpoint(batch, start));
                 for (index_t b = 0; b * width < batch.valid; ++b) {
-                    const Soon soon(batch, b + 1, here, next, width);
+                    const NextBlock upcoming(batch, b + 1, here, next, width);
                     if (more) ask_planes<L>(args.checkpoints, checkpoint(batch, start + depth), b);
                     const Columns<L> from = x_steps.read(x, here, b),
                                      partial = Columns<L>::in_cache(current, here.count);
@@ -130,8 +131,8 @@ struct PmsnCpu {
                                 v_seq != nullptr,
                                 threshold,
                                 args.fire == FIRE_STRICT ? next_number(theta) : theta,
-                                Ahead(x_steps, soon.planes, soon.block),
-                                Ahead(out_steps, soon.planes, soon.block),
+                                Prefetch(x_steps, upcoming.planes, upcoming.block),
+                                Prefetch(out_steps, upcoming.planes, upcoming.block),
                                 L{}};
                             charge<false>(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr,
                                           span, from, partial, fire);
@@ -167,12 +168,12 @@ struct PmsnCpu {
     // compartments, then (from those before it as they are) the membrane.
     void forward_local(index_t index, void* memory, bool membrane) const {
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), state = scratch.tile(rows, planes);
+        const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)), state = scratch.tile(rows, planes);
         L* const x = scratch.lanes(rows * depth);
         L* const current = scratch.lanes(rows * depth);
         L* const out = scratch.lanes(rows * depth);
         const Steps<L> x_steps(args.x, args.x_storage);
-        const Item item(layout, index);
+        const WorkItem item(layout, index);
         if (item.end == layout.T) return;
         gather(parameters, item);
         for (Batch batch(layout, item, item.row); batch.rows; batch = Batch(layout, item, batch.row + batch.rows)) {
@@ -185,7 +186,7 @@ struct PmsnCpu {
                 for (index_t b = 0; b * width < batch.valid; ++b) {
                     const Columns<L> from = x_steps.read(x, here, b),
                                      partial = Columns<L>::in_cache(current, here.count);
-                    const Ahead no_more(x_steps, here, b);
+                    const Prefetch no_more(x_steps, here, b);
                     L* const no_changes = nullptr;
                     const FireModulo<L, Threshold<R>> fire = {Columns<L>::in_cache(out, here.count),
                                                               partial,
@@ -248,13 +249,13 @@ struct PmsnCpu {
                 AdjointCarry<R> carry(read(args.grad_h_real_after, j * M + element),
                                       read(args.grad_h_imag_after, j * M + element));
                 for (index_t segment = last; segment > 0; --segment) {
-                    R* at = (R*)args.carries + ((segment - 1) * (1 + 4 * k) + 1 + j) * M + element;
+                    R* at = (R*)args.carries + ((segment - 1) * coefficient_planes(k) + 1 + j) * M + element;
                     carry.step(segment < last ? whole : rest, at[0], at[k * M], at[2 * k * M], at[3 * k * M]);
                 }
             }
     }
 
-    Planes steps_from(const Batch& batch, index_t start, const Item& item) const {
+    Planes steps_from(const Batch& batch, index_t start, const WorkItem& item) const {
         return batch.planes(layout, start, item.end - start < depth ? item.end - start : depth);
     }
 
@@ -288,7 +289,7 @@ struct PmsnCpu {
     }
 
     index_t backward_scratch() const {
-        const index_t tiles = 4 * (1 + 4 * k) + rows * (planes + 1 + 4 * k) + 2 * SHORT_STEPS;
+        const index_t tiles = 4 * coefficient_planes(k) + rows * (planes + coefficient_planes(k)) + 2 * SHORT_STEPS;
         return sizeof(L) * (blocks * tiles + 2 * Scratch<L>::apart(LINE_BLOCKS * pitch()) +
                             5 * Scratch<L>::apart(rows * (depth + 1)) + 2 * Scratch<L>::apart(rows * depth * k));
     }
@@ -297,9 +298,10 @@ struct PmsnCpu {
     void backward(index_t index, void* memory, void* partial) const {
         const bool from_zero = !args.grad_h_real_after && !args.grad_h_imag_after;
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k), filters = scratch.tile(1, 1 + 4 * k),
-                      sums = scratch.tile(1, 1 + 4 * k), initial = scratch.tile(1, 1 + 4 * k);
-        const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, 1 + 4 * k);
+        const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)),
+                      filters = scratch.tile(1, coefficient_planes(k)), sums = scratch.tile(1, coefficient_planes(k)),
+                      initial = scratch.tile(1, coefficient_planes(k));
+        const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, coefficient_planes(k));
         const Tile<L> response = scratch.tile(1, SHORT_STEPS), grad_response = scratch.tile(1, SHORT_STEPS);
         L* const xs = scratch.lanes(LINE_BLOCKS * pitch());
         L* const grads = scratch.lanes(LINE_BLOCKS * pitch());  // of what is sent; become those of x
@@ -321,7 +323,7 @@ struct PmsnCpu {
                                                                        : membrane_adjoint_pass<RESET_SERIAL, L>;
         // also after a forward that went through the hidden state because it was asked for: the same u up to rounding
         const bool is_short = layout.T <= SHORT_STEPS && from_rest && from_zero;
-        const Item item(layout, index);
+        const WorkItem item(layout, index);
         const bool local = !partial;
         if (local && item.start == 0) return;
         gather(parameters, item);
@@ -336,8 +338,8 @@ struct PmsnCpu {
             const index_t last = (item.end - 1) / depth * depth;
             adjoint.load(0, args.grad_v_after, batch.planes(layout, 0, 1));
             if (item.end < layout.T) {
-                const index_t place = item.start / layout.segment * (1 + 4 * k);
-                adjoint.load(0, local ? nullptr : args.carries, batch.planes(layout, place, 1 + 4 * k));
+                const index_t place = item.start / layout.segment * coefficient_planes(k);
+                adjoint.load(0, local ? nullptr : args.carries, batch.planes(layout, place, coefficient_planes(k)));
             } else if (local) adjoint.load(1, nullptr, batch.planes(layout, 0, 4 * k));
             else if (!is_short) {
                 adjoint.load(1, args.grad_h_real_after, batch.planes(layout, 0, k));
@@ -362,13 +364,13 @@ struct PmsnCpu {
                 for_blocks(
                     batch, most, bring,
                     [&](index_t b, Line line) {
-                        const Soon soon(batch, line.first + most, here, next, width);
+                        const NextBlock upcoming(batch, line.first + most, here, next, width);
                         const Planes nothing = {};
-                        const Planes &at_first = b == line.first ? soon.planes : nothing,
-                                     &at_last = b + 1 == line.first + line.count ? soon.planes : nothing;
-                        const Ahead ahead_x(x_steps, at_first, soon.block, most);
-                        const AheadBack ahead = {Ahead(grad_steps, at_first, soon.block, most),
-                                                 Ahead(dx_steps, at_last, soon.block, most)};
+                        const Planes &at_first = b == line.first ? upcoming.planes : nothing,
+                                     &at_last = b + 1 == line.first + line.count ? upcoming.planes : nothing;
+                        const Prefetch prefetch_x(x_steps, at_first, upcoming.block, most);
+                        const PrefetchBackward prefetch = {Prefetch(grad_steps, at_first, upcoming.block, most),
+                                                           Prefetch(dx_steps, at_last, upcoming.block, most)};
                         if (start - depth > item.start)
                             ask_planes<L>(args.checkpoints, checkpoint(batch, start - depth), b);
                         L *const x = xs + (b - line.first) * pitch(), *const grad = grads + (b - line.first) * pitch();
@@ -377,7 +379,7 @@ struct PmsnCpu {
                         if (args.reset == RESET_MODULO) {
                             with_threshold<L>(theta, [&](auto threshold) {
                                 const RecomputeModulo<L, decltype(threshold)> recompute = {in_x, in_cache(u, here),
-                                                                                           threshold, ahead_x, L{}};
+                                                                                           threshold, prefetch_x, L{}};
                                 charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b),
                                              changes, span, most > 1 ? in_x : x_steps.read(x, here, b), partial,
                                              recompute);
@@ -398,26 +400,26 @@ struct PmsnCpu {
                             membrane_adjoint(args, adjoint.block(b), span, u, slopes, grad, grad_v_seq, dI, theta);
                         }
                         const Columns<L> dx = most > 1 || local ? in_grad : dx_steps.write(grad, here, b);
-                        const Forth<L> forth = {x, dI, state.block(b), changes, grad_changes};
+                        const Saved<L> saved = {x, dI, state.block(b), changes, grad_changes};
                         if (!is_short && back_as_filters)
-                            adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, forth,
-                                                  in_grad, dx, ahead);
+                            adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, saved,
+                                                  in_grad, dx, prefetch);
                         else if (!is_short)
-                            adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, forth,
-                                                in_grad, dx, ahead);
+                            adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, saved,
+                                                in_grad, dx, prefetch);
                         else if (span.steps == 4)
                             short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx,
-                                                  ahead);
+                                                  prefetch);
                         else
                             short_adjoint_pass<0>(response.block(b), grad_response.block(b), span.rows, span.steps, x,
-                                                  dI, dx, ahead);
+                                                  dI, dx, prefetch);
                         if (most == 1 && !local) dx_steps.finish(grad, here, b);
                     },
                     send);
             }
             if (local) {
-                const index_t place = (item.start / layout.segment - 1) * (1 + 4 * k);
-                adjoint.store(0, args.carries, batch.planes(layout, place, 1 + 4 * k));
+                const index_t place = (item.start / layout.segment - 1) * coefficient_planes(k);
+                adjoint.store(0, args.carries, batch.planes(layout, place, coefficient_planes(k)));
             } else if (item.start == 0) {
                 if (args.h_real) add_initial(initial, state, adjoint, batch);
                 adjoint.store(0, args.grad_v, batch.planes(layout, 0, 1));

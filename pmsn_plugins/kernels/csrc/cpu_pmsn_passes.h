@@ -64,13 +64,13 @@ struct FireModulo {
     bool with_v_seq;
     Threshold threshold;
     real_of<L> fire_at;
-    Ahead ahead_x, ahead_out;
+    Prefetch prefetch_x, prefetch_out;
     L v;
 
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L, L current) {
         L u, unused;
-        ahead_x.template ask<sizeof(L)>(s, t), ahead_out.template ask<sizeof(L)>(s, t);
+        prefetch_x.template ask<sizeof(L)>(s, t), prefetch_out.template ask<sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, u, unused, threshold);
         out.store(s, t, fire<FIRE_SPIKE>(u, fire_at));
         if (with_v_seq) v_seq.store(s, t, v);
@@ -84,13 +84,13 @@ template <class L, class Threshold>
 struct RecomputeModulo {
     Columns<L> x, u;
     Threshold threshold;
-    Ahead ahead_x;
+    Prefetch prefetch_x;
     L v;
 
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L x_t, L current) {
         L before, unused;
-        ahead_x.template ask<sizeof(L)>(s, t);
+        prefetch_x.template ask<sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, before, unused, threshold);
         x.store(s, t, x_t);
         u.store(s, t, current <= L{} ? splat<L>(-1) : before);
@@ -160,21 +160,21 @@ static void hidden_pass(const L* parameters, L* state, L* changes, Span span, Co
     last_group(Constant<false>(), j);
 }
 
-// What the way back needs of the way there: x, dL/dI (with a zero before every row), and of Filters the state at the
+// What backward needs of forward: x, dL/dI (with a zero before every row), and of Filters the state at the
 // end, the changes, and where APART memory for as many gradients of them.
 template <class L>
-struct Forth {
+struct Saved {
     const L *x, *dI, *state, *changes;
     L* grad_changes;
 };
 
-// What a pass does of the way back.
+// What a pass does of backward.
 enum Way { BACK = 1, SUMS = 2 };
 
 // Compartments first..first+K; the first group also takes D, and asks for grad_out, the last one for dx.
 template <template <class, int> class Hidden, int K, int WAY, bool FIRST, bool LAST, class L>
-static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Forth<L> forth,
-                          Columns<L> partial, Columns<L> dx, AheadBack ahead) {
+static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Saved<L> saved,
+                          Columns<L> partial, Columns<L> dx, PrefetchBackward prefetch) {
     typedef typename Hidden<L, K>::Adjoint Adjoint;
     typedef typename Hidden<L, K>::Sums Sums;
     constexpr bool filters = Hidden<L, K>::are_filters, back = WAY & BACK, with_sums = WAY & SUMS;
@@ -184,9 +184,9 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
     Sums total = {};
     L total_D = L{};
     adjoint += 1 + first;
-    for (index_t s = 0; s < span.rows; ++s, adjoint += 1 + 4 * k) {
-        const L *x = forth.x + s * span.steps, *dI = forth.dI + s * (span.steps + 1);
-        const L* const state = forth.state + s * (1 + 2 * k) + 1 + first;
+    for (index_t s = 0; s < span.rows; ++s, adjoint += coefficient_planes(k)) {
+        const L *x = saved.x + s * span.steps, *dI = saved.dI + s * (span.steps + 1);
+        const L* const state = saved.state + s * state_planes(k) + 1 + first;
         const index_t change = s * span.steps * k + first;
         Adjoint a = load_fields<K, Adjoint>(adjoint, k);
         L w[K];
@@ -196,13 +196,13 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
         if constexpr (filters && back) enter(hidden, a, dI[span.steps]);
         if constexpr (filters && with_sums) enter(total, w, state + k, dI[span.steps]);
         for (index_t t = span.steps - 1; t >= 0; --t) {
-            if (FIRST && back) ahead.grad_out.template ask<sizeof(L)>(s, t);
-            if (LAST && back) ahead.dx.template ask<sizeof(L)>(s, t);
+            if (FIRST && back) prefetch.grad_out.template ask<sizeof(L)>(s, t);
+            if (LAST && back) prefetch.dx.template ask<sizeof(L)>(s, t);
             L part = L{};
             if constexpr (filters) {
-                L here[K], *const grad_d = with_sums && back ? here : forth.grad_changes + change + t * k;
+                L here[K], *const grad_d = with_sums && back ? here : saved.grad_changes + change + t * k;
                 if (back) part = filters_adjoint_step<L, K>(hidden, a, grad_d, dI[t]);
-                if (with_sums) filters_sums_step<L, K>(total, w, grad_d, forth.changes + change + t * k, dI[t]);
+                if (with_sums) filters_sums_step<L, K>(total, w, grad_d, saved.changes + change + t * k, dI[t]);
             } else part = hidden_adjoint_step<L, K>(hidden, a, total, x[t], dI[t]);
             if (back) dx.store(s, t, part + (FIRST ? D * dI[t + 1] : partial.load(s, t)));
             if (FIRST && with_sums) total_D += dI[t + 1] * x[t];
@@ -218,11 +218,11 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
 
 // Compartments first..k in groups of K, and what is left in smaller ones.
 template <template <class, int> class Hidden, int K, int WAY, class L>
-static void adjoint_groups(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Forth<L> forth,
-                           Columns<L> partial, Columns<L> dx, AheadBack ahead) {
+static void adjoint_groups(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Saved<L> saved,
+                           Columns<L> partial, Columns<L> dx, PrefetchBackward prefetch) {
     const auto run = [&](auto is_first, auto is_last) {
         adjoint_group<Hidden, K, WAY, decltype(is_first)::value, decltype(is_last)::value>(
-            parameters, adjoint, sums, span, first, forth, partial, is_last.value ? dx : partial, ahead);
+            parameters, adjoint, sums, span, first, saved, partial, is_last.value ? dx : partial, prefetch);
     };
     for (; first + K <= span.k; first += K) {
         const bool last = first + K == span.k || WAY == SUMS;
@@ -230,16 +230,16 @@ static void adjoint_groups(const L* parameters, L* adjoint, L* sums, Span span, 
         else last ? run(Constant<false>(), Constant<true>()) : run(Constant<false>(), Constant<false>());
     }
     if constexpr (K > 1)
-        adjoint_groups<Hidden, K / 2, WAY>(parameters, adjoint, sums, span, first, forth, partial, dx, ahead);
+        adjoint_groups<Hidden, K / 2, WAY>(parameters, adjoint, sums, span, first, saved, partial, dx, prefetch);
 }
 
 // dI -> dx; advances the hidden part of the adjoint, and the sums. `partial` is scratch memory.
 template <template <class, int> class Hidden, class L>
-static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, Forth<L> forth, Columns<L> partial,
-                         Columns<L> dx, AheadBack ahead) {
+static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, Saved<L> saved, Columns<L> partial,
+                         Columns<L> dx, PrefetchBackward prefetch) {
     const auto groups = [&](auto size, auto way) {
-        adjoint_groups<Hidden, decltype(size)::value, decltype(way)::value>(parameters, adjoint, sums, span, 0, forth,
-                                                                            partial, dx, ahead);
+        adjoint_groups<Hidden, decltype(size)::value, decltype(way)::value>(parameters, adjoint, sums, span, 0, saved,
+                                                                            partial, dx, prefetch);
     };
     if constexpr (Hidden<L, 1>::are_filters && APART) {
         groups(Constant<APART_ADJOINT_GROUP>(), Constant<BACK>());

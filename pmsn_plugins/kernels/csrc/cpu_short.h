@@ -30,12 +30,12 @@ static void short_pass(const L* response, index_t rows, index_t steps, Columns<L
 // dI -> dx and dr. dI has a zero before every row.
 template <int STEPS, class L>
 static void short_adjoint_pass(const L* response, L* grad_response, index_t rows, index_t steps, const L* x,
-                               const L* dI, Columns<L> dx, AheadBack ahead) {
+                               const L* dI, Columns<L> dx, PrefetchBackward prefetch) {
     const index_t T = STEPS ? STEPS : steps;
     for (index_t s = 0; s < rows; ++s, x += T, dI += T + 1)
         for (index_t t = 0; t < T; ++t) {
             L sum = L{};
-            ahead.grad_out.template ask<sizeof(L)>(s, t), ahead.dx.template ask<sizeof(L)>(s, t);
+            prefetch.grad_out.template ask<sizeof(L)>(s, t), prefetch.dx.template ask<sizeof(L)>(s, t);
             for (index_t m = 0; m < T - t; ++m) {
                 sum += response[m] * dI[1 + t + m];
                 grad_response[m] += x[t] * dI[1 + t + m];

@@ -40,12 +40,12 @@ struct PmsnStepCpu {
 
     static bool suits(const PmsnArgs& args) { return args.layout.T == 1 && args.h_real && args.h_real_after; }
 
-    index_t scratch() const { return sizeof(L) * kernel.blocks * (1 + 4 * k); }
+    index_t scratch() const { return sizeof(L) * kernel.blocks * coefficient_planes(k); }
 
     void run(index_t index, void* memory) const {
         Scratch<L> scratch = {(L*)memory, kernel.blocks};
-        const Tile<L> parameters = scratch.tile(1, 1 + 4 * k);
-        const Item item(layout, index);
+        const Tile<L> parameters = scratch.tile(1, coefficient_planes(k));
+        const WorkItem item(layout, index);
         const index_t width = lane_width<R>();
         kernel.gather(parameters, item);
         for (index_t row = item.row; row < item.end_row; ++row) {

@@ -25,13 +25,13 @@ struct TclifPass {
 
     // x -> spikes
     template <bool PRE_RESET>
-    void forward(const Tile<L>& state, index_t b, Columns<L> x, Columns<L> out, L* v_seq, Ahead ahead_x,
-                 Ahead ahead_out) const {
+    void forward(const Tile<L>& state, index_t b, Columns<L> x, Columns<L> out, L* v_seq, Prefetch prefetch_x,
+                 Prefetch prefetch_out) const {
         for (index_t s = 0; s < rows; ++s) {
             L v[W], d[W], u_soma, u_dendrite;
             for (int w = 0; w < W; ++w) load(state, b + w, s, v[w], d[w]);
             for (index_t t = 0; t < steps; ++t) {
-                ahead_x.template ask<W * sizeof(L)>(s, t), ahead_out.template ask<W * sizeof(L)>(s, t);
+                prefetch_x.template ask<W * sizeof(L)>(s, t), prefetch_out.template ask<W * sizeof(L)>(s, t);
                 PMSN_UNROLL
                 for (int w = 0; w < W; ++w) {
                     const L spike = tclif_step<PRE_RESET>(c[w], x.load(s, t, w), v[w], d[w], u_soma, u_dendrite);
@@ -48,13 +48,13 @@ struct TclifPass {
 
     // what the adjoint needs of each step
     template <bool PRE_RESET>
-    void recompute(const Tile<L>& state, index_t b, Columns<L> x, L* v_before, L* u_soma, L* u_dendrite, Ahead ahead_x,
-                   Ahead ahead_grad, Ahead ahead_dx) const {
+    void recompute(const Tile<L>& state, index_t b, Columns<L> x, L* v_before, L* u_soma, L* u_dendrite,
+                   Prefetch prefetch_x, Prefetch prefetch_grad, Prefetch prefetch_dx) const {
         for (index_t s = 0; s < rows; ++s) {
             L v[W], d[W];
             for (int w = 0; w < W; ++w) load(state, b + w, s, v[w], d[w]);
             for (index_t t = 0; t < steps; ++t) {
-                ahead_x.template ask<W * sizeof(L)>(s, t), ahead_grad.template ask<W * sizeof(L)>(s, t);
+                prefetch_x.template ask<W * sizeof(L)>(s, t), prefetch_grad.template ask<W * sizeof(L)>(s, t);
                 PMSN_UNROLL
                 for (int w = 0; w < W; ++w) {
                     const index_t at = w * pitch + s * steps + t;
@@ -68,7 +68,8 @@ struct TclifPass {
     // grad_out -> grad_x; advances the adjoint and the sums
     template <bool PRE_RESET, bool DETACH>
     void adjoint(const Tile<L>& adjoint, const Tile<L>& sums, index_t b, Columns<L> grad_out, Columns<L> grad_x,
-                 const L* grad_v_seq, const L* slope, const L* v_before, const L* u_dendrite, Ahead ahead_dx) const {
+                 const L* grad_v_seq, const L* slope, const L* v_before, const L* u_dendrite,
+                 Prefetch prefetch_dx) const {
         TclifSums<L> total[W] = {};
         for (index_t s = 0; s < rows; ++s) {
             TclifAdjoint<L> a[W];
@@ -77,7 +78,7 @@ struct TclifPass {
                 a[w] = {from[0], from[1], from[2]};
             }
             for (index_t t = steps - 1; t >= 0; --t) {
-                ahead_dx.template ask<W * sizeof(L)>(s, t);
+                prefetch_dx.template ask<W * sizeof(L)>(s, t);
                 PMSN_UNROLL
                 for (int w = 0; w < W; ++w) {
                     const index_t at = w * pitch + s * steps + t;
@@ -125,7 +126,7 @@ struct TclifCpu {
 
     index_t sums() const { return TCLIF_SUMS; }
 
-    void gather(const Tile<L>& parameters, const Item& item) const {
+    void gather(const Tile<L>& parameters, const WorkItem& item) const {
         gather_parameters(parameters, 0, layout, item, args.b1, 1);
         gather_parameters(parameters, 1, layout, item, args.b2, 1);
     }
@@ -179,7 +180,7 @@ struct TclifCpu {
         L* const v_seq = args.v_seq ? scratch.lanes(TCLIF_TOGETHER * pitch()) : nullptr;
         const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.x_storage),
             v_steps(args.v_seq, layout.is_double ? STORAGE_DOUBLE : STORAGE_FLOAT);
-        const Item item(layout, index);
+        const WorkItem item(layout, index);
         gather(parameters, item);
         for (Batch batch(layout, item, item.row); batch.rows;) {
             const Batch next_batch(layout, item, batch.row + batch.rows);
@@ -195,12 +196,13 @@ struct TclifCpu {
                     for (int w = 0; w < W; ++w) c[w] = coefficients(parameters.block(b + w));
                     const Columns<L> from = x_steps.read(x, here, b, W, pitch());
                     const Columns<L> to = out_steps.write(x, here, b, W, pitch());
-                    const Soon soon(batch, b + W, here, next, width);
-                    const Ahead ahead_x(x_steps, soon.planes, soon.block),
-                        ahead_out(out_steps, soon.planes, soon.block);
+                    const NextBlock upcoming(batch, b + W, here, next, width);
+                    const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block),
+                        prefetch_out(out_steps, upcoming.planes, upcoming.block);
                     const TclifPass<L, W> pass = {c, here.rows, here.count, pitch()};
-                    if (args.pre_reset) pass.template forward<true>(state, b, from, to, v_seq, ahead_x, ahead_out);
-                    else pass.template forward<false>(state, b, from, to, v_seq, ahead_x, ahead_out);
+                    if (args.pre_reset)
+                        pass.template forward<true>(state, b, from, to, v_seq, prefetch_x, prefetch_out);
+                    else pass.template forward<false>(state, b, from, to, v_seq, prefetch_x, prefetch_out);
                     out_steps.finish(x, here, b, W, pitch());
                     for (int w = 0; v_seq && w < W; ++w) v_steps.store(v_seq + w * pitch(), here, b + w);
                 });
@@ -231,7 +233,7 @@ struct TclifCpu {
         const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.x_storage),
             dx_steps(args.grad_x, args.x_storage),
             v_steps(args.grad_v_seq, layout.is_double ? STORAGE_DOUBLE : STORAGE_FLOAT);
-        const Item item(layout, index);
+        const WorkItem item(layout, index);
         gather(parameters, item);
         clear(sums.lanes, blocks * TCLIF_SUMS);
         for (Batch batch(layout, item, item.row); batch.rows;) {
@@ -250,16 +252,17 @@ struct TclifCpu {
                     TclifCoefficients<L> c[W];
                     for (int w = 0; w < W; ++w) c[w] = coefficients(parameters.block(b + w));
                     const Columns<L> from = x_steps.read(x, here, b, W, pitch());
-                    const Soon soon(batch, b + W, here, next, width);
-                    const Ahead ahead_x(x_steps, soon.planes, soon.block),
-                        ahead_grad(grad_steps, soon.planes, soon.block), ahead_dx(dx_steps, soon.planes, soon.block);
+                    const NextBlock upcoming(batch, b + W, here, next, width);
+                    const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block),
+                        prefetch_grad(grad_steps, upcoming.planes, upcoming.block),
+                        prefetch_dx(dx_steps, upcoming.planes, upcoming.block);
                     const TclifPass<L, W> pass = {c, here.rows, here.count, pitch()};
                     if (args.pre_reset)
-                        pass.template recompute<true>(state, b, from, v_before, u_soma, u_dendrite, ahead_x, ahead_grad,
-                                                      ahead_dx);
+                        pass.template recompute<true>(state, b, from, v_before, u_soma, u_dendrite, prefetch_x,
+                                                      prefetch_grad, prefetch_dx);
                     else
-                        pass.template recompute<false>(state, b, from, v_before, u_soma, u_dendrite, ahead_x,
-                                                       ahead_grad, ahead_dx);
+                        pass.template recompute<false>(state, b, from, v_before, u_soma, u_dendrite, prefetch_x,
+                                                       prefetch_grad, prefetch_dx);
                     for (int w = 0; w < W; ++w) {
                         L* const slopes = u_soma + w * pitch();
                         const Planes given = batch.planes(layout, start + 1, here.count);
@@ -271,7 +274,7 @@ struct TclifCpu {
                     const Columns<L> grad_x = dx_steps.write(grad, here, b, W, pitch());
                     const auto back = [&](auto pre_reset, auto detach) {
                         pass.template adjoint<pre_reset.value, detach.value>(
-                            adjoint, sums, b, grad_out, grad_x, grad_v_seq, u_soma, v_before, u_dendrite, ahead_dx);
+                            adjoint, sums, b, grad_out, grad_x, grad_v_seq, u_soma, v_before, u_dendrite, prefetch_dx);
                     };
                     if (args.pre_reset) args.detach ? back(Yes(), Yes()) : back(Yes(), No());
                     else args.detach ? back(No(), Yes()) : back(No(), No());

@@ -2,11 +2,11 @@
 // pmsn_plugins/functional/tclif_recurrent.py.
 //
 // Samples are independent, so a work item is some of them, over all time, and a few of those at a time. Few neurons
-// fire in a step: forward adds the rows of W^T that belong to them, and on the way back dW gets the current's gradient
+// fire in a step: forward adds the rows of W^T that belong to them, and in backward dW gets the current's gradient
 // in the same rows. What is left is one product per step, of the current's gradient with W, and that is what bounds it
 // from about 100 neurons on.
 //
-// Kept for the way back are the dendrites of all steps, from which the somata follow without another product, and one
+// Kept for backward are the dendrites of all steps, from which the somata follow without another product, and one
 // soma in `interval` steps to begin from; x is not needed.
 #pragma once
 #include "cpu_rows.h"

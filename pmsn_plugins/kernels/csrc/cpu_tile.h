@@ -15,10 +15,10 @@ static index_t segment_count(const Layout& layout) { return ceil_div(layout.T, l
 static index_t item_count(const Layout& layout) { return strip_count(layout) * layout.groups * segment_count(layout); }
 
 // One work item of a Layout (args.h).
-struct Item {
+struct WorkItem {
     index_t position, width, row, end_row, start, end;  // rows, and time steps
 
-    Item(const Layout& layout, index_t index) {
+    WorkItem(const Layout& layout, index_t index) {
         const index_t strips = strip_count(layout), rows = ceil_div(layout.M, layout.P);
         const index_t group = index / strips % layout.groups;
         position = index % strips * layout.strip;
@@ -44,7 +44,7 @@ struct Batch {
     index_t row, offset, valid, rows;  // first row; first element in a plane; elements of each row; how many rows
 
     // The item's batch from `row` on; no rows when there is none. Only the last row of a plane can be short.
-    Batch(const Layout& layout, const Item& item, index_t first_row)
+    Batch(const Layout& layout, const WorkItem& item, index_t first_row)
         : row(first_row),
           offset(row * layout.P + item.position),
           valid(0),
@@ -60,11 +60,11 @@ struct Batch {
 };
 
 // What comes after the blocks at hand: the next block of the batch, or the first one of the planes that follow.
-struct Soon {
+struct NextBlock {
     const Planes& planes;
     index_t block;
 
-    Soon(const Batch& batch, index_t next_block, const Planes& here, const Planes& next, index_t width)
+    NextBlock(const Batch& batch, index_t next_block, const Planes& here, const Planes& next, index_t width)
         : planes(next_block * width < batch.valid ? here : next),
           block(next_block * width < batch.valid ? next_block : 0) {}
 };
@@ -260,14 +260,14 @@ private:
 
 // Asks for columns that will be needed soon, line by line: they lie too far apart for the hardware to see a pattern,
 // and all at once they would hold up the loads of the moment.
-struct Ahead {
+struct Prefetch {
     const char* first;
     index_t row_stride, stride;  // bytes
 
     // Of `count` blocks it asks for the end: where planes do not begin with a line, the blocks before had the
     // beginning.
     template <class L>
-    Ahead(const Steps<L>& steps, const Planes& planes, index_t b, int count = 1) {
+    Prefetch(const Steps<L>& steps, const Planes& planes, index_t b, int count = 1) {
         const index_t bytes = steps.storage == STORAGE_DOUBLE ? 8 : steps.storage == STORAGE_FLOAT ? 4 : 2;
         const index_t last = count > 1 ? count * lane_width<real_of<L>>() - 1 : 0;
         const bool wanted = steps.memory && planes.rows;
@@ -284,9 +284,9 @@ struct Ahead {
     }
 };
 
-// What the way back will need. It asks for this in turn, for one after the other is all that memory keeps up with.
-struct AheadBack {
-    Ahead grad_out, dx;
+// What backward will need. It asks for this in turn, for one after the other is all that memory keeps up with.
+struct PrefetchBackward {
+    Prefetch grad_out, dx;
 };
 
 // The same for few planes of the arithmetic's own type, at once.
@@ -300,13 +300,13 @@ static void ask_planes(const void* memory, const Planes& planes, index_t b) {
 struct ChannelRun {
     index_t q, begin, end;
 
-    ChannelRun(const Layout& layout, const Item& item)
+    ChannelRun(const Layout& layout, const WorkItem& item)
         : q(item.position / layout.S),
           begin(0),
           end((q + 1) * layout.S - item.position) {
         if (end > item.width) end = item.width;
     }
-    void advance(const Layout& layout, const Item& item) {
+    void advance(const Layout& layout, const WorkItem& item) {
         ++q;
         begin = end;
         end = end + layout.S < item.width ? end + layout.S : item.width;
@@ -315,7 +315,7 @@ struct ChannelRun {
 
 // Parameters [C, count] of the strip's positions as planes of a tile of one row.
 template <class L>
-static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& layout, const Item& item,
+static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& layout, const WorkItem& item,
                               const void* parameters, index_t count) {
     const real_of<L>* values = (const real_of<L>*)parameters;
     const index_t width = lane_width<real_of<L>>();
@@ -340,7 +340,7 @@ static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& 
 static index_t channel_slots(const Layout& layout) { return (layout.strip - 1) / layout.S + 2; }
 
 template <class L>
-static void sum_by_channel(real_of<L>* partial, const Tile<L>& sums, const Layout& layout, const Item& item) {
+static void sum_by_channel(real_of<L>* partial, const Tile<L>& sums, const Layout& layout, const WorkItem& item) {
     typedef real_of<L> R;
     const index_t width = lane_width<R>(), slots = channel_slots(layout);
     if (layout.S == 1) {
@@ -368,7 +368,7 @@ static void reduce_channels(const Layout& layout, const R* partials, index_t cou
     const index_t slots = channel_slots(layout), C = layout.C;
     for (index_t i = 0; i < C * count; ++i) totals[i] = 0;
     for (index_t index = 0; index < item_count(layout); ++index, partials += slots * count) {
-        const Item item(layout, index);
+        const WorkItem item(layout, index);
         const index_t first = item.position / layout.S, end = (item.position + item.width - 1) / layout.S + 1;
         for (index_t q = first; q < end;) {  // up to where the channels begin anew
             const index_t c = q % C, run = end - q < C - c ? end - q : C - c;

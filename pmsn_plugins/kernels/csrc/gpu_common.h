@@ -3,6 +3,7 @@
 //     PMSN_REAL        float or double
 //     PMSN_MEMORY      Plain, Half or Bfloat16: how x, the spikes and their gradients lie in memory
 //     PMSN_INTERVAL    layout.interval
+//     PMSN_THREADS, PMSN_REDUCERS    threads of a block, and of one that adds up the sums of a channel
 #pragma once
 #include "args.h"
 #include "half.h"
@@ -12,7 +13,7 @@ namespace PMSN_NAMESPACE {
 
 typedef PMSN_REAL R;
 
-enum { THREADS = 128, REDUCERS = 256 };  // of a block; plan.GPU_BLOCK, GPU_REDUCERS
+enum { THREADS = PMSN_THREADS, REDUCERS = PMSN_REDUCERS };  // of a block
 
 struct Plain {
     typedef R element;
@@ -120,11 +121,11 @@ PMSN_FN index_t quotient(index_t a, index_t b) { return (a | b) >> 32 ? a / b : 
 PMSN_FN index_t remainder(index_t a, index_t b) { return a - quotient(a, b) * b; }
 
 // The thread's part of a Layout.
-struct Part {
+struct WorkItem {
     index_t position, first_row, end_row, start, end;  // rows, and time steps
     bool active;
 
-    PMSN_FN explicit Part(const Layout& layout) {
+    PMSN_FN explicit WorkItem(const Layout& layout) {
         const index_t rows = quotient(layout.M + layout.P - 1, layout.P);
         position = (index_t)blockIdx.x * layout.strip + threadIdx.x;
         active = position < layout.P;

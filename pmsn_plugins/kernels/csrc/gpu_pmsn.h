@@ -12,7 +12,7 @@
 
 namespace PMSN_NAMESPACE {
 
-enum { K = PMSN_K, STATE = 1 + 2 * K, ADJOINT = 1 + 4 * K, SUMS = 1 + 4 * K };
+enum { K = PMSN_K, STATE = state_planes(K), ADJOINT = coefficient_planes(K), SUMS = ADJOINT };
 enum { AHEAD = K > 8 ? 1 : 8 };  // steps whose loads are under way together: what the registers hold
 
 // The membrane passes floats or, with FIRE_MEMBRANE, the arithmetic's own type.
@@ -88,14 +88,14 @@ struct State {
     }
 };
 
-// Run `run(neuron, element, part)` for every element of the thread.
+// Run `run(neuron, element, item)` for every element of the thread.
 template <class Run>
 PMSN_FN void for_elements(const PmsnArgs& args, Run run) {
-    const Part part(args.layout);
-    const Neuron neuron(args, part.channel(args.layout));
-    for (index_t row = part.first_row; row < part.end_row; ++row) {
-        const index_t element = row * args.layout.P + part.position;
-        if (element < args.layout.M) run(neuron, element, part);
+    const WorkItem item(args.layout);
+    const Neuron neuron(args, item.channel(args.layout));
+    for (index_t row = item.first_row; row < item.end_row; ++row) {
+        const index_t element = row * args.layout.P + item.position;
+        if (element < args.layout.M) run(neuron, element, item);
     }
 }
 

@@ -4,7 +4,7 @@
 
 namespace PMSN_NAMESPACE {
 
-enum { BACK = K > 8 ? 1 : K > 4 ? 4 : 8 };  // steps of the way back whose loads are under way together
+enum { BACK = K > 8 ? 1 : K > 4 ? 4 : 8 };  // steps of backward whose loads are under way together
 // Steps that are recomputed at a time, into memory of the thread: bounded, for the driver sets it aside for every
 // thread that could run. A longer interval is gone through again for each of its parts.
 enum { SCRATCH = PMSN_INTERVAL < 128 ? PMSN_INTERVAL : 128 };
@@ -70,7 +70,7 @@ PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, i
     });
 }
 
-// The way back through steps whose `slope` has been recomputed; at_last: the last one's element. LOCAL: only to find
+// Backward through steps whose `slope` has been recomputed; at_last: the last one's element. LOCAL: only to find
 // where it ends. GRAD_V: only the membrane's adjoint.
 template <bool LOCAL, bool GRAD_V>
 PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int steps, const R* slope, Adjoint& a,
@@ -113,14 +113,14 @@ PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int st
     });
 }
 
-// The way back through the thread's segment.
+// Backward through the thread's segment.
 template <bool LOCAL, bool GRAD_V>
-PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const Part& part, Adjoint& a,
+PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const WorkItem& item, Adjoint& a,
                    HiddenSums<R, K>& sums, R& sum_D) {
     R slope[SCRATCH];
-    for (index_t start = quotient(part.end - 1, PMSN_INTERVAL) * PMSN_INTERVAL; start >= part.start;
+    for (index_t start = quotient(item.end - 1, PMSN_INTERVAL) * PMSN_INTERVAL; start >= item.start;
          start -= PMSN_INTERVAL) {
-        int end = (int)(part.end - start < PMSN_INTERVAL ? part.end - start : PMSN_INTERVAL);
+        int end = (int)(item.end - start < PMSN_INTERVAL ? item.end - start : PMSN_INTERVAL);
         while (end > 0) {
             const int skipped = PMSN_INTERVAL > SCRATCH ? (end - 1) / SCRATCH * SCRATCH : 0;
             recompute(args, n, element, start, skipped, end - skipped, slope);
@@ -137,13 +137,13 @@ using namespace PMSN_NAMESPACE;
 
 // Where the membrane is a sum, dI needs dL/dv first: a plain sum over the later steps.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_grad_v_local(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
-        if (part.start == 0) return;
+    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+        if (item.start == 0) return;
         Adjoint a;
         HiddenSums<R, K> unused = {};
         R unused_D = 0;
         a.clear();
-        sweep<true, true>(args, n, element, part, a, unused, unused_D);
+        sweep<true, true>(args, n, element, item, a, unused, unused_D);
         *place(args, blockIdx.z - 1, element) = a.v;
     });
 }
@@ -166,15 +166,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_grad_v_carry(const
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_local(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
-        if (part.start == 0) return;
+    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+        if (item.start == 0) return;
         Adjoint a;
         HiddenSums<R, K> unused = {};
         R unused_D = 0;
         a.clear();
-        if (part.end == args.layout.T) a.v = read(args.grad_v_after, element);
+        if (item.end == args.layout.T) a.v = read(args.grad_v_after, element);
         else if (PMSN_RESET == RESET_CUMULATIVE) a.v = *place(args, blockIdx.z, element);
-        sweep<true, false>(args, n, element, part, a, unused, unused_D);
+        sweep<true, false>(args, n, element, item, a, unused, unused_D);
         a.store_hidden(place(args, blockIdx.z - 1, element), args.layout.M);
     });
 }
@@ -210,13 +210,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_carry(cons
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_backward(const PmsnArgs args) {
     HiddenSums<R, K> sums = {}, initial = {};  // of initial only mu: the last term of dE
     R sum_D = 0;
-    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
+    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         const index_t M = args.layout.M;
         Adjoint a;
-        if (part.end == args.layout.T) a.load_final(args, element);
+        if (item.end == args.layout.T) a.load_final(args, element);
         else a.load(place(args, blockIdx.z, element), M);
-        sweep<false, false>(args, n, element, part, a, sums, sum_D);
-        if (part.start > 0) return;
+        sweep<false, false>(args, n, element, item, a, sums, sum_D);
+        if (item.start > 0) return;
         write(args.grad_v, element, a.v);
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
@@ -228,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_backward(const Pms
             initial.mu_imag[j] += a.h.mu_imag[j] * h_real - a.h.mu_real[j] * h_imag;
         }
     });
-    const Neuron n(args, Part(args.layout).channel(args.layout));
+    const Neuron n(args, WorkItem(args.layout).channel(args.layout));
     R columns[SUMS];
     columns[0] = sum_D;
     PMSN_UNROLL

@@ -4,15 +4,15 @@
 using namespace PMSN_NAMESPACE;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
+    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         const index_t M = args.layout.M;
-        const Element* x = (const Element*)args.x + part.start * M + element;
-        OutElement* out = (OutElement*)args.out + part.start * M + element;
+        const Element* x = (const Element*)args.x + item.start * M + element;
+        OutElement* out = (OutElement*)args.out + item.start * M + element;
         State state;
-        state.load(args, n.threshold, part.start, element);
-        for (index_t start = part.start; start < part.end; start += PMSN_INTERVAL) {
-            const int steps = (int)(part.end - start < PMSN_INTERVAL ? part.end - start : PMSN_INTERVAL);
-            if (start > part.start && args.checkpoints) state.store(checkpoint(args, start, element), M);
+        state.load(args, n.threshold, item.start, element);
+        for (index_t start = item.start; start < item.end; start += PMSN_INTERVAL) {
+            const int steps = (int)(item.end - start < PMSN_INTERVAL ? item.end - start : PMSN_INTERVAL);
+            if (start > item.start && args.checkpoints) state.store(checkpoint(args, start, element), M);
             for_steps<AHEAD>(x, M, steps, [&](int i, R x) {
                 R u, sent;
                 state.step(n, x, u, sent);
@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
             });
             x += steps * M;
         }
-        if (part.end < args.layout.T || !args.v_after) return;
+        if (item.end < args.layout.T || !args.v_after) return;
         write(args.v_after, element, state.v);
         if (!args.h_real_after) return;
         PMSN_UNROLL
@@ -34,14 +34,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_local(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
-        if (part.end == args.layout.T) return;
+    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+        if (item.end == args.layout.T) return;
         const index_t M = args.layout.M;
         State state;
         state.clear();
-        for_steps<AHEAD>((const Element*)args.x + part.start * M + element, M, (int)args.layout.segment,
+        for_steps<AHEAD>((const Element*)args.x + item.start * M + element, M, (int)args.layout.segment,
                          [&](int, R x) { hidden_step<R, K>(n.modes, state.h_real, state.h_imag, x); });
-        state.store(checkpoint(args, part.end, element), M);
+        state.store(checkpoint(args, item.end, element), M);
     });
 }
 
@@ -68,17 +68,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_carry(const
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_membrane_local(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const Part& part) {
-        if (part.end == args.layout.T) return;
+    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+        if (item.end == args.layout.T) return;
         const index_t M = args.layout.M;
         State state;
-        state.load(args, n.threshold, part.start, element);
+        state.load(args, n.threshold, item.start, element);
         state.v = 0;
-        for_steps<AHEAD>((const Element*)args.x + part.start * M + element, M, (int)args.layout.segment, [&](int, R x) {
+        for_steps<AHEAD>((const Element*)args.x + item.start * M + element, M, (int)args.layout.segment, [&](int, R x) {
             R u, out;
             state.step(n, x, u, out);
         });
-        *checkpoint(args, part.end, element) = state.v;
+        *checkpoint(args, item.end, element) = state.v;
     });
 }
 

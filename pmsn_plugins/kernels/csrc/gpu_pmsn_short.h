@@ -36,10 +36,10 @@ struct Response {
 // Run `run(response, element)` for every element of the thread.
 template <class Run>
 PMSN_FN void for_responses(const PmsnArgs& args, Run run) {
-    const Part part(args.layout);
-    const Response response(args, part.channel(args.layout));
-    for (index_t row = part.first_row; row < part.end_row; ++row) {
-        const index_t element = row * args.layout.P + part.position;
+    const WorkItem item(args.layout);
+    const Response response(args, item.channel(args.layout));
+    for (index_t row = item.first_row; row < item.end_row; ++row) {
+        const index_t element = row * args.layout.P + item.position;
         if (element < args.layout.M) run(response, element);
     }
 }

@@ -18,11 +18,11 @@ using namespace PMSN_NAMESPACE;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) tclif_backward(const TclifArgs args) {
     const Layout& layout = args.layout;
-    const Part part(layout);
-    const TclifCoefficients<R> c = coefficients(args, part.channel(layout));
+    const WorkItem item(layout);
+    const TclifCoefficients<R> c = coefficients(args, item.channel(layout));
     TclifSums<R> sums = {};
-    for (index_t row = part.first_row; row < part.end_row; ++row) {
-        const index_t M = layout.M, element = row * layout.P + part.position;
+    for (index_t row = item.first_row; row < item.end_row; ++row) {
+        const index_t M = layout.M, element = row * layout.P + item.position;
         if (element >= M) break;
         TclifAdjoint<R> a = {read(args.grad_v_after, element), read(args.grad_d_after, element), 0};
         R v_before[PMSN_INTERVAL], u_soma[PMSN_INTERVAL], u_dendrite[PMSN_INTERVAL];

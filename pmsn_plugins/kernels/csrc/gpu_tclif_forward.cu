@@ -5,10 +5,10 @@ using namespace PMSN_NAMESPACE;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) tclif_forward(const TclifArgs args) {
     const Layout& layout = args.layout;
-    const Part part(layout);
-    const TclifCoefficients<R> c = coefficients(args, part.channel(layout));
-    for (index_t row = part.first_row; row < part.end_row; ++row) {
-        const index_t M = layout.M, element = row * layout.P + part.position;
+    const WorkItem item(layout);
+    const TclifCoefficients<R> c = coefficients(args, item.channel(layout));
+    for (index_t row = item.first_row; row < item.end_row; ++row) {
+        const index_t M = layout.M, element = row * layout.P + item.position;
         if (element >= M) break;
         const Element* x = (const Element*)args.x + element;
         Element* out = (Element*)args.out + element;

@@ -5,6 +5,11 @@
 
 namespace PMSN_NAMESPACE {
 
+// Planes of a layer with k hidden compartments: its state is v and Re h, Im h of each; its coefficients are D and
+// Re E, Im E, Re K, Im K of each. The adjoint of a state and the sums over time have as many as the coefficients.
+PMSN_FN constexpr index_t state_planes(index_t k) { return 1 + 2 * k; }
+PMSN_FN constexpr index_t coefficient_planes(index_t k) { return 1 + 4 * k; }
+
 template <class L, int K>
 struct HiddenAdjoint {
     L lam_real[K], lam_imag[K], mu_real[K], mu_imag[K];

@@ -83,7 +83,7 @@ MUTATIONS = [
     Mutation(
         "hidden_local: two segments leave their state in one place",
         "gpu_pmsn_forward.cu",
-        "state.store(checkpoint(args, part.end, element), M);\n    });\n}\n\nextern",
+        "state.store(checkpoint(args, item.end, element), M);\n    });\n}\n\nextern",
         "state.store(checkpoint(args, args.layout.segment, element), M);\n    });\n}\n\nextern",
         CUT,
     ),
