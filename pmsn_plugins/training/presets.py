@@ -6,8 +6,9 @@ validation part is split off the training set (a tenth, by class; SSC and GSC ha
 while both scripts report the best epoch on the test set; and ``seed``.
 
 PMSN, in both sources: five compartments, threshold 1, cosine schedule over all epochs, cross-entropy of the mean over
-time, ``freq`` at ten times ``neuron_lr``. TC-LIF, in both: the triangle as surrogate, cross-entropy of the sum over
-time, one learning rate for all parameters. Its paper says Adam, its script AdamW without weight decay: the same.
+time, ``freq`` at ten times ``neuron_lr``. TC-LIF, in both: the triangle as surrogate (so say all the script's commands;
+without ``--sg`` the MNIST script takes a sum of Gaussians), cross-entropy of the sum over time, one learning rate for
+all parameters. Its paper says Adam, its script AdamW without weight decay: the same.
 """
 
 from __future__ import annotations
