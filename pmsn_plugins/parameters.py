@@ -202,6 +202,11 @@ class PMSNParametersMixin(NeuronParameters):
         own = self._parameters.get  # an eighth of what asking a module takes
         return PMSNParameters(*[getattr(self, f) if (p := own(f)) is None else p for f in PMSNParameters._fields])
 
+    def _parameters_of_kernels(self) -> dict[str, Tensor | None]:
+        if type(self).neuron_parameters is not PMSNParametersMixin.neuron_parameters:
+            return {}
+        return {name: self._parameters.get(name) for name in PMSNParameters._fields}
+
     def coefficients(self) -> PMSNCoefficients:
         """The discrete-time coefficients of the present parameters."""
         return discretize(self.neuron_parameters(), getattr(self, "backend", "auto"))
@@ -266,9 +271,15 @@ class TCLIFParametersMixin(NeuronParameters):
     def _couplings_of_step(self, step_ndim: int) -> tuple[Tensor, Tensor]:
         """:meth:`couplings`, not to be written to: without gradients those of a layer's two numbers are kept."""
         c1, c2 = self.c1, self.c2
-        if not (unwatched() and type(c1) is nn.Parameter and c1.ndim == 0 and c1.is_cpu and c2.is_cpu):
+        own = type(self).couplings is TCLIFParametersMixin.couplings
+        if not (own and unwatched() and type(c1) is nn.Parameter and c1.ndim == 0 and c1.is_cpu and c2.is_cpu):
             return self.couplings(step_ndim)
         return _couplings(c1.item(), c2.item(), c1.dtype, c2.dtype)
+
+    def _parameters_of_kernels(self) -> dict[str, Tensor | None]:
+        if type(self).couplings is not TCLIFParametersMixin.couplings:
+            return {}
+        return {name: self._parameters.get(name) for name in ("c1", "c2")}
 
     def couplings(self, step_ndim: int) -> tuple[Tensor, Tensor]:
         """(b1, b2), shaped to broadcast over one step [N, *] or, per channel, [N, C, *] of ``step_ndim`` axes."""

@@ -46,7 +46,8 @@ class KeepsState:
             return False
         backward = torch._C._current_graph_task_id()
         if backward in (-1, self._given_in):
-            if continues and not torch.is_inference_mode_enabled():  # no backward pass comes to what is computed there
+            # no backward pass comes to what is computed in inference mode; and setting takes as long as ten questions
+            if continues and not self._has_continued and not torch.is_inference_mode_enabled():
                 self._has_continued = True
             return False
         if self._has_continued:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -69,7 +70,6 @@ def declare(library: ctypes.CDLL) -> str | None:
             for direction in ("forward", "backward"):
                 getattr(library, f"{neuron}_{direction}").argtypes = (ctypes.c_void_p, ctypes.c_int)
         library.pmsn_use_instruction_set.argtypes = (ctypes.c_char_p,)
-        library.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)  # of the C library behind it
         library.pmsn_surrogate.argtypes = (ctypes.c_longlong, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_void_p)
     except AttributeError as error:  # it names the function
         return str(error)
@@ -77,6 +77,11 @@ def declare(library: ctypes.CDLL) -> str | None:
         if library.pmsn_argument_bytes(arguments.__name__.encode()) != ctypes.sizeof(arguments):
             return f"{arguments.__name__} has another size there"
     return None
+
+
+compare = ctypes.PyDLL(None).memcmp
+"""Of the C library. It keeps the interpreter's lock: for a few bytes, to let it go would take as long."""
+compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 library, reason = _load()
@@ -103,8 +108,30 @@ class CpuDevice:
             raise MemoryError(f"{call.name}: out of memory")
 
     def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-        compare = library.memcmp
         return all([compare(a.data_ptr(), b.data_ptr(), a.nbytes) == 0 for a, b in zip(first, second, strict=True)])
+
+
+class Repeated:
+    """A call, to be repeated with another input and another output."""
+
+    __slots__ = ("_function", "_kept", "_name", "_parts", "threads")
+
+    def __init__(self, call: Call) -> None:
+        self.threads, self._name, self._function = torch.get_num_threads(), call.name, getattr(library, call.name)
+        whole, structure = arguments(call, self.threads), STRUCTURES[call.neuron]
+        x, out = structure.x.offset, structure.out.offset
+        self._parts = whole[:x], whole[x + 8 : out], whole[out + 8 :]
+        self._kept = call.tensors[1:], call.results[1:]  # whose addresses are there
+
+    def run(self, x: Tensor, out: Tensor) -> None:
+        """``x`` and ``out``: contiguous, and as large as the call's."""
+        before, between, after = self._parts  # and not one buffer: two threads may call at once
+        given = b"".join((before, _address(x.data_ptr()), between, _address(out.data_ptr()), after))
+        if self._function(given, self.threads):
+            raise MemoryError(f"{self._name}: out of memory")
+
+
+_address = struct.Struct("P").pack
 
 
 def arguments(call: Call, threads: int) -> bytes:

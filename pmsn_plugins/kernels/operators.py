@@ -123,13 +123,12 @@ class Operator:
         self.run_forward(tensors, options, wanted.backend, self.results._make(results), expected.geometry)
         return results
 
-    def compute_unwatched(self, tensors: Any, options: Any, wanted: Any, expected: Expected, into: Any = None) -> Any:
-        """The same of a known call (:mod:`.unwatched`), past the dispatcher: a record, with None for what is not
+    def compute_unwatched(self, tensors: Any, options: Any, wanted: Any, expected: Expected, into: Any = None) -> Call:
+        """The same of a known call (:mod:`.unwatched`), past the dispatcher: its results have None for what is not
         wanted. ``into``: a record of tensors to be written, where it has one, in place of new ones."""
         results = self._allocate_results(tensors, expected.results, wanted, into or self.nothing)
         results = self.results._make(results)
-        self.run_forward(tensors, options, wanted.backend, results, expected.geometry)
-        return results
+        return self._run("forward", wanted.backend, tensors, options, results, (), (), expected.geometry)
 
     def compute_backward(self, gradients: Any, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
         """The same; the gradient of a state is empty where it is not wanted."""
@@ -243,11 +242,12 @@ class Operator:
         gradients: Sequence[Tensor | None],
         tensor_gradients: Sequence[Tensor],
         geometry: Geometry,
-    ) -> None:
+    ) -> Call:
         tensors = self.tensors._make(_contiguous(tensors, self.unread if direction == "backward" else ()))
         has_state = any([state is not None for state in tensors[self.states]])
         call = Call(self.neuron, direction, tensors, options, results, gradients, tensor_gradients, geometry, has_state)
         backend_of(backend, tensors[0].device.type).run(call)
+        return call
 
     def _key(self, tensors: Any, options: Any) -> tuple[Any, ...]:
         x = tensors[0]
@@ -319,21 +319,21 @@ class LayerOperator(Operator):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._discretized: dict[tuple[int, torch.Size, torch.dtype], tuple[list[Tensor], PmsnTensors]] = {}
+        self._discretized: dict[tuple[int, torch.Size, torch.dtype], tuple[list[Tensor], Sequence[Tensor]]] = {}
 
     def compute_unwatched(
         self, tensors: LayerTensors, options: PmsnOptions, wanted: Wanted, expected: Expected, into: Any = None
-    ) -> PmsnResults:
+    ) -> Call:
         """Parameters that have not changed since the last such call, to the bit, are not discretised again."""
         parameters, like = _contiguous(tensors[1:8]), tensors.log_decay
         key = like.data_ptr(), like.shape, like.dtype
-        before, inner = self._discretized.get(key, (None, None))
+        before, coefficients = self._discretized.get(key, (None, None))
         if before is None or not backend_of(wanted.backend, like.device.type).equal(before, parameters):
-            inner = self._inner(tensors, wanted.backend, expected.geometry)[1]
+            coefficients = self._inner(tensors, wanted.backend, expected.geometry)[1][1:5]
             if len(self._discretized) >= 256:
                 self._discretized.clear()
-            self._discretized[key] = [p.clone() for p in parameters], inner
-        inner = PmsnTensors(tensors.x, *inner[1:5], *tensors[8:])
+            self._discretized[key] = [p.clone() for p in parameters], coefficients
+        inner = PmsnTensors(tensors.x, *coefficients, *tensors[8:])
         return PMSN.compute_unwatched(inner, options, wanted, expected, into)
 
     def run_forward(

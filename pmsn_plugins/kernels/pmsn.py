@@ -12,7 +12,7 @@ from ..functional import PMSNCoefficients, PMSNOutput, PMSNParameters, PMSNState
 from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, default_surrogate, fire
 from ..functional.surrogate import SpikeFunction, spike_function
 from .backend import Choice, check_backend, choose, fused_for, is_compiled_here, launched, proven
-from .calls import DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
+from .calls import Call, DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
 from .firing import Firing, contiguous, converted, firing, recorded, slopes, threshold
 from .operators import DISCRETIZE, PMSN, PMSN_LAYER
 from .unwatched import Known, known, look, not_converted, remember, unwatched
@@ -35,7 +35,7 @@ def pmsn_sequence(
     return_v_seq: bool = False,
     return_state: bool = True,
     backend: str = "auto",
-    overwrite: bool = False,
+    overwrite: list[Call] | None = None,
     as_steps: bool = False,
 ) -> PMSNOutput:
     """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend.
@@ -47,7 +47,8 @@ def pmsn_sequence(
 
     Args:
         method: of the PyTorch backend; naming one other than ``'auto'`` chooses that backend.
-        overwrite: the final state of a single step may take the place of ``state`` in memory, whose values are lost.
+        overwrite: if not None, the final state of a single step may take the place of ``state`` in memory, whose values
+            are lost; a call that did so is put into this list, and can be repeated (:mod:`.prepared`).
         as_steps: round as if the final state was wanted, although it is not.
 
     Raises:
@@ -66,7 +67,7 @@ def pmsn_sequence(
         words = reset_mode, burst, context, method, return_v_seq, return_state, backend, as_steps
         appearance = look(type(coefficients), given, v_threshold, surrogate_function, words)
         if (call := known(appearance)) is not None:
-            return _known_sequence(call, given, state if overwrite else None)
+            return _known_sequence(call, given, state, overwrite)
     dtype = check_pmsn_inputs(
         x_seq,
         coefficients,
@@ -141,14 +142,18 @@ def pmsn_sequence(
     return PMSNOutput(out.to(x_seq.dtype), final, results.v_seq if return_v_seq else None)
 
 
-def _known_sequence(call: Known, given: tuple[Tensor, ...], state: PMSNState | None) -> PMSNOutput:
-    """``state``: where the final one may be written."""
+def _known_sequence(
+    call: Known, given: tuple[Tensor, ...], state: PMSNState | None, overwrite: list[Call] | None
+) -> PMSNOutput:
     into = None
-    if state is not None and len(given[0]) == 1 and all([s.is_contiguous() for s in state]):
+    if overwrite is not None and state is not None and len(given[0]) == 1 and all([s.is_contiguous() for s in state]):
         into = None, *state, None, None
-    results = call.operator.compute_unwatched(
+    done = call.operator.compute_unwatched(
         call.operator.tensors(*given), call.options, call.wanted, call.expected, into
     )
+    if overwrite is not None and into is not None:
+        overwrite.append(done)
+    results = done.results
     final = PMSNState(results.v_after, results.h_real_after, results.h_imag_after) if call.wanted.with_state else None
     return PMSNOutput(results.out, final, results.v_seq)
 
@@ -163,7 +168,7 @@ def pmsn_step(
     reset_mode: str = "modulo",
     burst: bool = False,
     backend: str = "auto",
-    overwrite: bool = False,
+    overwrite: list[Call] | None = None,
 ) -> tuple[Tensor, PMSNState]:
     """:func:`pmsn_plugins.functional.pmsn_step` on the chosen backend; arguments and errors as in
     :func:`pmsn_sequence`.

@@ -13,7 +13,7 @@ from ..functional import TCLIFOutput, TCLIFState
 from ..functional.surrogate import SpikeFunction, spike_function
 from ..functional.tclif import check_tclif_inputs
 from .backend import Choice, choose, is_compiled_here, proven
-from .calls import TclifOptions, TclifTensors, Wanted
+from .calls import Call, TclifOptions, TclifTensors, Wanted
 from .firing import Firing, contiguous, converted, firing, recorded, slopes, threshold
 from .operators import TCLIF
 from .unwatched import Known, known, look, not_converted, remember, unwatched
@@ -35,12 +35,13 @@ def tclif_sequence(
     return_v_seq: bool = False,
     return_state: bool = True,
     backend: str = "auto",
-    overwrite: bool = False,
+    overwrite: list[Call] | None = None,
 ) -> TCLIFOutput:
     """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend.
 
     Args:
-        overwrite: the final state of a single step may take the place of ``state`` in memory, whose values are lost.
+        overwrite: if not None, the final state of a single step may take the place of ``state`` in memory, whose values
+            are lost; a call that did so is put into this list, and can be repeated (:mod:`.prepared`).
 
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
@@ -56,7 +57,7 @@ def tclif_sequence(
         words = gamma, soma_feedback, detach_reset, *leak, return_v_seq, return_state, backend
         appearance = look("tclif", given, v_threshold, surrogate_function, words)
         if (call := known(appearance)) is not None:
-            return _known_sequence(call, given, state if overwrite else None)
+            return _known_sequence(call, given, state, overwrite)
     dtype = check_tclif_inputs(
         x_seq,
         b1,
@@ -125,14 +126,18 @@ def tclif_sequence(
     return TCLIFOutput(results.out.to(x_seq.dtype), final, results.v_seq if return_v_seq else None)
 
 
-def _known_sequence(call: Known, given: tuple[Any, ...], state: TCLIFState | None) -> TCLIFOutput:
-    """``state``: where the final one may be written."""
+def _known_sequence(
+    call: Known, given: tuple[Any, ...], state: TCLIFState | None, overwrite: list[Call] | None
+) -> TCLIFOutput:
     x, b1, b2, *before = given
     tensors = TclifTensors(x, *(_flat(b, *call.more, x) for b in (b1, b2)), *before)
     into = None
-    if state is not None and len(given[0]) == 1 and all([s.is_contiguous() for s in state]):
+    if overwrite is not None and state is not None and len(x) == 1 and all([s.is_contiguous() for s in state]):
         into = None, *state, None, None
-    results = TCLIF.compute_unwatched(tensors, call.options, call.wanted, call.expected, into)
+    done = TCLIF.compute_unwatched(tensors, call.options, call.wanted, call.expected, into)
+    if overwrite is not None and into is not None:
+        overwrite.append(done)
+    results = done.results
     final = TCLIFState(results.v_after, results.d_after) if call.wanted.with_state else None
     return TCLIFOutput(results.out, final, results.v_seq)
 
@@ -150,7 +155,7 @@ def tclif_step(
     detach_reset: bool = False,
     leak: tuple[float, float] = (1.0, 1.0),
     backend: str = "auto",
-    overwrite: bool = False,
+    overwrite: list[Call] | None = None,
 ) -> tuple[Tensor, TCLIFState]:
     """:func:`pmsn_plugins.functional.tclif_step` on the chosen backend; arguments and errors as in
     :func:`tclif_sequence`.

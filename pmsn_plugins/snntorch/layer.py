@@ -22,6 +22,8 @@ from .._checks import (
 from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
 from ..kernels import check_backend
+from ..kernels.calls import Call
+from ..kernels.prepared import PreparedStep, prepared_step
 from ..kernels.unwatched import unwatched
 from ..recomputation import KeepsState
 from ..unseen import Later, States
@@ -45,6 +47,9 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     _unseen: States | Later | None = None
     """The hidden state, as long as nobody has looked at it: its names are not there until somebody asks for one."""
+
+    _prepared: PreparedStep | None = None
+    """For a step that goes on from it."""
 
     _reset_advice: str
     """How this neuron resets, and what to do instead of choosing another ``reset_mechanism``."""
@@ -186,20 +191,41 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     init_lapicque = init_leaky
 
-    def _keep_states(self, states: States, before: States, seen: bool) -> None:
-        """Keep the state after a step; ``before`` is what it began with, ``seen``: whether it is handed out as well."""
+    def _keep_states(self, states: States, before: States, seen: bool, x: Tensor, calls: list[Call] | None) -> None:
+        """Keep the state after a step.
+
+        Args:
+            before: what it began with.
+            seen: whether it is handed out as well.
+            x: its input.
+            calls: the call that has overwritten ``before``, if one did.
+        """
         if not seen and unwatched() and (before is self._unseen or not _shared(states, before)):
             self._hide(states)
+            if calls and self.graded_spikes_factor is None:
+                learned = self._parameters_of_kernels()
+                self.__dict__["_prepared"] = prepared_step(calls, x, states, learned, self.spike_grad)
             return
         self._unseen = None
         for name, state in zip(self._hidden, states, strict=True):
             setattr(self, name, state)
 
+    def _prepared_step(self, x: Tensor) -> Tensor | None:
+        """The spikes of a step that is like the last one; None if it is not, and nothing was done."""
+        prepared = self._prepared
+        if prepared is None or self._repeated(continues=True):
+            return None
+        return prepared(x, self._parameters, self.spike_grad)
+
+    def _parameters_of_kernels(self) -> dict[str, Tensor | None]:
+        """By name, those that alone say what the kernels of a step are called with; none: it cannot be told."""
+        return {}
+
     def _hide(self, states: States | Later) -> None:
         """Keep a state that nobody has looked at."""
         for name in self._hidden:
             self.__dict__.pop(name, None)
-        self.__dict__["_unseen"] = states
+        self.__dict__["_unseen"], self.__dict__["_prepared"] = states, None
 
     def _reveal(self) -> None:
         states = self._unseen
@@ -213,6 +239,8 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._hidden and self._unseen is not None:
             self._reveal()
+        if self._prepared is not None:
+            self.__dict__["_prepared"] = None  # anything that is set may be a setting that it was not prepared for
         super().__setattr__(name, value)
 
     def _compartments(self, state: object) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from .._checks import check_choice, check_flag, check_floating, check_named
 from ..channel_axis import Fold, check_channel_axis
 from ..functional import CONTEXTS, RESET_MODES, PMSNOutput, PMSNState
 from ..functional.surrogate import SpikeFunction
+from ..kernels.calls import Call
+from ..kernels.unwatched import unwatched
 from ..membrane_loss import refusing_gradient
 from ..parameters import PMSNParametersMixin
 from ..unseen import Later, States, can_wait
@@ -239,17 +241,22 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             ``(spk, state)``; ``state.v`` is the membrane, and with ``single_state=True`` ``state`` itself is. With
             ``init_hidden=True`` the layer keeps the state and returns ``spk``, or ``(spk, mem)`` with ``output=True``.
         """
+        if state is None and unwatched() and (spk := self._prepared_step(x)) is not None:
+            return spk
         if self.context == "global":
             raise ValueError("context='global' averages over the whole sequence and has no single step; call the layer")
         check_floating("x", x)
-        keep, hidden = False, False
+        keep = False
+        calls: list[Call] | None = None
         kept: States = ()
         before: PMSNState | None = None
         if self.init_hidden:
             if state is not None:
                 raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
             x, kept, keep = self._begin(x)
-            before, hidden = PMSNState(*kept), kept is self._unseen
+            before = PMSNState(*kept)
+            if kept is self._unseen:
+                calls = []
         elif self.single_state:
             before = None if state is None else PMSNState(*self._compartments(state).values())
         elif state is not None:
@@ -268,14 +275,14 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             reset_mode=self.reset_mode,
             burst=self.burst,
             backend=self.backend,
-            overwrite=hidden,
+            overwrite=calls,
         )
         state = fold.unfolded_state(state)
         spk = self._grade(fold.unfolded(spk, 0), self._axis_after(0))
         mem = refusing_gradient(state.v, spk)
         if self.init_hidden:
             if keep:
-                self._keep_states(tuple(state), kept, seen=self.output)
+                self._keep_states(tuple(state), kept, self.output, x, calls)
             return (spk, mem) if self.output else spk
         if self._forward_hooks:
             self.mem = state.v  # for a monitor

@@ -11,6 +11,8 @@ from .. import kernels
 from .._checks import check_choice, check_finite, check_flag
 from ..functional import SOMA_FEEDBACK, TCLIFState
 from ..functional.surrogate import SpikeFunction
+from ..kernels.calls import Call
+from ..kernels.unwatched import unwatched
 from ..parameters import TCLIFParametersMixin
 from .layer import MultiCompartmentLayer, check_step, fit_state
 from .membrane import Membrane
@@ -143,6 +145,8 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         self, x: Tensor, dend: Tensor | None = None, mem: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
         """Run one time step ``x`` [B, *] (or a single number, as in snnTorch's first tutorials); see the class."""
+        if dend is None and mem is None and unwatched() and (spk := self._prepared_step(x)) is not None:
+            return spk
         if self.init_hidden and (dend is not None or mem is not None):
             raise TypeError("dend and mem must not be passed while init_hidden=True: the layer keeps them")
         if self.single_state and (dend is not None or mem is not None):
@@ -156,21 +160,25 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             x, before, keep = self._begin(x)
             dend, mem = before[0] if dend is None else dend, before[1] if mem is None else mem
         given = dend, mem
+        calls: list[Call] | None = [] if self.init_hidden and before is self._unseen else None
         dend, mem = fit_state("dend", dend, x.shape, x), fit_state("mem", mem, x.shape, x)
         if x.ndim == 0:
             # clone: snnTorch detaches states in place, which a view refuses
             spk, dend, mem = (out[0].clone() for out in self._step(x[None], dend[None], mem[None]))
         else:
-            spk, dend, mem = self._step(x, dend, mem, self.init_hidden and before is self._unseen)
+            spk, dend, mem = self._step(x, dend, mem, calls)
         if keep:
-            self._keep_states((dend, mem), before or given, seen=self.output or not self.init_hidden or x.ndim == 0)
+            seen = self.output or not self.init_hidden or x.ndim == 0
+            self._keep_states((dend, mem), before or given, seen, x, calls)
         if self.init_hidden and not self.output:
             return spk
         if not self.single_state:
             return spk, dend, mem
         return spk, mem if self.init_hidden else Membrane.of(mem, {"syn": dend, "mem": mem})
 
-    def _step(self, x: Tensor, dend: Tensor, mem: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(
+        self, x: Tensor, dend: Tensor, mem: Tensor, overwrite: list[Call] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         spk, state = kernels.tclif_step(
             x,
             *self._couplings_of_step(x.ndim),

@@ -26,6 +26,8 @@ from .._checks import (
     compute_dtype,
 )
 from ..kernels import BACKENDS, check_backend
+from ..kernels.calls import Call
+from ..kernels.prepared import PreparedStep, prepared_step
 from ..kernels.unwatched import unwatched
 from ..membrane_loss import refusing_gradient
 from ..neuron_cost import NeuronCost
@@ -39,6 +41,7 @@ class Kept:
     def __init__(self, memories: dict[str, Any]) -> None:
         self.memories = memories
         self.unseen: States | Later | None = None
+        self.prepared: PreparedStep | None = None  # for a step that goes on from them
 
 
 class StatefulNode(KeepsState, neuron.BaseNode):
@@ -106,9 +109,9 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         """Shape of each state for one step of the given shape, in the order of ``state_names``."""
 
     @abstractmethod
-    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
+    def _step(self, x: Tensor, states: States | None, overwrite: list[Call] | None = None) -> tuple[Tensor, States]:
         """One step [N, *]; ``states`` is None after a reset. Returns spikes and new states, which may take the place of
-        the old ones in memory if ``overwrite``."""
+        the old ones in memory if ``overwrite`` is not None: see :func:`pmsn_plugins.kernels.pmsn_sequence`."""
 
     @abstractmethod
     def _sequence(
@@ -116,6 +119,10 @@ class StatefulNode(KeepsState, neuron.BaseNode):
     ) -> tuple[Tensor, States | None, Tensor | None]:
         """A sequence [T, N, *]. Returns spikes, final states (None: the memories stay as they are) and (on request) the
         membrane after each step."""
+
+    def _parameters_of_kernels(self) -> dict[str, Tensor | None]:
+        """By name, those that alone say what the kernels of a step are called with; none: it cannot be told."""
+        return {}
 
     @property
     @abstractmethod
@@ -168,24 +175,27 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         states = self._kept.unseen
         if isinstance(states, Later):
             states = states()
-        self._kept.unseen = None
+        self._kept.unseen = self._kept.prepared = None
         for name, value in zip(self.state_names, states, strict=True):
             self._kept.memories[name] = value
 
     def _hide(self, states: States | Later) -> None:
         """Keep states that nobody has looked at."""
         kept = self._kept
-        kept.unseen = states
+        kept.unseen, kept.prepared = states, None
         for name in self.state_names:
             kept.memories[name] = 0.0
 
     def reset(self) -> None:
         """Go back to the state after construction."""
-        self._kept.unseen = None
+        self._kept.unseen = self._kept.prepared = None
         super().reset()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Also notes when memories are set, as SpikingJelly's ``memopt`` does before it repeats a call."""
+        """Also notes when memories are set, as SpikingJelly's ``memopt`` does before it repeats a call; and anything
+        that is set may be a setting that the next step was not prepared for."""
+        if (kept := self.__dict__.get("_kept")) is not None:
+            kept.prepared = None
         if name in self.__dict__.get("state_names", ()):
             if self._kept.unseen is not None:
                 self._reveal()
@@ -201,13 +211,20 @@ class StatefulNode(KeepsState, neuron.BaseNode):
 
     def single_step_forward(self, x: Tensor) -> Tensor:
         """Spikes [N, *] of one step [N, *]; reads and writes the memories."""
+        if unwatched() and (spike := self._prepared_step(x)) is not None:
+            return spike
         x, before, keep = self._begin(x, "s")
         hidden = before is not None and before is self._kept.unseen
-        spike, states = self._step(x, before, hidden)
+        calls: list[Call] | None = [] if hidden else None
+        spike, states = self._step(x, before, calls)
         if not keep:
             return spike
         if unwatched() and (hidden or not _shared(states, before)):
-            self._hide(tuple(map(_own, states)))
+            states = tuple(map(_own, states))
+            self._hide(states)
+            if calls:
+                learned = self._parameters_of_kernels()
+                self._kept.prepared = prepared_step(calls, x, states, learned, self.surrogate_function)
         else:
             self._remember(states)
         if self.store_v_seq:
@@ -217,6 +234,14 @@ class StatefulNode(KeepsState, neuron.BaseNode):
             else:
                 self.v_seq = torch.cat([past, v.unsqueeze(0)])
         return spike
+
+    def _prepared_step(self, x: Tensor) -> Tensor | None:
+        """The spikes of a step that is like the last one; None if it is not, and nothing was done."""
+        prepared = self._kept.prepared
+        if prepared is None or self._repeated(continues=True):
+            return None
+        function = self._modules.get("surrogate_function") or self.__dict__.get("surrogate_function")
+        return prepared(x, self._parameters, function)
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Spikes [T, N, *] of a sequence [T, N, *]; reads and writes the memories."""
@@ -242,6 +267,7 @@ class StatefulNode(KeepsState, neuron.BaseNode):
         unseen = self._kept.unseen
         own = type(unseen) is tuple and step_mode == "s" and type(x) is Tensor and x.shape == unseen[0].shape
         if own and not self._repeated(continues=True):  # from a step of this shape: the kernels check the rest
+            check_floating("x", x)
             return self._checked_when_run(x), unseen, True
         states = self._states()
         if not self.keep_state:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_finite, check_int_at_least
 from ..functional import multicompartment_sequence
+from ..kernels.calls import Call
 from ..neuron_cost import NeuronCost
 from ..parameters import NeuronParameters
 from ..unseen import States
@@ -115,7 +116,7 @@ class MultiCompartmentNode(NeuronParameters, StatefulNode):
     def _state_shapes(self, step_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         return tuple(step_shape), (self.n_compartments - 1, *step_shape)
 
-    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
+    def _step(self, x: Tensor, states: States | None, overwrite: list[Call] | None = None) -> tuple[Tensor, States]:
         spikes, after, _ = self._sequence(x.unsqueeze(0), states, False)
         assert after is not None
         return spikes.squeeze(0), after

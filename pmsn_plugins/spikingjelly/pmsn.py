@@ -13,6 +13,7 @@ from .._checks import check_choice, check_flag, check_floating
 from ..channel_axis import Fold, check_channel_axis
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
 from ..functional.pmsn import default_surrogate
+from ..kernels.calls import Call
 from ..neuron_cost import NeuronCost
 from ..parameters import PMSNParametersMixin
 from ..unseen import States
@@ -152,7 +153,7 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
         hidden = (self.n_compartments - 1, *step_shape)
         return tuple(step_shape), hidden, hidden
 
-    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
+    def _step(self, x: Tensor, states: States | None, overwrite: list[Call] | None = None) -> tuple[Tensor, States]:
         if self.context == "global":
             raise ValueError(
                 "context='global' averages the input over time and needs the whole sequence: use step_mode='m', "

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import kernels
 from .._checks import check_choice, check_finite
 from ..functional import SOMA_FEEDBACK, TCLIFState
+from ..kernels.calls import Call
 from ..neuron_cost import NeuronCost
 from ..parameters import TCLIFParametersMixin
 from ..unseen import States
@@ -114,7 +115,7 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
     def _state_shapes(self, step_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         return tuple(step_shape), tuple(step_shape)
 
-    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
+    def _step(self, x: Tensor, states: States | None, overwrite: list[Call] | None = None) -> tuple[Tensor, States]:
         state = None if states is None else TCLIFState(*states)
         return kernels.tclif_step(x, *self._couplings_of_step(x.ndim), state, overwrite=overwrite, **self._options())
 

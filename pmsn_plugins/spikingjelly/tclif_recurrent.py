@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import kernels
 from .._checks import check_flag, check_int_at_least
 from ..functional import TCLIFRecurrentState
+from ..kernels.calls import Call
 from ..neuron_cost import NeuronCost
 from ..parameters import RecurrentTCLIFParametersMixin
 from ..unseen import States
@@ -125,7 +126,7 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
     def _state_shapes(self, step_shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
         return (tuple(step_shape),) * 3
 
-    def _step(self, x: Tensor, states: States | None, overwrite: bool = False) -> tuple[Tensor, States]:
+    def _step(self, x: Tensor, states: States | None, overwrite: list[Call] | None = None) -> tuple[Tensor, States]:
         return kernels.tclif_recurrent_step(x, *self._learned(), _state(states), **self._options())
 
     def _sequence(

@@ -212,13 +212,13 @@ def test_a_step_may_overwrite_its_state(neuron):
         for t in range(3):
             spikes, kept = step(x[t], *others, kept)
             before = state
-            again, state = step(x[t], *others, before, overwrite=True)
+            again, state = step(x[t], *others, before, overwrite=[])
             assert torch.equal(spikes, again) and same(state, kept)
             assert t == 0 or all(a is b for a, b in zip(state, before, strict=True))  # the first one was not known yet
         strided = type(state)(*(s.clone().mT.contiguous().mT for s in state))
         spikes, kept = step(x[0], *others, state)
-        assert same(step(x[0], *others, strided, overwrite=True)[1], kept)
+        assert same(step(x[0], *others, strided, overwrite=[])[1], kept)
     state = type(state)(*(s.clone() for s in state))
     copies = copy.deepcopy(state)
-    step(x[0].clone().requires_grad_(), *others, state, overwrite=True)[0].sum().backward()
+    step(x[0].clone().requires_grad_(), *others, state, overwrite=[])[0].sum().backward()
     assert same(state, copies)
