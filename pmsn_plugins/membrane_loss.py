@@ -37,6 +37,6 @@ def refusing_gradient(membrane: Tensor, spikes: Tensor) -> Tensor:
     """
     if membrane.requires_grad or not spikes.requires_grad or not membrane.is_contiguous():
         return membrane
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return membrane
     return _Refusal.apply(membrane, spikes)

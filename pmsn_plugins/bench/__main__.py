@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{'kernel':26} {'type':8} {'shape':14} spikes that differ   gradient error")
     for check in checks:
         verdict = "" if check.passed else "   WRONG"
-        shape, dtype = "x".join(map(str, check.shape)), str(check.dtype).removeprefix("torch.")
-        print(f"{check.name:26} {dtype:8} {shape:14} {check.spikes:18.1e} {check.gradient:16.1e}{verdict}")
+        size, dtype = "x".join(map(str, check.shape)), str(check.dtype).removeprefix("torch.")
+        print(f"{check.name:26} {dtype:8} {size:14} {check.spikes:18.1e} {check.gradient:16.1e}{verdict}")
     if not all(check.passed for check in checks):
         print("a kernel is wrong: nothing was timed", file=sys.stderr)
         return 1

@@ -162,15 +162,12 @@ def make_job(neuron: str, shape: tuple[int, ...], dtype: torch.dtype, threads: i
     geometry = operator.geometry(tensors, options)
     names, calls, written = [], [], []
     for save in (False, True):
-        results = operator.results(
-            *(
-                torch.zeros(
-                    geometry.shape(role.shape) if role.wanted is None or (save and role.wanted == "save") else 0,
-                    dtype=dtype,
-                )
-                for role in operator.result_roles
-            )
-        )
+        wanted = [role.wanted is None or (save and role.wanted == "save") for role in operator.result_roles]
+        shapes = [
+            geometry.shape(role.shape) or () if asked else (0,)
+            for role, asked in zip(operator.result_roles, wanted, strict=True)
+        ]
+        results = operator.results(*(torch.zeros(shape, dtype=dtype) for shape in shapes))
         calls.append(Call(neuron, "forward", tensors, options, results, (), (), geometry, False))
         names.append("forward, keeping" if save else "forward")
         written.append((results.out,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -45,8 +46,11 @@ class PMSN(PMSNParametersMixin, nn.Module):
         self.backend, self.reset_mode = backend, reset_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        options = {"reset_mode": self.reset_mode, "return_state": False, "backend": self.backend}
-        return kernels.pmsn_sequence(x, self.neuron_parameters(), **options).spikes
+        parameters = self.neuron_parameters()
+        output = kernels.pmsn_sequence(
+            x, parameters, reset_mode=self.reset_mode, return_state=False, backend=self.backend
+        )
+        return output.spikes
 
 
 class TCLIF(TCLIFParametersMixin, nn.Module):
@@ -92,7 +96,7 @@ class PlainTCLIF(TCLIFParametersMixin, nn.Module):
         super().__init__()
         self._create_parameters((-0.5, 0.5), None)
         self._whole = shape[0] <= COMPILED_LIMIT
-        self._compiled = torch.compile(_tclif_loop if self._whole else _tclif_step, dynamic=False)
+        self._compiled: Callable[..., Any] = torch.compile(_tclif_loop if self._whole else _tclif_step, dynamic=False)
 
     def forward(self, x: Tensor) -> Tensor:
         b1, b2 = self.couplings(x.ndim - 1)
@@ -118,7 +122,7 @@ def _tclif_loop(x: Tensor, b1: Tensor, b2: Tensor, step: Callable[..., Any] = _t
 class Loop(nn.Module):
     """An snnTorch layer in the loop its tutorials write."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
 
@@ -144,7 +148,7 @@ class FirstOutput(nn.Module):
 class Reset(nn.Module):
     """A SpikingJelly node, reset before each sequence."""
 
-    def __init__(self, node: nn.Module) -> None:
+    def __init__(self, node: Any) -> None:
         super().__init__()
         self.node = node
 
@@ -158,19 +162,25 @@ def contenders(device: torch.device) -> list[Contender]:
     """Everything that can run on ``device`` with what is installed; ours first, fastest backend first."""
     fused = {"cpu": "cpu", "cuda": "cupy"}[device.type]
     ours = [b for b in (fused, "torch") if (status := kernels.backends().get(b)) and status.available]
-    found = [Contender(f"PMSN ({b})", lambda shape, b=b: PMSN(shape, b), fused=b == fused) for b in ours]
+    found = [Contender(f"PMSN ({b})", partial(PMSN, backend=b), fused=b == fused) for b in ours]
     for b in ours:
         longest = LOOP_LIMIT if b == "torch" else 1 << 30
-        found.append(Contender(f"TC-LIF ({b})", lambda shape, b=b: TCLIF(shape, b), longest, b == fused))
+        found.append(Contender(f"TC-LIF ({b})", partial(TCLIF, backend=b), longest, b == fused))
     if device.type == "cuda":
-        found.append(Contender("PMSN (torch.compile)", lambda shape: torch.compile(PMSN(shape, "torch"))))
+        found.append(Contender("PMSN (torch.compile)", _compiled_pmsn))
     found.append(Contender("PMSN, FFT (the paper's method)", FFTPMSN))
     found += [
-        Contender(f"PMSN, serial reset ({b})", lambda shape, b=b: PMSN(shape, b, "serial"), LOOP_LIMIT, b == fused)
+        Contender(f"PMSN, serial reset ({b})", partial(PMSN, backend=b, reset_mode="serial"), LOOP_LIMIT, b == fused)
         for b in ours
     ]
     found.append(Contender("TC-LIF, plain loop, torch.compile", PlainTCLIF, LOOP_LIMIT))
     return found + _spikingjelly() + _snntorch()
+
+
+def _compiled_pmsn(shape: tuple[int, ...]) -> nn.Module:
+    layer = PMSN(shape, "torch")
+    layer.compile()
+    return layer
 
 
 def _spikingjelly() -> list[Contender]:

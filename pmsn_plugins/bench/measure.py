@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -135,7 +135,7 @@ def _memory(layer: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> tuple[int,
 class _AllocationProfile(torch.autograd.profiler.profile):
     """PyTorch's profiler without its table of operators, which takes seconds for a loop over many steps."""
 
-    def _parse_kineto_results(self, result: object) -> list:
+    def _parse_kineto_results(self, *arguments: Any, **options: Any) -> list[Any]:
         return []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Any, NamedTuple
@@ -145,7 +145,7 @@ def _container(node: nn.Module, channels: int) -> nn.Module:
 
 def run_recurrent(device: torch.device, quick: bool) -> list[dict[str, object]]:
     """Print times and goals, for one thread and two; returns the times."""
-    results = []
+    results: list[dict[str, object]] = []
     for threads in (1, 2) if device.type == "cpu" else (1,):
         with _threads(threads):
             rows = _measure_layers(device, quick)
@@ -156,7 +156,7 @@ def run_recurrent(device: torch.device, quick: bool) -> list[dict[str, object]]:
 
 
 @contextmanager
-def _threads(number: int):
+def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -171,7 +171,7 @@ Shape = tuple[int, int, int]
 def _measure_layers(device: torch.device, quick: bool) -> dict[tuple[str, Shape], float]:
     """Seconds of forward and backward, by contender and shape."""
     lengths, widths = (LENGTHS[:1], WIDTHS[:2]) if quick else (LENGTHS, WIDTHS)
-    times: dict[str, Any] = {}
+    times: dict[tuple[str, Shape], float] = {}
     for C in widths:
         firing = bias_for_rate(C)
         for T in lengths:
@@ -241,7 +241,7 @@ def _measure_networks(device: torch.device, quick: bool) -> dict[str, float] | N
 
     def step(feedback: tuple[int, ...], in_containers: bool = False) -> Callable[[], None]:
         torch.manual_seed(0)
-        net = feedforward(NETWORK, neuron_factory("tclif", v_threshold=1.5), feedback=feedback)
+        net: Any = feedforward(NETWORK, neuron_factory("tclif", v_threshold=1.5), feedback=feedback)
         if in_containers:
             for i, layer in enumerate(net):
                 if isinstance(layer, RecurrentTCLIFNode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ def run_steps(quick: bool) -> list[dict[str, object]]:
     return results
 
 
-def _with_gradients(step: nn.Module, x: Tensor) -> Callable[[], None]:
+def _with_gradients(step: Any, x: Tensor) -> Callable[[], None]:
     leaf = x.clone().requires_grad_()
 
     def call() -> None:

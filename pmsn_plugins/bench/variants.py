@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 
 import torch
@@ -36,7 +37,7 @@ def check_variants(device: torch.device) -> int:
         return 1
     wrong = checked = 0
     for variant, surrogate_function in variants():
-        found = attempt(lambda v=variant, s=surrogate_function: v.trial(backend, device, s), device)
+        found = attempt(partial(variant.trial, backend, device, surrogate_function), device)
         checked, wrong = checked + 1, wrong + (found is not None)
         if found is not None:
             print(f"WRONG {variant} {surrogate_function}: {found}")

@@ -427,7 +427,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 def _expm1(x: Tensor) -> Tensor:
-    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # perhaps for ONNX, whose older exporter does not know expm1
+    if torch.jit.is_tracing():  # perhaps for ONNX, whose older exporter does not know expm1
         return torch.tanh(x / 2) * (torch.exp(x) + 1.0)
     return torch.expm1(x)
 

@@ -172,7 +172,7 @@ def transformed() -> bool:
 def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
     if torch.compiler.is_compiling():
         function = _Spike
-    elif torch.jit.is_tracing():  # type: ignore[attr-defined]
+    elif torch.jit.is_tracing():
         return _traced_spike(x, spec)
     elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         function = _TransformableSpike

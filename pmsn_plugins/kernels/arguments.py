@@ -38,15 +38,13 @@ _KINDS = {bool: ctypes.c_longlong, str: ctypes.c_longlong, float: ctypes.c_doubl
 @cache
 def roles(record: type) -> dict[str, Role]:
     """The tensors of a record, in order."""
-    hints = get_type_hints(record, include_extras=True)
-    return {name: get_args(hints[name])[1] for name in record._fields}
+    return {name: get_args(hint)[1] for name, hint in get_type_hints(record, include_extras=True).items()}
 
 
 @cache
 def kinds(record: type) -> dict[str, type]:
     """The Python types of a record's fields, in order."""
-    hints = get_type_hints(record)
-    return {name: hints[name] for name in record._fields}
+    return get_type_hints(record)
 
 
 @cache
@@ -68,7 +66,7 @@ def _structure(
     numbers_ = [(field, _KINDS[kind]) for field, kind in kinds(options).items() if kind is not int]
     numbers_.sort(key=lambda field: field[1] is ctypes.c_double)
     pointers = (
-        *(*tensors._fields, *results._fields),
+        *(*roles(tensors), *roles(results)),
         *(*gradient_names(results), *gradient_names(tensors), *temporary),
     )
     fields = [*((field, ctypes.c_longlong) for field in head), *numbers_, *((f, ctypes.c_void_p) for f in pointers)]
@@ -109,10 +107,11 @@ def numbers(options: Any) -> tuple[int | float, ...]:
         ValueError: a word that is not among its choices, or words that exclude each other.
     """
     options.check()
+    record: type = type(options)
     whole, fractions = [], []
-    for (name, kind), value in zip(kinds(type(options)).items(), options, strict=True):
+    for (name, kind), value in zip(kinds(record).items(), options, strict=True):
         if kind is str:
-            allowed = choices(type(options))[name]
+            allowed = choices(record)[name]
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
             whole.append(allowed.index(value))
@@ -136,8 +135,8 @@ def head(
         "out_storage": STORAGE[real if options.sends_membrane else memory],
     }
     values = (*(layout or ()), *(known[name] for name in HEADS[neuron]), *numbers(options))
-    kinds_ = (kind for _, kind in STRUCTURES[neuron]._fields_)
-    return struct.pack("".join(kind._type_ for kind, _ in zip(kinds_, values, strict=False)), *values)
+    fields: Any = STRUCTURES[neuron]._fields_  # pairs, of a simple type each
+    return struct.pack("".join(kind._type_ for _, kind in fields[: len(values)]), *values)
 
 
 def packed(head: bytes, call: Call) -> bytes:

@@ -60,9 +60,9 @@ def forward_functions(op: Operator) -> Functions:
     class Recomputed(Function):
         @staticmethod
         def forward(ctx: Any, *flat: Any) -> tuple[Tensor, ...]:
-            call = op.split(flat, "forward")
-            outputs = compute(*call)
-            remember(ctx, *call, outputs)
+            tensors, options, wanted = op.split(flat, "forward")
+            outputs = compute(tensors, options, wanted)
+            remember(ctx, tensors, options, wanted, outputs)
             return outputs
 
         @staticmethod
@@ -87,7 +87,8 @@ def forward_functions(op: Operator) -> Functions:
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-            remember(ctx, *op.split(inputs, "forward"), output)
+            tensors, options, wanted = op.split(inputs, "forward")
+            remember(ctx, tensors, options, wanted, output)
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *flat: Any) -> tuple[Any, Any]:

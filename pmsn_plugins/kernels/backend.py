@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ class Backend(Protocol):
     name: str
     device_type: str
     """Of the tensors it takes: ``'cpu'``, ``'cuda'``, ..."""
-    compiled_here: bool
-    """Whether kernels are compiled where they are used: see :mod:`.first_contact`."""
 
     def status(self) -> tuple[bool, str]:
         """Whether it can be used here, and why (or why not)."""
@@ -33,17 +31,22 @@ class Backend(Protocol):
     def run(self, call: Call) -> None:
         """Compute a call: write its results, or backward its tensors' gradients."""
 
-    def launch_once(self, device: torch.device) -> None:
-        """Compile and launch something, and wait for it; raises whatever goes wrong (:mod:`.first_contact`)."""
-
     def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
         """Whether contiguous tensors, alike in pairs, hold the same bits."""
+
+
+@runtime_checkable
+class CompilingBackend(Backend, Protocol):
+    """One whose kernels are compiled where they are used: see :mod:`.first_contact`."""
+
+    def launch_once(self, device: torch.device) -> None:
+        """Compile and launch something, and wait for it; raises whatever goes wrong."""
 
 
 FUSED: list[Backend] = [CpuDevice(), CupyDevice()]
 """``'auto'`` takes the first of a device that can be used."""
 
-_COMPILED_HERE = {backend.name for backend in FUSED if backend.compiled_here}
+_COMPILING = {backend.name: backend for backend in FUSED if isinstance(backend, CompilingBackend)}
 
 BACKENDS = ("auto", "torch", *(backend.name for backend in FUSED))
 
@@ -164,12 +167,12 @@ def choose(backend: str, tensors: Iterable[Any], obstacle: str | None) -> Choice
 
 def is_compiled_here(choice: Choice) -> bool:
     """Whether its kernels are compiled where they are used, and one may find out whether they work."""
-    return choice.backend in _COMPILED_HERE and not torch.compiler.is_compiling()
+    return choice.backend in _COMPILING and not torch.compiler.is_compiling()
 
 
 def launched(choice: Choice, device: torch.device) -> Choice:
     """The choice if its kernels can be compiled for this device and launched, or PyTorch."""
-    backend = backend_of(choice.backend, device.type)
+    backend = _COMPILING[choice.backend]
     found = obstacle(backend.name, device, lambda: backend.launch_once(device), compares=False)
     return choice if found is None else Choice("torch", f"the kernels do not work on {device}: {found}")
 

@@ -8,6 +8,7 @@ the records themselves, as a :class:`Call`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -131,7 +132,9 @@ class PmsnTensors(NamedTuple):
     theta_tensor: Number = None
     slopes: Annotated[Tensor | None, Role("T step")] = None
 
-    decisive = ("x", "E_real", "D")
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        return ("x", "E_real", "D")
 
     @property
     def real(self) -> torch.dtype:
@@ -140,7 +143,9 @@ class PmsnTensors(NamedTuple):
     def arrangement(self, options: PmsnOptions) -> tuple[int, ...]:
         return self.E_real.shape
 
-    sizes = staticmethod(_pmsn_sizes)
+    @staticmethod
+    def sizes(x_shape: tuple[int, ...], arrangement: tuple[int, ...]) -> Sizes:
+        return _pmsn_sizes(x_shape, arrangement)
 
 
 class LayerTensors(NamedTuple):
@@ -161,7 +166,9 @@ class LayerTensors(NamedTuple):
     theta_tensor: Number = None
     slopes: Annotated[Tensor | None, Role("T step")] = None
 
-    decisive = ("x", "log_decay", "D")
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        return ("x", "log_decay", "D")
 
     @property
     def real(self) -> torch.dtype:
@@ -170,7 +177,9 @@ class LayerTensors(NamedTuple):
     def arrangement(self, options: PmsnOptions) -> tuple[int, ...]:
         return self.log_decay.shape
 
-    sizes = staticmethod(_pmsn_sizes)
+    @staticmethod
+    def sizes(x_shape: tuple[int, ...], arrangement: tuple[int, ...]) -> Sizes:
+        return _pmsn_sizes(x_shape, arrangement)
 
 
 class PmsnOptions(NamedTuple):
@@ -235,7 +244,9 @@ class TclifTensors(NamedTuple):
     theta_tensor: Number = None
     slopes: Annotated[Tensor | None, Role("T+1 step")] = None
 
-    decisive = ("x", "b1")
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        return ("x", "b1")
 
     @property
     def real(self) -> torch.dtype:
@@ -275,8 +286,13 @@ class TclifOptions(NamedTuple):
     a1: float
     a2: float
 
-    sends_membrane = False
-    constant = ()
+    @property
+    def sends_membrane(self) -> bool:
+        return False
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        return ()
 
     def carried(self, direction: str) -> None:
         """Every step needs the one before: time cannot be cut."""
@@ -317,7 +333,9 @@ class TclifRecurrentTensors(NamedTuple):
     theta_tensor: Number = None
     slopes: Annotated[Tensor | None, Role("T+1 step")] = None
 
-    decisive = ("x", "weight")
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        return ("x", "weight")
 
     @property
     def real(self) -> torch.dtype:
@@ -349,8 +367,13 @@ class TclifRecurrentOptions(NamedTuple):
     a1: float
     a2: float
 
-    sends_membrane = False
-    constant = ()
+    @property
+    def sends_membrane(self) -> bool:
+        return False
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        return ()
 
     def carried(self, direction: str) -> None:
         """Every step needs the one before: time cannot be cut."""
@@ -388,7 +411,9 @@ class DiscretizeTensors(NamedTuple):
     R_real: Modes
     R_imag: Modes
 
-    decisive = ("log_dt", "log_decay")
+    @property
+    def decisive(self) -> tuple[str, ...]:
+        return ("log_dt", "log_decay")
 
     @property
     def real(self) -> torch.dtype:
@@ -408,8 +433,13 @@ class DiscretizeTensors(NamedTuple):
 class NoOptions(NamedTuple):
     """The discretisation has none."""
 
-    sends_membrane = False
-    constant = ()
+    @property
+    def sends_membrane(self) -> bool:
+        return False
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        return ()
 
     def check(self) -> None:
         """Nothing to check."""
@@ -522,8 +552,8 @@ class Call(NamedTuple):
     tensors: Any
     options: Any
     results: Any
-    gradients: tuple[Tensor | None, ...]
-    tensor_gradients: tuple[Tensor, ...]
+    gradients: Sequence[Tensor | None]
+    tensor_gradients: Sequence[Tensor]
     geometry: Geometry
     has_state: bool
 

@@ -97,7 +97,6 @@ class CpuDevice:
 
     name = "cpu"
     device_type = "cpu"
-    compiled_here = False
 
     def status(self) -> tuple[bool, str]:
         return library is not None, reason

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from .._checks import check_choice
+from .backend import Choice
 from .firing import firing
 from .pmsn import choose_pmsn
 from .tclif import choose_tclif
 from .tclif_recurrent import choose_tclif_recurrent
 
-_CHOOSERS = {
+_CHOOSERS: dict[str, Callable[..., Choice]] = {
     "pmsn_sequence": choose_pmsn,
     "tclif_sequence": choose_tclif,
     "tclif_recurrent_sequence": choose_tclif_recurrent,
@@ -30,7 +31,7 @@ def explain(function: Callable, *args: Any, **kwargs: Any) -> str:
         >>> explain(kernels.tclif_sequence, torch.rand(10, 8, 3), b1=-0.5, b2=0.5, backend="torch")
         'torch: asked for'
     """
-    name = getattr(function, "__name__", None)
+    name: Any = getattr(function, "__name__", None)
     check_choice("function", name, _CHOOSERS)
     choose = _CHOOSERS[name]
     call = inspect.signature(function).bind(*args, **kwargs)

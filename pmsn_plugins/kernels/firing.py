@@ -57,7 +57,7 @@ def slopes(spikes: SpikeFunction, x: Tensor) -> Tensor:
     """The derivative that ``spikes`` pretend to have at ``x`` [T, *]."""
     # a few steps at a time on the CPU: its many intermediate results stay in the cache
     steps = max(1, 2**16 // x[0].numel()) if x.device.type == "cpu" else len(x)
-    parts = []
+    parts: list[Tensor] = []
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         for part in x.detach().split(steps):
             part.requires_grad_()

@@ -93,7 +93,9 @@ def disagreement(
     return found
 
 
-def _evaluate(function: Callable[..., Any], arguments: Sequence[Any], dtype: torch.dtype | None, gradients: bool):
+def _evaluate(
+    function: Callable[..., Any], arguments: Sequence[Any], dtype: torch.dtype | None, gradients: bool
+) -> list[Tensor]:
     """Spikes, and gradients of a random linear function of them; all tensors in ``dtype``, if one is given."""
     leaves: list[Tensor] = []
 

@@ -146,7 +146,6 @@ class CupyDevice:
 
     name = "cupy"
     device_type = "cuda"
-    compiled_here = True
 
     multiprocessors: int | None = None
     """For tests; None: as many as the device has."""

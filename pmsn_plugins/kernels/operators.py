@@ -46,6 +46,7 @@ from .plan import checkpoint_count, checkpoint_interval
 
 _library = torch.library.Library("pmsn_plugins", "DEF")
 
+_TYPES: dict[Any, str]
 _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", float: "float", bool: "bool", str: "str"}
 
 _REAL = (torch.float32, torch.float64)
@@ -83,7 +84,7 @@ class Operator:
         forward, backward: the operators themselves.
     """
 
-    def __init__(self, neuron: str, tensors: type, options: type, results: type, timeless: bool = False) -> None:
+    def __init__(self, neuron: str, tensors: Any, options: Any, results: Any, timeless: bool = False) -> None:
         self.neuron = neuron
         self.tensors, self.options, self.results = tensors, options, results
         self.tensor_roles, self.result_roles = tuple(roles(tensors).values()), tuple(roles(results).values())
@@ -93,7 +94,7 @@ class Operator:
         # gradients are returned for the first arguments of an operator, and None for the others
         assert self.tensor_roles[: len(self.differentiated)] == tuple(self.differentiated)
         self.always_differentiated = sum(role.gradient == "always" for role in self.tensor_roles)
-        self.keeps = "checkpoints" in results._fields
+        self.keeps = "checkpoints" in roles(results)
         self.unread = [index for index, role in enumerate(self.tensor_roles) if not role.read_back]
         self.nothing = results(*(None for _ in self.result_roles))
         self.gradients = self._gradient_record()
@@ -171,7 +172,7 @@ class Operator:
         """What a call is laid out like, and what its tensors look like."""
         return self._expected(*self._key(tensors, options))
 
-    def _gradient_record(self) -> type:
+    def _gradient_record(self) -> Any:
         types = {"needed": Tensor, "optional": Tensor | None}
         kinds_ = (types[role.gradient] for role in compress(self.result_roles, self.with_gradient))
         fields = list(zip(gradient_names(self.results), kinds_, strict=True))
@@ -208,9 +209,7 @@ class Operator:
         _check_device(gradients, tensors[0].device)
         return self._allocate_gradients(tensors, wanted)
 
-    def _allocate_results(
-        self, tensors: Any, looks: Sequence[Look], wanted: Any, into: Any = None
-    ) -> list[Tensor | None]:
+    def _allocate_results(self, tensors: Any, looks: Sequence[Look], wanted: Any, into: Any = None) -> list[Any]:
         made, first = [], tensors[0]
         for index, (role, (shape, dtype, _)) in enumerate(zip(self.result_roles, looks, strict=True)):
             like = first if dtype == first.dtype else tensors[1]  # which is real
@@ -258,7 +257,14 @@ class Operator:
             raise TypeError(f"{missing} must be a tensor, got None") from None
 
     @lru_cache(1024)  # noqa: B019 (there are few operators, and they live as long as the process)
-    def _expected(self, shape, memory, real, arrangement, sends_membrane) -> Expected:
+    def _expected(
+        self,
+        shape: torch.Size,
+        memory: torch.dtype,
+        real: torch.dtype,
+        arrangement: tuple[int, ...],
+        sends_membrane: bool,
+    ) -> Expected:
         """What a call is laid out like, and what its tensors look like."""
         name = self.tensors._fields[0]
         if real not in _REAL or memory not in STORAGE or (memory == torch.float64) != (real == torch.float64):
@@ -269,15 +275,15 @@ class Operator:
         if math.prod(shape) == 0:
             raise ValueError(f"{name} must not be empty, got shape {tuple(shape)}")
         sizes = self.tensors.sizes(tuple(shape), tuple(arrangement))
-        T, step, interval, kept = 0, (), 0, 0
+        T, interval, kept = 0, 0, 0
         if self.keeps:
-            T, *step = shape
+            T = shape[0]
             interval = checkpoint_interval(sizes.state, real.itemsize, memory.itemsize)
             kept = checkpoint_count(T, interval)
-        geometry = Geometry(T, tuple(step), sizes, interval, kept)
+        geometry = Geometry(T, tuple(shape[1:]) if self.keeps else (), sizes, interval, kept)
         dtypes = {"real": real, "memory": memory, "sent": real if sends_membrane else memory}
 
-        def looks(record: type) -> list[Look]:
+        def looks(record: Any) -> list[Look]:
             return [
                 Look(geometry.shape(role.shape), dtypes[role.dtype], role.gradient == "optional" or kind is not Tensor)
                 for role, kind in zip(roles(record).values(), kinds(record).values(), strict=True)
@@ -327,13 +333,13 @@ class LayerOperator(Operator):
         """Parameters that have not changed since the last such call, to the bit, are not discretised again."""
         parameters, like = _contiguous(tensors[1:8]), tensors.log_decay
         key = like.data_ptr(), like.shape, like.dtype
-        before, coefficients = self._discretized.get(key, (None, None))
-        if before is None or not backend_of(wanted.backend, like.device.type).equal(before, parameters):
-            coefficients = self._inner(tensors, wanted.backend, expected.geometry)[1][1:5]
+        found = self._discretized.get(key)
+        if found is None or not backend_of(wanted.backend, like.device.type).equal(found[0], parameters):
+            found = [p.clone() for p in parameters], self._inner(tensors, wanted.backend, expected.geometry)[1][1:5]
             if len(self._discretized) >= 256:
                 self._discretized.clear()
-            self._discretized[key] = [p.clone() for p in parameters], coefficients
-        inner = PmsnTensors(tensors.x, *coefficients, *tensors[8:])
+            self._discretized[key] = found
+        inner = PmsnTensors._make((tensors.x, *found[1], *tensors[8:]))
         return PMSN.compute_unwatched(inner, options, wanted, expected, into)
 
     def run_forward(
@@ -362,19 +368,19 @@ class LayerOperator(Operator):
         )
 
     def _inner(self, tensors: LayerTensors, backend: str, geometry: Geometry) -> tuple[DiscretizeTensors, PmsnTensors]:
-        x, log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag, *rest = tensors
-        parameters = DiscretizeTensors(log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag)
-        empty = (torch.empty_like(log_decay, memory_format=torch.contiguous_format) for _ in DiscretizeResults._fields)
+        parameters, like = DiscretizeTensors(*tensors[1:8]), tensors.log_decay
+        empty = (torch.empty_like(like, memory_format=torch.contiguous_format) for _ in DiscretizeResults._fields)
         coefficients = DiscretizeResults._make(empty)
         DISCRETIZE.run_forward(parameters, NoOptions(), backend, coefficients, _timeless(geometry))
-        return parameters, PmsnTensors(x, *coefficients, *rest)
+        return parameters, PmsnTensors._make((tensors.x, *coefficients, *tensors[8:]))
 
 
 def _parts(records: Iterable[type]) -> list[tuple[type, slice]]:
     parts, start = [], 0
     for record in records:
-        parts.append((record, slice(start, start + len(record._fields))))
-        start += len(record._fields)
+        end = start + len(kinds(record))
+        parts.append((record, slice(start, end)))
+        start = end
     return parts
 
 
@@ -382,7 +388,7 @@ def _timeless(geometry: Geometry) -> Geometry:
     return Geometry(0, (), geometry.sizes, 0, 0)
 
 
-def _contiguous(tensors: Iterable[Tensor | None], unread: Collection[int] = ()) -> list[Tensor | None]:
+def _contiguous(tensors: Iterable[Any], unread: Collection[int] = ()) -> list[Any]:
     # (asking is a fifth of what .contiguous() costs)
     return [t if t is None or i in unread or t.is_contiguous() else t.contiguous() for i, t in enumerate(tensors)]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from ..functional.surrogate import SpikeFunction, spike_function
 from .backend import Choice, check_backend, choose, fused_for, is_compiled_here, launched, proven
 from .calls import Call, DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
 from .firing import Firing, contiguous, converted, firing, recorded, slopes, threshold
-from .operators import DISCRETIZE, PMSN, PMSN_LAYER
+from .operators import DISCRETIZE, PMSN, PMSN_LAYER, Operator
 from .unwatched import Known, known, look, not_converted, remember, unwatched
 from .variants import PmsnVariant
 
@@ -111,17 +113,19 @@ def pmsn_sequence(
     if context == "global":
         x = x.to(dtype).mean(0, keepdim=True).expand(x.shape)
     x = contiguous(x)
+    compute: Operator
+    record: Any
+    modes: Sequence[Tensor]
     if isinstance(coefficients, PMSNParameters) and all([p.dtype == dtype for p in coefficients]):
-        compute, record = PMSN_LAYER, LayerTensors
+        compute, record, modes = PMSN_LAYER, LayerTensors, coefficients
     else:
-        compute, record = PMSN, PmsnTensors
         if isinstance(coefficients, PMSNParameters):
             # the reference rounds coefficients to the parameters' dtype before they are converted
             coefficients = functional.discretize(coefficients)
-        coefficients = converted(dtype, coefficients)
+        compute, record, modes = PMSN, PmsnTensors, converted(dtype, coefficients)
     theta_tensor, theta = threshold(v_threshold, dtype)
     states = (None, None, None) if state is None else converted(dtype, state)
-    tensors = record(x, *coefficients, *states, theta_tensor)
+    tensors = record(x, *modes, *states, theta_tensor)
     options = PmsnOptions(reset_mode, fires.fire, fires.surrogate, theta, fires.a, fires.b, fires.c)
     if fires.surrogate == "given" and recorded(tensors):
         with torch.no_grad():
@@ -219,11 +223,20 @@ def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoeffic
     )
     if not fused:
         return functional.discretize(parameters)
-    *modes, D = parameters
-    return PMSNCoefficients(*DISCRETIZE(DiscretizeTensors(*modes), NoOptions(), Where(name)), D)
+    modes = DISCRETIZE(DiscretizeTensors(*parameters[:7]), NoOptions(), Where(name))
+    return PMSNCoefficients._make((*modes, parameters.D))
 
 
-def choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, method, backend, fires: Firing) -> Choice:
+def choose_pmsn(
+    x_seq: Tensor,
+    coefficients: PMSNCoefficients | PMSNParameters,
+    state: PMSNState | None,
+    v_threshold: float | Tensor,
+    reset_mode: str,
+    method: str,
+    backend: str,
+    fires: Firing,
+) -> Choice:
     """The backend of a call of :func:`pmsn_sequence`, and why."""
     obstacle = None
     if method != "auto":

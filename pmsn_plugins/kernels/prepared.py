@@ -81,9 +81,8 @@ def prepared_step(
     _, *written = call.results
     if {s.data_ptr() for s in states} != {s.data_ptr() for s in written if s is not None}:
         return None
-    if not all([type(p) is Parameter and p.is_cpu and _as_in_memory(p) for p in learned.values()]):
-        return None
-    return PreparedStep(call, x, learned, function)
+    parameters = {name: p for name, p in learned.items() if type(p) is Parameter and p.is_cpu and _as_in_memory(p)}
+    return PreparedStep(call, x, parameters, function) if len(parameters) == len(learned) else None
 
 
 def _as_in_memory(x: Tensor) -> bool:

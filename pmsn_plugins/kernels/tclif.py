@@ -97,14 +97,12 @@ def tclif_sequence(
             return_state=return_state,
         )
     couplings = _couplings(b1, b2, x_seq.shape[1:])
+    assert couplings is not None and not isinstance(gamma, Tensor)  # (the fused kernels are not chosen then)
     theta_tensor, theta = threshold(v_threshold, dtype)
-    flat = [_flat(b, couplings, dtype, x_seq) for b in (b1, b2)]
-    tensors = TclifTensors(
-        contiguous(x_seq.to(dtype) if dtype == torch.float64 else x_seq),
-        *flat,
-        *((None, None) if state is None else converted(dtype, state)),
-        theta_tensor,
-    )
+    flat = _flat(b1, couplings, dtype, x_seq), _flat(b2, couplings, dtype, x_seq)
+    v, d = (None, None) if state is None else converted(dtype, state)
+    x = contiguous(x_seq.to(dtype) if dtype == torch.float64 else x_seq)
+    tensors = TclifTensors(x, *flat, v, d, theta_tensor)
     pre_reset = soma_feedback == "pre_reset"
     a1, a2 = leak
     options = TclifOptions(
@@ -114,7 +112,7 @@ def tclif_sequence(
     if fires.surrogate == "given" and recorded(tensors):
         with torch.no_grad():
             results = TCLIF(tensors, options, Wanted(False, True, False, choice.backend))
-        before = torch.zeros_like(results.v_seq[0]) if state is None else tensors.v.detach()
+        before = torch.zeros_like(results.v_seq[0]) if v is None else v.detach()
         soma = results.v_seq if pre_reset else results.v_seq + v_threshold * results.out
         u = torch.cat([before[None], soma])
         tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
@@ -130,7 +128,8 @@ def _known_sequence(
     call: Known, given: tuple[Any, ...], state: TCLIFState | None, overwrite: list[Call] | None
 ) -> TCLIFOutput:
     x, b1, b2, *before = given
-    tensors = TclifTensors(x, *(_flat(b, *call.more, x) for b in (b1, b2)), *before)
+    couplings, dtype = call.more
+    tensors = TclifTensors(x, *(_flat(b, couplings, dtype, x) for b in (b1, b2)), *before)
     into = None
     if overwrite is not None and state is not None and len(x) == 1 and all([s.is_contiguous() for s in state]):
         into = None, *state, None, None
@@ -220,7 +219,17 @@ def _flat(b: float | Tensor, couplings: Couplings, dtype: torch.dtype, x_seq: Te
     return b if b.ndim == 1 else b.reshape(-1)
 
 
-def choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, fires: Firing) -> Choice:
+def choose_tclif(
+    x_seq: Tensor,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFState | None,
+    gamma: float | Tensor,
+    v_threshold: float | Tensor,
+    leak: tuple[float, float],
+    backend: str,
+    fires: Firing,
+) -> Choice:
     """The backend of a call of :func:`tclif_sequence`, and why."""
     obstacle = None
     if fires.fire == "membrane":

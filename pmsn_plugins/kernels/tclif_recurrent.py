@@ -82,15 +82,18 @@ def tclif_recurrent_sequence(
     if bias is None:
         bias = weight.new_zeros(len(weight))
     theta_tensor, theta = threshold(v_threshold, dtype)
+    v, d, s = (None, None, None) if state is None else converted(dtype, state)
     tensors = TclifRecurrentTensors(
         x_seq.to(dtype) if dtype == torch.float64 else x_seq,
-        *converted(dtype, (weight, bias)),
-        *(_of_channels(b, weight, dtype) for b in (b1, b2)),
-        *((None, None, None) if state is None else converted(dtype, state)),
-        theta_tensor,
+        weight if weight.dtype == dtype else weight.to(dtype),
+        bias if bias.dtype == dtype else bias.to(dtype),
+        _of_channels(b1, weight, dtype),
+        _of_channels(b2, weight, dtype),
+        *(v, d, s, theta_tensor),
     )
     pre_reset = soma_feedback == "pre_reset"
     a1, a2 = leak
+    assert not isinstance(gamma, Tensor)  # (the fused kernels are not chosen then)
     options = TclifRecurrentOptions(
         *(pre_reset, detach_reset, fires.fire == "strict", fires.surrogate),
         *(theta, fires.a, fires.b, fires.c, gamma, a1, a2),
@@ -98,7 +101,7 @@ def tclif_recurrent_sequence(
     if fires.surrogate == "given" and recorded(tensors):
         with torch.no_grad():
             results = TCLIF_RECURRENT(tensors, options, Wanted(False, True, False, choice.backend))
-        before = torch.zeros_like(results.v_seq[0]) if state is None else tensors.v.detach()
+        before = torch.zeros_like(results.v_seq[0]) if v is None else v.detach()
         soma = results.v_seq if pre_reset else results.v_seq + v_threshold * results.out
         u = torch.cat([before[None], soma])
         tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
@@ -159,7 +162,17 @@ def _of_channels(b: float | Tensor, weight: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def choose_tclif_recurrent(
-    x_seq, weight, bias, b1, b2, state, gamma, v_threshold, leak, backend, fires: Firing
+    x_seq: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    b1: float | Tensor,
+    b2: float | Tensor,
+    state: TCLIFRecurrentState | None,
+    gamma: float | Tensor,
+    v_threshold: float | Tensor,
+    leak: tuple[float, float],
+    backend: str,
+    fires: Firing,
 ) -> Choice:
     """The backend of a call of :func:`tclif_recurrent_sequence`, and why."""
     obstacle = None

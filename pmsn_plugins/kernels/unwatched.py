@@ -53,7 +53,7 @@ def intercepted() -> bool:
 
 
 def look(
-    function: Hashable,
+    function: type | str,
     tensors: Iterable[Tensor | float | None],
     v_threshold: float | Tensor,
     surrogate_function: SpikeFunction | None,
@@ -65,9 +65,11 @@ def look(
     """
     if isinstance(v_threshold, Tensor):
         return None
+    spikes: Hashable = None
     if surrogate_function is not None:
-        surrogate_function = describe(surrogate_function) or surrogate_function
-    seen = [function, fused_for("cpu")]
+        spikes = describe(surrogate_function) or surrogate_function
+    seen: list[Any] = [function, fused_for("cpu")]
+    value: Any  # (a type checker does not see what `kind` says of it)
     for value in tensors:
         kind = type(value)
         if kind is Tensor or kind is Parameter:
@@ -80,7 +82,7 @@ def look(
             return None
         else:
             seen += kind, value
-    for word in (v_threshold, surrogate_function, *words):
+    for word in (v_threshold, spikes, *words):
         seen += type(word), word  # 1 and True are equal
     return tuple(seen)
 

@@ -55,7 +55,7 @@ class PmsnVariant(NamedTuple):
             x = _draw(generator, (self.steps, _N, _C), device, self.memory)
             return x, coefficients, state if self.with_state else None
 
-        options = dict(reset_mode=self.reset_mode, burst=self.burst, v_threshold=0.7)
+        options: dict[str, Any] = dict(reset_mode=self.reset_mode, burst=self.burst, v_threshold=0.7)
         options |= dict(return_v_seq=self.return_v_seq, return_state=self.return_state)
         options["surrogate_function"] = _unknown if self.fire == "membrane" else surrogate_function
         ours, reference = (
@@ -91,8 +91,8 @@ class TclifVariant(NamedTuple):
             x = _draw(generator, (steps, _N, _C), device, self.memory)
             return x, -couplings[0], couplings[1], state if self.with_state else None
 
-        options = dict(soma_feedback=self.soma_feedback, detach_reset=self.detach_reset, v_threshold=0.7)
-        options |= dict(return_v_seq=self.return_v_seq, surrogate_function=surrogate_function)
+        options: dict[str, Any] = dict(soma_feedback=self.soma_feedback, detach_reset=self.detach_reset)
+        options |= dict(v_threshold=0.7, return_v_seq=self.return_v_seq, surrogate_function=surrogate_function)
         ours = partial(tclif_sequence, backend=backend, **options)
         return disagreement(ours, partial(functional.tclif_sequence, **options), arguments, self.gradients)
 

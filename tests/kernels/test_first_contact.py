@@ -14,7 +14,7 @@ from pmsn_plugins.kernels import backend, cpu, first_contact, gpu
 @pytest.fixture
 def unknown_device(emulated, monkeypatch):
     """The emulated device, met for the first time; ``spoil(kernel, old, new)`` changes its sources."""
-    monkeypatch.setattr(backend, "_COMPILED_HERE", {"cpu"})
+    monkeypatch.setattr(backend, "_COMPILING", {"cpu": backend.FUSED[0]})
     monkeypatch.setattr(first_contact, "_found", {})
     monkeypatch.setattr(cpu.CpuDevice, "launch_once", lambda self, device: emulated.launch_once(device), raising=False)
     backend._announce_once.cache_clear()
