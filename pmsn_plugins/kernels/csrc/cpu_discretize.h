@@ -1,28 +1,64 @@
-// discretize.h over all modes of a layer.
+// discretize.h over all modes of a layer. A layer with thousands of channels (an image, flattened) has tens of thousands
+// of modes, each with three exponentials, a sine and a cosine in double: items of a few channels are for all threads.
 #pragma once
 #include "cpu_lane.h"
 #include "discretize.h"
 
 namespace PMSN_NAMESPACE {
 
+// Numbers of type R in memory, a lane of double at a time.
+template <class R>
+struct AsDouble;
+template <>
+struct AsDouble<double> {
+    static PMSN_FN double_lane load(const double* from) { return Plain<double_lane>::load(from); }
+    static PMSN_FN void store(double* to, double_lane lane) { Plain<double_lane>::store(to, lane); }
+};
+template <>
+struct AsDouble<float> {
+    typedef float half_lane __attribute__((vector_size(PMSN_LANE_BYTES / 2)));
+    static PMSN_FN double_lane load(const float* from) {
+        half_lane lane;
+        __builtin_memcpy(&lane, from, sizeof(lane));
+        return __builtin_convertvector(lane, double_lane);
+    }
+    static PMSN_FN void store(float* to, double_lane lane) {
+        const half_lane low = __builtin_convertvector(lane, half_lane);
+        __builtin_memcpy(to, &low, sizeof(low));
+    }
+};
+
 template <class R>
 struct DiscretizeCpu {
     typedef double_lane L;
+    static constexpr index_t WIDTH = lane_width<double>();
     const DiscretizeArgs& args;
-    index_t first, valid;  // the modes of this lane, counted over [C, k]
+    index_t first, valid;    // the modes of this lane, counted over [C, k]
+    index_t channel, inner;  // of its first one, and which of its channel that is
 
-    L load(const void* from) const {
-        L lane = splat<L>(1.0);
-        for (index_t i = 0; i < valid; ++i) lane[i] = ((const R*)from)[first + i];
-        return lane;
+    PMSN_FN L load(const void* memory) const {
+        const R* from = (const R*)memory + first;
+        if (valid == WIDTH) return AsDouble<R>::load(from);
+        R part[WIDTH];
+        for (index_t i = 0; i < WIDTH; ++i) part[i] = i < valid ? from[i] : R(1);
+        return AsDouble<R>::load(part);
     }
-    L load_log_dt() const {
-        L lane = splat<L>(1.0);
-        for (index_t i = 0; i < valid; ++i) lane[i] = ((const R*)args.log_dt)[(first + i) / args.k];
-        return lane;
+    PMSN_FN void store(void* memory, L lane) const {
+        R* to = (R*)memory + first;
+        if (valid == WIDTH) return AsDouble<R>::store(to, lane);
+        R part[WIDTH];
+        AsDouble<R>::store(part, lane);
+        for (index_t i = 0; i < valid; ++i) to[i] = part[i];
     }
-    void store(void* to, L lane) const {
-        for (index_t i = 0; i < valid; ++i) ((R*)to)[first + i] = R(lane[i]);
+    PMSN_FN L load_log_dt() const {
+        const R* from = (const R*)args.log_dt + channel;
+        if (inner + WIDTH <= args.k) return splat<L>(double(*from));
+        R part[WIDTH];
+        for (index_t i = 0, j = inner; i < WIDTH; ++i) {
+            part[i] = i < valid ? *from : R(1);
+            if (++j == args.k) j = 0, ++from;
+        }
+        return AsDouble<R>::load(part);
     }
     Complex<L> B() const { return {load(args.B_real), load(args.B_imag)}; }
     Complex<L> readout() const { return {load(args.R_real), load(args.R_imag)}; }
@@ -39,7 +75,7 @@ struct DiscretizeCpu {
         store(args.K_imag, K.imag);
     }
 
-    void backward(double* grad_log_dt) const {
+    void backward(double& grad_log_dt) const {
         const ModeGradient<L> g =
             discretize_mode_adjoint(mode(), B(), readout(), {load(args.grad_E_real), load(args.grad_E_imag)},
                                     {load(args.grad_K_real), load(args.grad_K_imag)});
@@ -49,29 +85,32 @@ struct DiscretizeCpu {
         store(args.grad_B_imag, g.B.imag);
         store(args.grad_R_real, g.R.real);
         store(args.grad_R_imag, g.R.imag);
-        for (index_t i = 0; i < valid; ++i) {  // modes come in order: a channel's sum is complete at its last one
-            const index_t mode = first + i;
-            *grad_log_dt = (mode % args.k ? *grad_log_dt : 0.0) + g.log_dt[i];
-            ((R*)args.grad_log_dt)[mode / args.k] = R(*grad_log_dt);
+        double part[WIDTH];
+        Plain<L>::store(part, g.log_dt);
+        R* to = (R*)args.grad_log_dt + channel;
+        for (index_t i = 0, j = inner; i < valid; ++i) {  // modes come in order: a sum is complete at its last one
+            grad_log_dt = (j ? grad_log_dt : 0.0) + part[i];
+            if (++j == args.k) *to++ = R(grad_log_dt), j = 0;
         }
     }
 
-    static void run(const DiscretizeArgs& args, bool back) {
+    static index_t item_channels(const DiscretizeArgs& args) { return args.k < 512 ? 512 / args.k : 1; }
+    static index_t items(const DiscretizeArgs& args) {
+        return (args.C + item_channels(args) - 1) / item_channels(args);
+    }
+    static void run(const DiscretizeArgs& args, bool back, index_t item) {
+        const index_t begin = item * item_channels(args),
+                      end = args.C - begin < item_channels(args) ? args.C : begin + item_channels(args);
+        DiscretizeCpu lane = {args, begin * args.k, 0, begin, 0};
         double grad_log_dt = 0.0;
-        const index_t modes = args.C * args.k, width = lane_width<double>();
-        for (index_t first = 0; first < modes; first += width) {
-            const DiscretizeCpu lane = {args, first, modes - first < width ? modes - first : width};
-            if (back) lane.backward(&grad_log_dt);
+        for (; lane.first < end * args.k; lane.first += WIDTH) {
+            const index_t rest = end * args.k - lane.first;
+            lane.valid = rest < WIDTH ? rest : WIDTH;
+            if (back) lane.backward(grad_log_dt);
             else lane.forward();
+            for (lane.inner += WIDTH; lane.inner >= args.k; lane.inner -= args.k) ++lane.channel;
         }
     }
 };
-
-static void run_discretize(const DiscretizeArgs* args, bool back) {
-    if (args->is_double) DiscretizeCpu<double>::run(*args, back);
-    else DiscretizeCpu<float>::run(*args, back);
-}
-static void discretize(const DiscretizeArgs* args) { run_discretize(args, false); }
-static void discretize_backward(const DiscretizeArgs* args) { run_discretize(args, true); }
 
 }  // namespace PMSN_NAMESPACE

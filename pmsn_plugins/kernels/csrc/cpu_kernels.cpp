@@ -96,13 +96,16 @@ static int run_backward(const Args& args, int threads) {
     const Kernel kernel(args);
     const index_t count = kernel.sums();
     const index_t partial_bytes = sizeof(typename Kernel::real) * channel_slots(args.layout) * count;
-    const Memory partials(item_count(args.layout) * partial_bytes), totals(sizeof(double) * args.layout.C * count);
-    const bool done = partials.at && totals.at &&
-                      for_items(args.layout, threads, kernel.backward_scratch(), [&](index_t item, void* scratch) {
-                          kernel.backward(item, scratch, (char*)partials.at + item * partial_bytes);
-                      });
-    if (done) kernel.reduce(partials.at, (double*)totals.at);
-    return !done;
+    const Memory partials(item_count(args.layout) * partial_bytes);
+    if (!partials.at || !for_items(args.layout, threads, kernel.backward_scratch(), [&](index_t item, void* scratch) {
+            kernel.backward(item, scratch, (char*)partials.at + item * partial_bytes);
+        }))
+        return 1;
+    const index_t C = args.layout.C, some = 256;  // channels
+    return !for_items(ceil_div(C, some), threads, sizeof(double) * count * some, [&](index_t part, void* totals) {
+        const index_t begin = part * some;
+        kernel.reduce(partials.at, (double*)totals, begin, C - begin < some ? C : begin + some);
+    });
 }
 template <class R>
 static int run_backward_in_segments(PmsnArgs args, int threads) {
@@ -174,6 +177,16 @@ static int backward(const Args* args, int threads) {
     return args->layout.is_double ? backward_as<double>(*args, threads) : backward_as<float>(*args, threads);
 }
 
+template <class R>
+static int discretize_as(const DiscretizeArgs& args, bool back, int threads) {
+    return !for_items(DiscretizeCpu<R>::items(args), threads, 64,
+                      [&](index_t item, void*) { DiscretizeCpu<R>::run(args, back, item); });
+}
+template <bool BACK>
+static int discretize(const DiscretizeArgs* args, int threads) {
+    return args->is_double ? discretize_as<double>(*args, BACK, threads) : discretize_as<float>(*args, BACK, threads);
+}
+
 static void surrogate(index_t kind, const double* parameters, index_t count, double* x) {
     for (; count > 0; count -= lane_width<double>(), x += lane_width<double>()) {
         double_lane lane =
@@ -195,7 +208,7 @@ const Kernels PMSN_JOIN(kernels_, PMSN_ISA) = {
     PMSN_NAMESPACE::backward<TclifArgs>,
     PMSN_NAMESPACE::forward<TclifRecurrentArgs>,
     PMSN_NAMESPACE::backward<TclifRecurrentArgs>,
-    PMSN_NAMESPACE::discretize,
-    PMSN_NAMESPACE::discretize_backward,
+    PMSN_NAMESPACE::discretize<false>,
+    PMSN_NAMESPACE::discretize<true>,
     PMSN_NAMESPACE::surrogate,
 };

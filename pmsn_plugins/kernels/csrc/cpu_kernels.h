@@ -10,7 +10,7 @@ struct Kernels {
     int (*tclif_backward)(const TclifArgs*, int threads);
     int (*tclif_recurrent_forward)(const TclifRecurrentArgs*, int threads);
     int (*tclif_recurrent_backward)(const TclifRecurrentArgs*, int threads);
-    void (*discretize)(const DiscretizeArgs*);
-    void (*discretize_backward)(const DiscretizeArgs*);
+    int (*discretize)(const DiscretizeArgs*, int threads);
+    int (*discretize_backward)(const DiscretizeArgs*, int threads);
     void (*surrogate)(long long kind, const double* parameters, long long count, double* x);  // x becomes g(x)
 };

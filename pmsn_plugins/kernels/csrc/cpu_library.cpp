@@ -125,13 +125,9 @@ EXPORT int tclif_recurrent_backward(const TclifRecurrentArgs* args, int threads)
     use_huge_pages(args->grad_x, layout.T * layout.M * storage_bytes(args->x_storage));
     return for_rows_of(layout)->tclif_recurrent_backward(args, threads);
 }
-EXPORT int discretize_forward(const DiscretizeArgs* args, int) {
-    kernels->discretize(args);
-    return 0;
-}
-EXPORT int discretize_backward(const DiscretizeArgs* args, int) {
-    kernels->discretize_backward(args);
-    return 0;
+EXPORT int discretize_forward(const DiscretizeArgs* args, int threads) { return kernels->discretize(args, threads); }
+EXPORT int discretize_backward(const DiscretizeArgs* args, int threads) {
+    return kernels->discretize_backward(args, threads);
 }
 EXPORT void pmsn_surrogate(long long kind, const double* parameters, long long count, double* x) {
     kernels->surrogate(kind, parameters, count, x);

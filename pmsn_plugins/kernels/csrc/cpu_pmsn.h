@@ -462,13 +462,14 @@ struct PmsnCpu {
         }
     }
 
-    void reduce(const void* partials, double* totals) const {
-        reduce_channels(layout, (const R*)partials, sums(), totals);
+    void reduce(const void* partials, double* totals, index_t begin, index_t end) const {
+        reduce_channels(layout, (const R*)partials, sums(), totals, begin, end);
         void* targets[] = {args.grad_K_real, args.grad_K_imag, args.grad_E_real, args.grad_E_imag};
-        for (index_t c = 0; c < layout.C; ++c, ++totals) {
+        for (index_t c = begin; c < end; ++c, ++totals) {
             ((R*)args.grad_D)[c] = R(totals[0]);
             for (index_t i = 0; i < 4; ++i)
-                for (index_t j = 0; j < k; ++j) ((R*)targets[i])[c * k + j] = R(totals[(1 + i * k + j) * layout.C]);
+                for (index_t j = 0; j < k; ++j)
+                    ((R*)targets[i])[c * k + j] = R(totals[(1 + i * k + j) * (end - begin)]);
         }
     }
 };

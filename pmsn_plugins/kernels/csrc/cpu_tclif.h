@@ -302,11 +302,11 @@ struct TclifCpu {
             }
     }
 
-    void reduce(const void* partials, double* totals) const {
-        reduce_channels(layout, (const R*)partials, TCLIF_SUMS, totals);
-        for (index_t c = 0; c < layout.C; ++c) {
-            ((R*)args.grad_b1)[c] = R(totals[c]);
-            ((R*)args.grad_b2)[c] = R(totals[layout.C + c]);
+    void reduce(const void* partials, double* totals, index_t begin, index_t end) const {
+        reduce_channels(layout, (const R*)partials, TCLIF_SUMS, totals, begin, end);
+        for (index_t c = begin; c < end; ++c, ++totals) {
+            ((R*)args.grad_b1)[c] = R(totals[0]);
+            ((R*)args.grad_b2)[c] = R(totals[end - begin]);
         }
     }
 };

@@ -362,20 +362,22 @@ static void sum_by_channel(real_of<L>* partial, const Tile<L>& sums, const Layou
     }
 }
 
-// Totals [count, C] of all items' slots, added in the order of the items.
+// Totals [count, end - begin] of those channels in all items' slots, added in the order of the items.
 template <class R>
-static void reduce_channels(const Layout& layout, const R* partials, index_t count, double* totals) {
-    const index_t slots = channel_slots(layout), C = layout.C;
-    for (index_t i = 0; i < C * count; ++i) totals[i] = 0;
+static void reduce_channels(const Layout& layout, const R* partials, index_t count, double* totals, index_t begin,
+                            index_t end_channel) {
+    const index_t slots = channel_slots(layout), C = layout.C, channels = end_channel - begin;
+    for (index_t i = 0; i < channels * count; ++i) totals[i] = 0;
     for (index_t index = 0; index < item_count(layout); ++index, partials += slots * count) {
         const WorkItem item(layout, index);
         const index_t first = item.position / layout.S, end = (item.position + item.width - 1) / layout.S + 1;
         for (index_t q = first; q < end;) {  // up to where the channels begin anew
             const index_t c = q % C, run = end - q < C - c ? end - q : C - c;
-            for (index_t j = 0; j < count; ++j) {
-                const R* from = partials + j * slots + q - first;
-                double* to = totals + j * C + c;
-                for (index_t i = 0; i < run; ++i) to[i] += from[i];
+            const index_t low = c < begin ? begin : c, high = c + run < end_channel ? c + run : end_channel;
+            for (index_t j = 0; j < count && low < high; ++j) {
+                const R* from = partials + j * slots + q - first + low - c;
+                double* to = totals + j * channels + low - begin;
+                for (index_t i = 0; i < high - low; ++i) to[i] += from[i];
             }
             q += run;
         }
