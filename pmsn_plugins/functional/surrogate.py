@@ -171,13 +171,12 @@ def transformed() -> bool:
 
 def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
     if torch.compiler.is_compiling():
-        function = _Spike
-    elif torch.jit.is_tracing():
+        # a number that PyTorch 2.14 first meets inside a function's backward is lost to the function's next call
+        return _Spike.apply(x, spec.name, spec.strict, *[float(parameter) for parameter in spec.parameters])
+    if torch.jit.is_tracing():
         return _traced_spike(x, spec)
-    elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        function = _TransformableSpike
-    else:
-        function = _Spike
+    transforms = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    function = _TransformableSpike if transforms else _Spike
     return function.apply(x, spec.name, spec.strict, *spec.parameters)
 
 

@@ -183,8 +183,9 @@ def tclif_recurrent_sequence(
     pre_reset = soma_feedback == "pre_reset"
     with torch.autocast(x_seq.device.type, enabled=False):
         if state is None:
-            v = torch.zeros(x_seq.shape[1:], dtype=dtype, device=x_seq.device)
-            state = TCLIFRecurrentState(v, v, v)
+            # three tensors: torch.compile takes none twice
+            parts = (torch.zeros(x_seq.shape[1:], dtype=dtype, device=x_seq.device) for _ in range(3))
+            state = TCLIFRecurrentState(*parts)
         x = x_seq.to(dtype)
         x = x.add(x.detach(), alpha=0)  # infinity becomes NaN
         if bias is not None:

@@ -79,7 +79,7 @@ def declare(library: ctypes.CDLL) -> str | None:
     return None
 
 
-compare = ctypes.PyDLL(None).memcmp
+compare = ctypes.PyDLL("msvcrt" if os.name == "nt" else None).memcmp
 """Of the C library. It keeps the interpreter's lock: for a few bytes, to let it go would take as long."""
 compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
