@@ -220,7 +220,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--neuron", type=neuron_names, default=",".join(NEURONS), help="joined by commas")
     parser.add_argument("--seeds", type=positive(int), default=3, help="runs of every neuron, seeds 0, 1, ...")
     parser.add_argument("--parameters", type=positive(int), default=14_300, help="about so many in every net")
-    parser.add_argument("--epochs", type=positive(int), default=60, help="passes over the training sequences")
+    parser.add_argument("--epochs", type=positive(int), default=40, help="passes over the training sequences")
     parser.add_argument("--batch-size", type=positive(int), default=64, help="sequences per training step")
     parser.add_argument("--lr", type=positive(float), default=2e-2, help="learning rate of the weights")
     parser.add_argument("--neuron-lr", type=positive(float), default=1e-3, help="learning rate inside the neurons")
