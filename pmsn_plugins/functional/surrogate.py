@@ -162,11 +162,14 @@ def _step(x: Tensor, strict: bool) -> Tensor:
     return (x > 0 if strict else x >= 0).to(x.dtype)
 
 
+def transforming() -> bool:
+    """Whether ``torch.func`` is at work."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def transformed() -> bool:
     """Whether ``torch.func`` or forward-mode differentiation is at work."""
-    return not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    return transforming() or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
 
 
 def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
@@ -175,8 +178,7 @@ def _spike(x: Tensor, spec: SurrogateSpec) -> Tensor:
         return _Spike.apply(x, spec.name, spec.strict, *[float(parameter) for parameter in spec.parameters])
     if torch.jit.is_tracing():
         return _traced_spike(x, spec)
-    transforms = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    function = _TransformableSpike if transforms else _Spike
+    function = _TransformableSpike if transformed() else _Spike
     return function.apply(x, spec.name, spec.strict, *spec.parameters)
 
 

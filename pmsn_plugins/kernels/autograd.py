@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from ..functional.surrogate import transforming
 from .batching import fold, one_after_the_other, one_of, unfold
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ class Functions(NamedTuple):
 
     plain: type[Function]
     transformable: type[Function]
-
-
-def transforming() -> bool:
-    """Whether ``torch.func`` is at work."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def register(library: torch.library.Library, operator: torch._ops.OpOverload, functions: Functions) -> None:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..functional import describe
-from ..functional.surrogate import SpikeFunction
-from .autograd import transforming
+from ..functional.surrogate import SpikeFunction, transforming
 from .calls import SURROGATES
 
 

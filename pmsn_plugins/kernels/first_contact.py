@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .autograd import transforming
+from ..functional.surrogate import transforming
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """Relative error of a result or gradient that is still agreement, by the dtype of the input."""

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..functional.surrogate import transforming
 from .arguments import STORAGE, gradient_names, kinds, roles
-from .autograd import backward_functions, forward_functions, register, transforming
+from .autograd import backward_functions, forward_functions, register
 from .backend import FUSED, backend_of
 from .calls import (
     Call,
