@@ -1,8 +1,10 @@
 """README.md and the pages beside it: every Python block runs, every command and option exists, every link leads on."""
 
+import contextlib
+import io
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 import tomllib
 from functools import cache
@@ -53,9 +55,17 @@ def split_at(mark, words):
 
 @cache
 def help_of(*program):
-    finished = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    """What it prints; in this process, for each of its own would import PyTorch first."""
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(shown), pytest.raises(SystemExit) as left:
+        patch.setattr(sys, "argv", [program[-1], "--help"])
+        patch.setattr(sys, "path", [*sys.path])
+        if program[0] == "-m":
+            runpy.run_module(program[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(ROOT / program[0]), run_name="__main__")
+    assert not left.value.code
+    return shown.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES)
