@@ -161,7 +161,16 @@ def test_layers_are_known_to_snntorch_once_and_only_while_they_live(kind):
     assert snn.SpikingNeuron.instances[:-1] == before and snn.SpikingNeuron.instances[-1].layer() is other
 
 
+@pytest.fixture
+def little_to_collect():
+    """Garbage collection does not look through what other tests have left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @kinds
+@pytest.mark.usefixtures("little_to_collect")
 def test_layers_that_die_while_snntorch_goes_through_its_list(kind, monkeypatch):
     """Its loops count the items before they begin, and garbage is collected whenever Python likes."""
     monkeypatch.setattr(snn.SpikingNeuron, "instances", [])
