@@ -91,6 +91,7 @@ def _measure_shape(shape: tuple[int, ...], device: torch.device, budget_s: float
 
     rows: dict[str, Measurement] = {}
     left_out = set()
+    torch.compiler.reset()  # it gives up on a function that it has compiled for many shapes
     able = [c for c in contenders(device) if shape[0] <= c.longest]
     for contender in tqdm(able + able, desc=f"{list(shape)}", leave=False, disable=None):
         name, first = contender.name, rows.get(contender.name)
@@ -98,18 +99,13 @@ def _measure_shape(shape: tuple[int, ...], device: torch.device, budget_s: float
             continue
         try:
             row = measure(name, contender.make(shape), shape, device, budget_s / 2)
-        except (RuntimeError, ValueError, NotImplementedError) as error:  # e.g. StateLeaky takes [T, N, C] only
+        except Exception as error:  # e.g. StateLeaky takes [T, N, C] only; Triton's are of many kinds
             if contender.fused:  # ours: a fault, not a limit of others
                 raise
-            print(f"  {name}: left out, {str(error).splitlines()[0][:90]}")
+            print(f"  {name}: left out, {f'{type(error).__name__}: {error}'.splitlines()[0][:90]}")
             left_out.add(name)
             continue
-        if first:
-            row = row._replace(
-                forward_s=min(row.forward_s, first.forward_s),
-                forward_backward_s=min(row.forward_backward_s, first.forward_backward_s),
-            )
-        rows[name] = row
+        rows[name] = row.faster(first) if first else row
     return list(rows.values())
 
 
