@@ -12,6 +12,7 @@ Needs CuPy (its NVRTC; no driver), g++ and nvdisasm. A model: take +-50 % for a 
   three tensors of the input's size fit there; no bank conflicts, no cache of x between recompute and sweep
 - the steps of a loop are its global stores, or its loads if fewer; both sides of branches inside a loop are executed;
   of loops for as many steps, the one with most loads, then the shortest, is meant
+- of a loop that loads ahead for its next iteration, the wait for the first one is not counted
 - a thread's steps are split over the loops as the plan cuts them, rows after each other; time is at least
   bytes / bandwidth; parameters, checkpoints and the sums at the end of backward are not counted
 - reduce and carry run as PTX with a clock (instructions in PTX order, loads from L2), first block only, slowest thread
@@ -215,7 +216,8 @@ def decode(i: str):
             add(reads, p)
     else:
         first = 1
-        add(writes, operands[0], 4 if "128" in name else 2 if "64" in name or ".WIDE" in name or double else 1)
+        pair = double or ".WIDE" in name or ("64" in name and base != "SHF")
+        add(writes, operands[0], 4 if "128" in name else 2 if pair else 1)
         if base in ("ISETP", "FSETP", "DSETP", "UISETP", "PLOP3", "UPLOP3"):
             add(writes, operands[1])
             first = 2
