@@ -105,6 +105,12 @@ def gpu_layout(T: int, N: int, C: int, S: int, interval: int, multiprocessors: i
 
     A group has several rows only when there are threads enough, since every thread has to fetch its parameters and to
     leave its sums. With few neurons and a long sequence time is cut into segments, where the neuron can (``cut_time``).
+
+    PMSN then goes through x several times: the hidden compartments and the membrane at the segments' borders are found
+    first. A chained scan would read x once, every segment waiting for the one before. But a wait is two round trips to
+    the L2 cache, first for the hidden compartments, then for the membrane: with hundreds of segments that takes several
+    times as long as the carry kernels, which load ahead. With a dozen it takes as long as they do, and spares launches
+    at most: the arithmetic of every pass stays, and it takes longer than reading x.
     """
     elements = N * C * S
     S, row = _rows(N, C, S, fill=GPU_BLOCK)

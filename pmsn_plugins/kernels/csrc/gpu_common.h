@@ -102,16 +102,43 @@ PMSN_FN void in_batches_back(int steps, Batch batch) {
     for (; steps > 0; --steps) batch(Steps<1>(), steps - 1);
 }
 
-// `step(i, x)` for every step i, from its input x on: planes of M elements.
-template <int MOST, class Step>
-PMSN_FN void for_steps(const Element* x, index_t M, int steps, Step step) {
-    in_batches<MOST>(steps, [&](auto batch, int first) {
-        R ahead[batch.count];
+template <int COUNT>
+PMSN_FN void load_steps(const Element* x, index_t M, R* to) {
+    PMSN_UNROLL
+    for (int i = 0; i < COUNT; ++i) to[i] = Memory::load(x + i * M);
+}
+
+struct Nothing {
+    PMSN_FN void operator()(int) const {}
+};
+
+// `step(i, x)` for every step i, from its input x on: planes of M elements; `begin(i)` before every batch. While the
+// steps of a batch are computed, the loads of the next are under way: a GPU has few warps where neurons are few.
+template <int MOST, class Step, class Begin = Nothing>
+PMSN_FN void for_steps(const Element* x, index_t M, int steps, Step step, Begin begin = Begin()) {
+    const int whole = steps / MOST * MOST;
+    R next[MOST];
+    if (whole) load_steps<MOST>(x, M, next);
+    PMSN_AS_IT_IS
+    for (int first = 0; first < whole; first += MOST) {
+        R x_of[MOST];
         PMSN_UNROLL
-        for (int i = 0; i < batch.count; ++i) ahead[i] = Memory::load(x + i * M);
+        for (int i = 0; i < MOST; ++i) x_of[i] = next[i];
+        x += MOST * M;
+        if (first + MOST < whole) load_steps<MOST>(x, M, next);
+        loads_are_issued();
+        begin(first);
+        PMSN_UNROLL
+        for (int i = 0; i < MOST; ++i) step(first + i, x_of[i]);
+    }
+    if (whole == steps) return;
+    begin(whole);
+    in_batches<4>(steps - whole, [&](auto batch, int first) {
+        R x_of[batch.count];
+        load_steps<batch.count>(x, M, x_of);
         loads_are_issued();
         PMSN_UNROLL
-        for (int i = 0; i < batch.count; ++i) step(first + i, ahead[i]);
+        for (int i = 0; i < batch.count; ++i) step(whole + first + i, x_of[i]);
         x += batch.count * M;
     });
 }
@@ -138,6 +165,17 @@ struct WorkItem {
         return active ? remainder(quotient(position, layout.S), layout.C) : 0;
     }
 };
+
+// Run `run(of_channel, element, item)` for every element of the thread; `of_channel` is made of args and its channel.
+template <class OfChannel, class Args, class Run>
+PMSN_FN void for_elements(const Args& args, Run run) {
+    const WorkItem item(args.layout);
+    const OfChannel of_channel(args, item.channel(args.layout));
+    for (index_t row = item.first_row; row < item.end_row; ++row) {
+        const index_t element = row * args.layout.P + item.position;
+        if (element < args.layout.M) run(of_channel, element, item);
+    }
+}
 
 // How the sums of items are kept until they are reduced: [items, slots, COUNT], an item's slots being the channels
 // that its strip touches.

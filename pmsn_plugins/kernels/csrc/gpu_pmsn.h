@@ -14,6 +14,7 @@ namespace PMSN_NAMESPACE {
 
 enum { K = PMSN_K, STATE = state_planes(K), ADJOINT = coefficient_planes(K), SUMS = ADJOINT };
 enum { AHEAD = K > 8 ? 1 : 8 };  // steps whose loads are under way together: what the registers hold
+static_assert(PMSN_INTERVAL % AHEAD == 0, "a checkpoint lies where a batch of steps begins");
 
 // The membrane passes floats or, with FIRE_MEMBRANE, the arithmetic's own type.
 struct OutIsMembrane {
@@ -87,17 +88,6 @@ struct State {
         return current;
     }
 };
-
-// Run `run(neuron, element, item)` for every element of the thread.
-template <class Run>
-PMSN_FN void for_elements(const PmsnArgs& args, Run run) {
-    const WorkItem item(args.layout);
-    const Neuron neuron(args, item.channel(args.layout));
-    for (index_t row = item.first_row; row < item.end_row; ++row) {
-        const index_t element = row * args.layout.P + item.position;
-        if (element < args.layout.M) run(neuron, element, item);
-    }
-}
 
 // From segment to segment there is a thread for each element, and for each of its hidden compartments (blockIdx.y).
 struct Carrier {

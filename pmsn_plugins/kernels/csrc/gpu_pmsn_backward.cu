@@ -137,7 +137,7 @@ using namespace PMSN_NAMESPACE;
 
 // Where the membrane is a sum, dI needs dL/dv first: a plain sum over the later steps.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_grad_v_local(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         if (item.start == 0) return;
         Adjoint a;
         HiddenSums<R, K> unused = {};
@@ -166,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_grad_v_carry(const
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_local(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         if (item.start == 0) return;
         Adjoint a;
         HiddenSums<R, K> unused = {};
@@ -210,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_carry(cons
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_backward(const PmsnArgs args) {
     HiddenSums<R, K> sums = {}, initial = {};  // of initial only mu: the last term of dE
     R sum_D = 0;
-    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         const index_t M = args.layout.M;
         Adjoint a;
         if (item.end == args.layout.T) a.load_final(args, element);

@@ -4,24 +4,24 @@
 using namespace PMSN_NAMESPACE;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         const index_t M = args.layout.M;
         const Element* x = (const Element*)args.x + item.start * M + element;
         OutElement* out = (OutElement*)args.out + item.start * M + element;
         State state;
         state.load(args, n.threshold, item.start, element);
-        for (index_t start = item.start; start < item.end; start += PMSN_INTERVAL) {
-            const int steps = (int)(item.end - start < PMSN_INTERVAL ? item.end - start : PMSN_INTERVAL);
-            if (start > item.start && args.checkpoints) state.store(checkpoint(args, start, element), M);
-            for_steps<AHEAD>(x, M, steps, [&](int i, R x) {
-                R u, sent;
-                state.step(n, x, u, sent);
-                OutMemory::store(out, sent);
-                out += M;
-                if (PMSN_RECORDED) write(args.v_seq, (start + i) * M + element, state.v);
-            });
-            x += steps * M;
-        }
+        const auto keep = [&](int i) {  // an interval is some batches
+            if (i == 0 || i % PMSN_INTERVAL || !args.checkpoints) return;
+            state.store(checkpoint(args, item.start + i, element), M);
+        };
+        const auto step = [&](int i, R x) {
+            R u, sent;
+            state.step(n, x, u, sent);
+            OutMemory::store(out, sent);
+            out += M;
+            if (PMSN_RECORDED) write(args.v_seq, (item.start + i) * M + element, state.v);
+        };
+        for_steps<AHEAD>(x, M, (int)(item.end - item.start), step, keep);
         if (item.end < args.layout.T || !args.v_after) return;
         write(args.v_after, element, state.v);
         if (!args.h_real_after) return;
@@ -34,7 +34,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_local(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         if (item.end == args.layout.T) return;
         const index_t M = args.layout.M;
         State state;
@@ -68,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_carry(const
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_membrane_local(const PmsnArgs args) {
-    for_elements(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         if (item.end == args.layout.T) return;
         const index_t M = args.layout.M;
         State state;

@@ -33,15 +33,4 @@ struct Response {
     }
 };
 
-// Run `run(response, element)` for every element of the thread.
-template <class Run>
-PMSN_FN void for_responses(const PmsnArgs& args, Run run) {
-    const WorkItem item(args.layout);
-    const Response response(args, item.channel(args.layout));
-    for (index_t row = item.first_row; row < item.end_row; ++row) {
-        const index_t element = row * args.layout.P + item.position;
-        if (element < args.layout.M) run(response, element);
-    }
-}
-
 }  // namespace PMSN_NAMESPACE

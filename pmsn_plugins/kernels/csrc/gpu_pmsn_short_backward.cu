@@ -6,7 +6,7 @@ using namespace PMSN_NAMESPACE;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_short_backward(const PmsnArgs args) {
     R grad_response[T] = {};
-    for_responses(args, [&](const Response& response, index_t element) {
+    for_elements<Response>(args, [&](const Response& response, index_t element, const WorkItem&) {
         const index_t M = args.layout.M;
         const Element* from = (const Element*)args.x + element;
         const OutElement* grad_out = (const OutElement*)args.grad_out + element;

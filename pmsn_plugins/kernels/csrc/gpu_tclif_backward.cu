@@ -17,13 +17,10 @@ PMSN_FN R slope_of(const TclifArgs& args, R u, R theta, index_t at) {
 using namespace PMSN_NAMESPACE;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) tclif_backward(const TclifArgs args) {
-    const Layout& layout = args.layout;
-    const WorkItem item(layout);
-    const TclifCoefficients<R> c = coefficients(args, item.channel(layout));
     TclifSums<R> sums = {};
-    for (index_t row = item.first_row; row < item.end_row; ++row) {
-        const index_t M = layout.M, element = row * layout.P + item.position;
-        if (element >= M) break;
+    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem&) {
+        const Layout& layout = args.layout;
+        const index_t M = layout.M;
         TclifAdjoint<R> a = {read(args.grad_v_after, element), read(args.grad_d_after, element), 0};
         R v_before[PMSN_INTERVAL], u_soma[PMSN_INTERVAL], u_dendrite[PMSN_INTERVAL];
         for (index_t start = quotient(layout.T - 1, PMSN_INTERVAL) * PMSN_INTERVAL; start >= 0;
@@ -33,7 +30,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) tclif_backward(const Tc
             R v = start ? kept[0] : read(args.v, element), d = start ? kept[M] : read(args.d, element);
             for_steps<AHEAD>((const Element*)args.x + start * M + element, M, steps, [&](int i, R x) {
                 v_before[i] = v;
-                tclif_step<PMSN_PRE_RESET>(c, x, v, d, u_soma[i], u_dendrite[i]);
+                tclif_step<PMSN_PRE_RESET>(n, x, v, d, u_soma[i], u_dendrite[i]);
             });
             index_t at = (start + steps - 1) * M + element;
             in_batches_back<AHEAD>(steps, [&](auto batch, int first) {
@@ -49,8 +46,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) tclif_backward(const Tc
                 for (int i = 0; i < N; ++i) {
                     const int t = first + N - 1 - i;
                     if (PMSN_RECORDED) a.v += grad_v[i];
-                    const R slope = slope_of(args, u_soma[t], c.theta, M + at);
-                    const R dx = tclif_adjoint_step<PMSN_PRE_RESET, PMSN_DETACH>(c, a, sums, grad_spike[i], slope,
+                    const R slope = slope_of(args, u_soma[t], n.theta, M + at);
+                    const R dx = tclif_adjoint_step<PMSN_PRE_RESET, PMSN_DETACH>(n, a, sums, grad_spike[i], slope,
                                                                                  v_before[t], u_dendrite[t]);
                     Memory::store((Element*)args.grad_x + at, dx);
                     at -= M;
@@ -58,12 +55,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) tclif_backward(const Tc
             });
         }
         if (PMSN_PRE_RESET)
-            a.v += a.spike * slope_of(args, read(args.v, element), c.theta, element);  // it decided the first reset
+            a.v += a.spike * slope_of(args, read(args.v, element), n.theta, element);  // it decided the first reset
         write(args.grad_v, element, a.v);
         write(args.grad_d, element, a.d);
-    }
+    });
     const R columns[SUMS] = {sums.b1, sums.b2};
-    sum_by_channel<SUMS>(layout, columns, args.partials);
+    sum_by_channel<SUMS>(args.layout, columns, args.partials);
 }
 
 // One block for each channel.
