@@ -1,4 +1,4 @@
-"""Every public function has an example in its docstring, and it runs."""
+"""Every public function and every neuron has an example in its docstring, and it runs."""
 
 import doctest
 import importlib
@@ -18,6 +18,7 @@ MODULES = [
     *("spikingjelly", "spikingjelly.resnet", "spikingjelly.clock_driven", "snntorch"),
     *("models", "datasets", "training", "analysis"),
 ]
+ADAPTERS = [importlib.import_module(f"pmsn_plugins.{name}") for name in ("spikingjelly", "snntorch")]
 # these read files that are downloaded, or train for minutes; ATan is a class with the arguments of an old one
 WITHOUT = {
     *("mnist_source", "cifar_source", "imagenet_source", "speech_commands_source", "spoken_source"),
@@ -32,7 +33,8 @@ def public_functions():
         defined = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == module.__name__]
         for name in getattr(module, "__all__", defined):
             function = getattr(module, name)
-            if inspect.isfunction(function) and not name.startswith("_") and name not in WITHOUT:
+            shown = inspect.isfunction(function) or (module in ADAPTERS and inspect.isclass(function))
+            if shown and not name.startswith("_") and name not in WITHOUT:
                 found[f"{function.__module__.removeprefix('pmsn_plugins.')}.{name}"] = function, module
     return found
 

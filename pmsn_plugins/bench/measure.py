@@ -50,7 +50,8 @@ class Measurement(NamedTuple):
             times = (getattr(self, field), getattr(other, field))
             return min((time for time in times if time is not None), default=None)
 
-        return self._replace(**{field: shorter(field) for field in self._fields if field.endswith("_s")})
+        times: dict[str, Any] = {field: shorter(field) for field in self._fields if field.endswith("_s")}
+        return self._replace(**times)
 
 
 def copy_bandwidth(device: torch.device) -> float:

@@ -17,6 +17,12 @@ class Membrane(Tensor):
 
     Attributes:
         compartments: the tensors that the next step goes on from, by name.
+
+    Example:
+        >>> lif = TCLIF(single_state=True)
+        >>> spk, mem = lif(torch.randn(8, 128), lif.reset_mem())
+        >>> type(mem).__name__, list(mem.compartments), type(2 * mem).__name__
+        ('Membrane', ['syn', 'mem'], 'Tensor')
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # of C: no signature

@@ -104,6 +104,16 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         ValueError: an option outside its allowed values, or options that exclude each other; wrong number of axes or
             channels; a state of another shape (the batch changed without a reset).
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
+
+    Example:
+        >>> lif = PMSN(channels=128)
+        >>> x = torch.randn(25, 8, 128)  # [T, B, C]
+        >>> spk, mem = lif(x)  # all steps at once
+        >>> state = lif.reset_mem()
+        >>> for step in range(25):  # or one after the other: the same spikes
+        ...     spk_now, state = lif.step(x[step], state)
+        >>> torch.equal(spk_now, spk[-1])
+        True
     """
 
     mem: Tensor

@@ -85,6 +85,14 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         ValueError: an option outside its allowed values; wrong number of channels; a state of another shape (the batch
             changed without a reset).
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
+
+    Example:
+        >>> lif = TCLIF(beta=(-0.5, 0.5))
+        >>> dend, mem = lif.reset_mem()
+        >>> for x in torch.randn(25, 8, 128):  # [T, B, C]
+        ...     spk, dend, mem = lif(x, dend, mem)
+        >>> spk.shape
+        torch.Size([8, 128])
     """
 
     syn: Tensor

@@ -75,6 +75,14 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             ``all_to_all=False``; a flag is not a bool; a state is no tensor, or passed while ``init_hidden=True``.
         ValueError: an option outside its allowed values; wrong number of axes or channels; a state of another shape
             (the batch changed without a reset).
+
+    Example:
+        >>> lif = RTCLIF(linear_features=128)
+        >>> spk, dend, mem = lif.reset_mem()
+        >>> for x in torch.randn(25, 8, 128):  # [T, B, C]
+        ...     spk, dend, mem = lif(x, spk, dend, mem)
+        >>> spk.shape
+        torch.Size([8, 128])
     """
 
     spk: Tensor

@@ -58,6 +58,11 @@ class MultiCompartmentNode(NeuronParameters, StatefulNode):
             dense and real floating point.
         ValueError: an argument is outside its allowed values or has the wrong length; the input does not fit the state.
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
+
+    Example:
+        >>> node = MultiCompartmentNode(n_compartments=3, step_mode="m")
+        >>> node(torch.randn(100, 8, 128)).shape, node.v_hidden.shape
+        (torch.Size([100, 8, 128]), torch.Size([2, 8, 128]))
     """
 
     leak: Tensor

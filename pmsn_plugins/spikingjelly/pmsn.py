@@ -82,6 +82,13 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             floating point.
         ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
+
+    Example:
+        >>> node = PMSNNode(128, step_mode="m")
+        >>> spikes = node(torch.randn(100, 8, 128))  # [T, N, C]
+        >>> spikes.shape, node.v.shape, node.h_real.shape
+        (torch.Size([100, 8, 128]), torch.Size([8, 128]), torch.Size([4, 8, 128]))
+        >>> node.reset()  # before the next batch; functional.reset_net(net) for all neurons of a net
     """
 
     _state_may_wait = True

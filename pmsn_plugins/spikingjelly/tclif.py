@@ -62,6 +62,12 @@ class TCLIFNode(TCLIFParametersMixin, StatefulNode):
             real floating point.
         ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
+
+    Example:
+        >>> node = TCLIFNode(beta=(-0.5, 0.5), v_threshold=1.0)  # step_mode="s": one step
+        >>> spikes = torch.stack([node(x) for x in torch.randn(100, 8, 128)])
+        >>> node.v.shape, node.v_dendrite.shape
+        (torch.Size([8, 128]), torch.Size([8, 128]))
     """
 
     _hidden_states: tuple[str, ...] = ("v_dendrite",)

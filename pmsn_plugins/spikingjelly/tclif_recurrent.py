@@ -50,6 +50,11 @@ class RecurrentTCLIFNode(RecurrentTCLIFParametersMixin, TCLIFNode):
         TypeError: channels is not an integer, beta not two numbers, a flag not a bool, or the input is not dense and
             real floating point.
         ValueError: an argument is outside its allowed values; the input does not fit the channels or the state.
+
+    Example:
+        >>> node = RecurrentTCLIFNode(128, step_mode="m")
+        >>> node(torch.randn(100, 8, 128)).shape, node.recurrent.weight.shape
+        (torch.Size([100, 8, 128]), torch.Size([128, 128]))
     """
 
     _hidden_states = ("v_dendrite", "spikes")
