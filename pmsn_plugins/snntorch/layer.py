@@ -333,6 +333,7 @@ def fit_state(name: str, state: Tensor, shape: torch.Size | tuple[int, ...], lik
     check_not_escaped(name, state)
     if state.shape == shape:
         return state
+    # zeros that the user made, or an error to be raised here: worth waiting for a GPU. Our resets leave empty tensors.
     if is_transformed(state) or state.any():
         check_state(name, state, shape)
     return like.new_zeros(shape)

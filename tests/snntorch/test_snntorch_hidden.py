@@ -141,6 +141,16 @@ def test_snntorch_reset_knows_tclif_without_registration():
 
 
 @kinds
+@pytest.mark.parametrize("forget", [lambda layer: layer.reset_mem(), lambda layer: layer.reset_hidden(), reset])
+def test_after_a_reset_another_batch_size_needs_no_look_at_the_state(kind, forget, monkeypatch):
+    layer = make(kind)  # on a GPU a look would wait for all that is under way
+    run(layer)
+    forget(layer)
+    monkeypatch.setattr(torch.Tensor, "any", lambda *_: pytest.fail("the state was read"))
+    layer(X[:2])
+
+
+@kinds
 def test_layers_are_known_to_snntorch_once_and_only_while_they_live(kind):
     gc.collect()  # layers of other tests
     layer = make(kind)
