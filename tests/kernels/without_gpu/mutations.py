@@ -30,6 +30,7 @@ WHOLE = "without_the_final_state and emulated and 40-modulo-4"
 SHORT = "without_the_final_state and emulated and 4-modulo-4 and not 40"
 CUT = "time_cut_into and 300-modulo"
 LONG = "on_every_backend and emulated and shape1-modulo-False"
+ROWS = "on_every_backend and emulated and shape2-modulo-False"
 TCLIF = "on_every_backend and emulated and channels and post_reset"
 
 MUTATIONS = [
@@ -66,6 +67,21 @@ MUTATIONS = [
     Mutation("reduce: the wrong run", "gpu_common.h", "from[run * apart]", "from[(run + 1) * apart]", WHOLE),
     Mutation("loads: a step too late", "gpu_common.h", "load(x + i * M)", "load(x + (i + 1) * M)", WHOLE),
     Mutation(
+        "loads: those for the next steps go past the end",
+        "gpu_common.h",
+        "if (first + MOST < whole) load",
+        "if (first < whole) load",
+        WHOLE,
+    ),
+    Mutation("loads: the next steps' are not the next", "gpu_common.h", "x += MOST * M;", "", WHOLE),
+    Mutation(
+        "checkpoints: none where a batch is left over",
+        "gpu_common.h",
+        "    begin(whole);\n",
+        "",
+        LONG,
+    ),
+    Mutation(
         "batches: a step is left out",
         "gpu_common.h",
         "for (; i < steps; ++i)",
@@ -74,7 +90,11 @@ MUTATIONS = [
         "test_tclif.py",
     ),
     Mutation(
-        "rows: a row is done twice", "gpu_common.h", "rows * (blockIdx.y + 1)", "rows * (blockIdx.y + 1) + 1", LONG
+        "rows: a row is done twice",
+        "gpu_common.h",
+        "(blockIdx.y + 1), layout.groups) :",
+        "(blockIdx.y + 1), layout.groups) + 1 :",
+        ROWS,
     ),
     Mutation(
         "checkpoints: a place too far", "gpu_pmsn.h", "PMSN_INTERVAL) - 1) * STATE", "PMSN_INTERVAL)) * STATE", LONG
@@ -148,6 +168,8 @@ def main(words):
             mutation.tests,
         ]
         done = subprocess.run(command, env={**environment, "PTX_RUN": "1"}, capture_output=True, text=True)
+        if done.returncode not in (0, 1):
+            raise SystemExit(f"the tests did not run: {done.stdout}{done.stderr}")
         found = done.returncode == 1
         reason = next((line for line in done.stdout.splitlines() if line.startswith("E  ")), done.stdout[-300:])
         print(f"{'found ' if found else 'MISSED'} {mutation.name}: {reason[1:].strip()[:120]}", flush=True)

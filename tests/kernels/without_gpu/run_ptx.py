@@ -81,7 +81,7 @@ def _emulated(item):
 def main(arguments):
     if os.environ.get("PTX_RUN"):
         sys.path[:0] = [str(ROOT), str(HERE)]
-        return pytest.main(["-q", "-p", "no:xdist", *arguments], plugins=[Plugin()])
+        return pytest.main(["-q", "-n", "0", *arguments], plugins=[Plugin()])
     failed = 0
     for run in RUNS:
         print(" ".join(f"{name}={value}" for name, value in run.items()), flush=True)
