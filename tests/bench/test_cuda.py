@@ -199,6 +199,14 @@ def test_contenders_on_cuda(monkeypatch):
         assert "SpikingJelly LIFNode" in names
 
 
+def test_nothing_of_a_contender_stays_on_the_cpu():
+    meta, shape = torch.device("meta"), (4, 2, 6)  # mixed with tensors of the CPU it is an error, like a GPU's
+    for contender in contenders(torch.device("cpu")):
+        if "(cpu)" not in contender.name and "compile" not in contender.name:
+            layer = contender.make(shape).to(meta)
+            assert layer(torch.randn(shape, device=meta)).device == meta, contender.name
+
+
 def failing(kind):
     def make(shape):
         raise kind("no such thing")
