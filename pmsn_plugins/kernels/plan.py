@@ -70,7 +70,7 @@ def checkpoint_count(T: int, interval: int) -> int:
 def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_time: bool) -> Layout:
     """Cut a sequence [T, N, C, S] for the CPU.
 
-    A strip of time steps takes about 16 KiB of cache. There are about 64 items, but none shorter than 256 steps, for
+    A strip of time steps takes 16 to 32 KiB of cache. There are about 64 items, but none shorter than 256 steps, for
     every item has to fetch its parameters. Time can be cut where neurons are few, the sequence is long, and the neuron
     allows it (``cut_time``). That is two to three times the work, so it is done when most threads would have none.
     """
@@ -78,7 +78,7 @@ def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_
     depth = min(T, interval)
     S, row = _rows(N, C, S, fill=16)
     rows = -(-elements // row)
-    strip = min(256, max(64, 4096 // depth // 16 * 16))
+    strip = min(256, max(128, 4096 // depth // 16 * 16))
     if rows * -(-row // strip) < 8:
         strip = 16  # few neurons: every lane counts
     strip = min(strip, -(-row // 16) * 16)

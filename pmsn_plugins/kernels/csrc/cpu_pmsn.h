@@ -79,13 +79,21 @@ struct PmsnCpu {
         else if (span.steps == 4) short_pass<4>(response, span.rows, span.steps, x, state, planes, sink);
         else short_pass<0>(response, span.rows, span.steps, x, state, planes, sink);
     }
+    // Where a line of memory holds several blocks, forward takes few steps with all blocks of a strip, one after the
+    // other, before it goes on: lines that lie side by side are used up while they are there, however far steps lie
+    // apart. Otherwise one block goes on to the next checkpoint.
+    enum { CHUNK_STEPS = 16 };
+    bool in_chunks() const { return LINE_BLOCKS > 1 && layout.T > SHORT_STEPS && depth % CHUNK_STEPS == 0; }
+    index_t chunk() const { return in_chunks() ? index_t(CHUNK_STEPS) : depth; }
+    index_t chunk_lanes() const { return Scratch<L>::apart(rows * chunk()); }
+
     void respond(const Tile<L>& parameters, const Tile<L>& response) const {
         for (index_t b = 0; b < blocks; ++b) short_response(parameters.block(b), k, layout.T, response.block(b));
     }
 
     index_t forward_scratch() const {
         return sizeof(L) * (blocks * (2 * coefficient_planes(k) + rows * planes + SHORT_STEPS) +
-                            4 * Scratch<L>::apart(rows * depth));
+                            4 * Scratch<L>::apart((in_chunks() ? blocks : 1) * chunk_lanes()));
     }
 
     void forward(index_t index, void* memory) const {
@@ -93,10 +101,11 @@ struct PmsnCpu {
         const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)),
                       filters = scratch.tile(1, coefficient_planes(k));
         const Tile<L> state = scratch.tile(rows, planes), response = scratch.tile(1, SHORT_STEPS);
-        L* const x = scratch.lanes(rows * depth);
-        L* const current = scratch.lanes(rows * depth);
-        L* const out = scratch.lanes(rows * depth);
-        L* const v_seq = args.v_seq ? scratch.lanes(rows * depth) : nullptr;
+        const index_t pitch = chunk_lanes(), lanes = (in_chunks() ? blocks : 1) * pitch;
+        L* const x = scratch.lanes(lanes);
+        L* const current = scratch.lanes(lanes);
+        L* const out = scratch.lanes(lanes);
+        L* const v_seq = args.v_seq ? scratch.lanes(lanes) : nullptr;
         const bool fused = args.reset == RESET_MODULO && (args.fire == FIRE_SPIKE || args.fire == FIRE_STRICT);
         const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.out_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, v_seq ? KEEP_OUT_AND_V : KEEP_OUT);
@@ -111,40 +120,48 @@ struct PmsnCpu {
             const Batch next_batch(layout, item, batch.row + batch.rows);
             if (is_short) state.load(0, nullptr, batch.planes(layout, 0, 1));
             else load_state(state, batch, item.start);
-            for (index_t start = item.start; start < item.end; start += depth) {
-                const Planes here = steps_from(batch, start, item);
-                const Planes next = start + depth < item.end ? steps_from(batch, start + depth, item)
-                                                             : steps_from(next_batch, item.start, item);
-                const Span span = {k, batch.rows, here.count};
-                const bool more = args.checkpoints && start + depth < item.end;
-                if (start > item.start && args.checkpoints) state.store(0, args.checkpoints, checkpoint(batch, start));
-                for (index_t b = 0; b * width < batch.valid; ++b) {
-                    const NextBlock upcoming(batch, b + 1, here, next, width);
-                    if (more) ask_planes<L>(args.checkpoints, checkpoint(batch, start + depth), b);
-                    const Columns<L> from = x_steps.read(x, here, b),
-                                     partial = Columns<L>::in_cache(current, here.count);
+            const index_t count = ceil_div(batch.valid, width), whole = batch.valid / width;
+            for (index_t start = item.start; start < item.end; start += chunk()) {
+                const Planes here = planes_from(batch, start, item, chunk());
+                const index_t end = start + here.count;
+                const Planes next = end < item.end ? planes_from(batch, end, item, chunk())
+                                                   : planes_from(next_batch, item.start, item, chunk());
+                if (args.checkpoints && start % depth == 0 && start > item.start)
+                    state.store(0, args.checkpoints, checkpoint(batch, start));
+                if (args.checkpoints && end % depth == 0 && end < item.end)
+                    for (index_t b = 0; b < count; b += LINE_BLOCKS)
+                        ask_planes<L>(args.checkpoints, checkpoint(batch, end), b);
+                const Prefetch prefetch_x = Prefetch::ahead(x_steps, here, next, count),
+                               prefetch_out = Prefetch::ahead(out_steps, here, next, count);
+                for (index_t b = 0, n; b < count; b += n) {
+                    n = in_chunks() && b < whole ? whole : 1;  // a part of a lane is done in cache
+                    const Span span = {k, batch.rows, here.count, n, coefficients.pitch, state.pitch};
+                    const Columns<L> from = x_steps.read(x, here, b, n, pitch),
+                                     partial = Columns<L>::in_cache(current, here.count, pitch);
                     if (fused) {
                         with_threshold<L>(theta, [&](auto threshold) {
                             const FireModulo<L, decltype(threshold)> fire = {
-                                out_steps.write(out, here, b),
-                                Columns<L>::in_cache(v_seq, here.count),
+                                out_steps.write(out, here, b, n, pitch),
+                                Columns<L>::in_cache(v_seq, here.count, pitch),
                                 v_seq != nullptr,
                                 threshold,
                                 args.fire == FIRE_STRICT ? next_number(theta) : theta,
-                                Prefetch(x_steps, upcoming.planes, upcoming.block),
-                                Prefetch(out_steps, upcoming.planes, upcoming.block),
+                                prefetch_x.block(b),
+                                prefetch_out.block(b),
                                 L{}};
                             charge<false>(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr,
                                           span, from, partial, fire);
                         });
-                        out_steps.finish(out, here, b);
+                        out_steps.finish(out, here, b, n, pitch);
                     } else {
                         charge<false>(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr, span,
                                       from, partial, KeepCurrent<L>{partial});
-                        membrane(state.block(b), span, current, out, v_seq, theta);
-                        out_steps.store(out, here, b);
+                        for (index_t i = 0; i < n; ++i)
+                            membrane(state.block(b + i), span, current + i * pitch, out + i * pitch,
+                                     v_seq ? v_seq + i * pitch : nullptr, theta);
+                        out_steps.store(out, here, b, n, pitch);
                     }
-                    if (v_seq) store_column<L, Plain<L>>(v_seq, here.count, args.v_seq, here, b);
+                    if (v_seq) store_column<L, Plain<L>>(v_seq, here.count, args.v_seq, here, b, n, pitch);
                 }
             }
             if (item.end == layout.T && args.v_after) {
@@ -169,9 +186,9 @@ struct PmsnCpu {
     void forward_local(index_t index, void* memory, bool membrane) const {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)), state = scratch.tile(rows, planes);
-        L* const x = scratch.lanes(rows * depth);
-        L* const current = scratch.lanes(rows * depth);
-        L* const out = scratch.lanes(rows * depth);
+        L* const x = scratch.lanes(rows * chunk());
+        L* const current = scratch.lanes(rows * chunk());
+        L* const out = scratch.lanes(rows * chunk());
         const Steps<L> x_steps(args.x, args.x_storage);
         const WorkItem item(layout, index);
         if (item.end == layout.T) return;
@@ -180,8 +197,8 @@ struct PmsnCpu {
             if (membrane) load_state(state, batch, item.start);
             if (!membrane) state.load(0, nullptr, batch.planes(layout, 0, planes));
             else if (item.start > 0) state.load(0, nullptr, batch.planes(layout, 0, 1));
-            for (index_t start = item.start; start < item.end; start += depth) {
-                const Planes here = steps_from(batch, start, item);
+            for (index_t start = item.start; start < item.end; start += chunk()) {
+                const Planes here = planes_from(batch, start, item, chunk());
                 const Span span = {k, batch.rows, here.count};
                 for (index_t b = 0; b * width < batch.valid; ++b) {
                     const Columns<L> from = x_steps.read(x, here, b),
@@ -255,8 +272,11 @@ struct PmsnCpu {
             }
     }
 
+    Planes planes_from(const Batch& batch, index_t start, const WorkItem& item, index_t most) const {
+        return batch.planes(layout, start, item.end - start < most ? item.end - start : most);
+    }
     Planes steps_from(const Batch& batch, index_t start, const WorkItem& item) const {
-        return batch.planes(layout, start, item.end - start < depth ? item.end - start : depth);
+        return planes_from(batch, start, item, depth);
     }
 
     // Blocks of a line of memory, from `first` on; their columns are `pitch` lanes apart where they are together in

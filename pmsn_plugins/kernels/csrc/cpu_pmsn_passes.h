@@ -14,7 +14,7 @@ enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2, APART = 0, APART_ADJOINT_GROUP = 0,
 enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2, APART = 1, APART_ADJOINT_GROUP = 4, APART_SUMS_GROUP = 2 };
 #endif
 
-// The passes below run over one block: `rows` rows of `steps` steps. k hidden compartments have
+// The passes below run over one block after the other: `rows` rows of `steps` steps. k hidden compartments have
 //     parameters D, E_real, E_imag, K_real, K_imag             1 + 4k lanes
 //     state      v, h_real, h_imag                             1 + 2k for each row
 //     adjoint    grad_v, lam_real, lam_imag, mu_real, mu_imag  1 + 4k for each row
@@ -22,6 +22,7 @@ enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2, APART = 1, APART_ADJOINT_GROUP = 4,
 // where HIDDEN is Modes; where it is Filters, they have its fields instead, in the order of their declaration.
 struct Span {
     index_t k, rows, steps;
+    index_t blocks = 1, parameter_pitch = 0, state_pitch = 0;  // more than one forward only; lanes to the next
 };
 
 // Fields for K of k compartments, each a lane for every compartment, from a column to `fields` and back.
@@ -44,6 +45,7 @@ template <class L>
 struct KeepCurrent {
     Columns<L> current;
 
+    PMSN_FN KeepCurrent block(index_t b) const { return {current.block(b)}; }
     PMSN_FN void begin(const L*) {}
     PMSN_FN void step(index_t s, index_t t, L, L sum) { current.store(s, t, sum); }
     PMSN_FN void end(L*) {}
@@ -67,10 +69,15 @@ struct FireModulo {
     Prefetch prefetch_x, prefetch_out;
     L v;
 
+    PMSN_FN FireModulo block(index_t b) const {
+        return {out.block(b),        v_seq.block(b),        with_v_seq, threshold, fire_at,
+                prefetch_x.block(b), prefetch_out.block(b), L{}};
+    }
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L, L current) {
         L u, unused;
-        prefetch_x.template ask<sizeof(L)>(s, t), prefetch_out.template ask<sizeof(L)>(s, t);
+        prefetch_x.template ask<sizeof(L), Prefetch::NEAR>(s, t),
+            prefetch_out.template ask<sizeof(L), Prefetch::NEAR>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, u, unused, threshold);
         out.store(s, t, fire<FIRE_SPIKE>(u, fire_at));
         if (with_v_seq) v_seq.store(s, t, v);
@@ -87,6 +94,7 @@ struct RecomputeModulo {
     Prefetch prefetch_x;
     L v;
 
+    PMSN_FN RecomputeModulo block(index_t) const { return *this; }
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L x_t, L current) {
         L before, unused;
@@ -101,39 +109,44 @@ struct RecomputeModulo {
 // Compartments first..first+K; `partial` is the current of those before. With CHANGES, Filters leave their last change
 // before each step in `changes`: for a row, [steps, k].
 template <template <class, int> class Hidden, int K, bool FIRST, bool CHANGES, class L, class Sink>
-static void hidden_group(const L* parameters, L* state, L* changes, Span span, index_t first, Columns<L> x,
-                         Columns<L> partial, const Sink& to) {
-    const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, span.k);
-    const L D = parameters[0];
-    Sink sink = to;  // no stores to memory can change this one
+static void hidden_group(const L* all_parameters, L* all_states, L* changes, Span span, index_t first, Columns<L> all_x,
+                         Columns<L> all_partial, const Sink& to) {
     index_t change = first;
-    for (index_t s = 0; s < span.rows; ++s, state += 1 + 2 * span.k) {
-        L* real = state + 1 + first;
-        L* imag = real + span.k;
-        L h_real[K], h_imag[K];  // w and d of a filter
-        PMSN_UNROLL
-        for (int j = 0; j < K; ++j) h_real[j] = real[j], h_imag[j] = imag[j];
-        sink.begin(state);
-        const auto current = [&](index_t t, L x_t) __attribute__((always_inline)) {
-            if (Hidden<L, K>::are_filters && CHANGES) {
-                PMSN_UNROLL
-                for (int j = 0; j < K; ++j) changes[change + j] = h_imag[j];
+    for (index_t b = 0; b < span.blocks; ++b) {
+        const L* parameters = all_parameters + b * span.parameter_pitch;
+        L* state = all_states + b * span.state_pitch;
+        const auto hidden = load_fields<K, Hidden<L, K>>(parameters + 1 + first, span.k);
+        const L D = parameters[0];
+        const Columns<L> x = all_x.block(b), partial = all_partial.block(b);
+        Sink sink = to.block(b);  // no stores to memory can change this one
+        for (index_t s = 0; s < span.rows; ++s, state += 1 + 2 * span.k) {
+            L* real = state + 1 + first;
+            L* imag = real + span.k;
+            L h_real[K], h_imag[K];  // w and d of a filter
+            PMSN_UNROLL
+            for (int j = 0; j < K; ++j) h_real[j] = real[j], h_imag[j] = imag[j];
+            sink.begin(state);
+            const auto current = [&](index_t t, L x_t) __attribute__((always_inline)) {
+                if (Hidden<L, K>::are_filters && CHANGES) {
+                    PMSN_UNROLL
+                    for (int j = 0; j < K; ++j) changes[change + j] = h_imag[j];
+                }
+                change += span.k;
+                const L sum = hidden_step<L, K>(hidden, h_real, h_imag, x_t);
+                return FIRST ? plus_product(sum, D, x_t) : sum + partial.load(s, t);
+            };
+            // what becomes of a current comes a step later, when it no longer has to be waited for
+            L x_t = x.load(s, 0), I = current(0, x_t);
+            for (index_t t = 1; t < span.steps; ++t) {
+                const L next_x = x.load(s, t), next_I = current(t, next_x);
+                sink.step(s, t - 1, x_t, I);
+                x_t = next_x, I = next_I;
             }
-            change += span.k;
-            const L sum = hidden_step<L, K>(hidden, h_real, h_imag, x_t);
-            return FIRST ? plus_product(sum, D, x_t) : sum + partial.load(s, t);
-        };
-        // what becomes of a current comes a step later, when it no longer has to be waited for
-        L x_t = x.load(s, 0), I = current(0, x_t);
-        for (index_t t = 1; t < span.steps; ++t) {
-            const L next_x = x.load(s, t), next_I = current(t, next_x);
-            sink.step(s, t - 1, x_t, I);
-            x_t = next_x, I = next_I;
+            sink.step(s, span.steps - 1, x_t, I);
+            sink.end(state);
+            PMSN_UNROLL
+            for (int j = 0; j < K; ++j) real[j] = h_real[j], imag[j] = h_imag[j];
         }
-        sink.step(s, span.steps - 1, x_t, I);
-        sink.end(state);
-        PMSN_UNROLL
-        for (int j = 0; j < K; ++j) real[j] = h_real[j], imag[j] = h_imag[j];
     }
 }
 

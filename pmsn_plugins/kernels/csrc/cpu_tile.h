@@ -189,6 +189,7 @@ struct Columns {
         return {(char*)lanes, index_t(pitch * sizeof(L)), index_t(steps * sizeof(L)), sizeof(L)};
     }
 
+    PMSN_FN Columns block(index_t b) const { return {first + b * block_stride, block_stride, row_stride, stride}; }
     PMSN_FN L load(index_t s, index_t t, int block = 0) const { return Plain<L>::load(at(s, t, block)); }
     PMSN_FN void store(index_t s, index_t t, L lane, int block = 0) const { Plain<L>::store(at(s, t, block), lane); }
 
@@ -261,8 +262,14 @@ private:
 // Asks for columns that will be needed soon, line by line: they lie too far apart for the hardware to see a pattern,
 // and all at once they would hold up the loads of the moment.
 struct Prefetch {
+    // Forward: lines that will be needed after two others go to the cache of first level, where a line holds several
+    // blocks; otherwise the next line goes to the second.
+    enum { AHEAD = LINE_BLOCKS > 1 ? 2 * LINE_BLOCKS : 1, NEAR = LINE_BLOCKS > 1 };
+
     const char* first;
     index_t row_stride, stride;  // bytes
+    // of a whole strip: from one block to the next, and what is added from block `wrap` on
+    index_t block_stride = 0, wrap = 0, jump = 0;
 
     // Of `count` blocks it asks for the end: where planes do not begin with a line, the blocks before had the
     // beginning.
@@ -275,12 +282,33 @@ struct Prefetch {
             (const char*)steps.memory + (wanted ? (planes.offset + b * lane_width<real_of<L>>() + last) * bytes : 0);
         row_stride = wanted ? planes.row_stride * bytes : 0;
         stride = wanted ? planes.stride * bytes : 0;
+        block_stride = wanted ? lane_width<real_of<L>>() * bytes : 0;
     }
-    template <int BYTES>
+    // Of a strip of `blocks` blocks, for the first one: the block that comes AHEAD of it, in the planes that follow
+    // where there are no more here.
+    template <class L>
+    static Prefetch ahead(const Steps<L>& steps, const Planes& here, const Planes& next, index_t blocks) {
+        const index_t ahead = blocks < AHEAD ? blocks : index_t(AHEAD);
+        Prefetch prefetch(steps, here, ahead);
+        const Prefetch end(steps, here, blocks), then(steps, next.rows ? next : here, 0);
+        prefetch.wrap = blocks - ahead;
+        prefetch.jump = then.first - end.first;
+        return prefetch;
+    }
+    // The same for block b.
+    PMSN_FN Prefetch block(index_t b) const {
+        Prefetch there = *this;
+        there.first += b * block_stride + (b >= wrap ? jump : 0);
+        there.wrap = b >= wrap ? 0 : wrap - b;
+        there.jump = b >= wrap ? 0 : jump;
+        return there;
+    }
+
+    template <int BYTES, bool FIRST_LEVEL = false>
     PMSN_FN void ask(index_t s, index_t t) const {
         const char* line = first + s * row_stride + t * stride;
         PMSN_UNROLL
-        for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(line + i, 0, 2);
+        for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(line + i, 0, FIRST_LEVEL ? 3 : 2);
     }
 };
 
@@ -296,18 +324,18 @@ static void ask_planes(const void* memory, const Planes& planes, index_t b) {
     for (index_t i = 0; i < planes.count; ++i, line += planes.stride) __builtin_prefetch(line, 1, 2);
 }
 
-// Neighbouring positions of an item that share a channel: q counts the channels over all positions of a row.
+// Neighbouring positions of an item that share a channel.
 struct ChannelRun {
-    index_t q, begin, end;
+    index_t channel, begin, end;
 
-    ChannelRun(const Layout& layout, const WorkItem& item)
-        : q(item.position / layout.S),
-          begin(0),
-          end((q + 1) * layout.S - item.position) {
+    ChannelRun(const Layout& layout, const WorkItem& item) : begin(0) {
+        const index_t q = item.position / layout.S;  // counts the channels over all positions of a row
+        channel = q % layout.C;
+        end = (q + 1) * layout.S - item.position;
         if (end > item.width) end = item.width;
     }
     void advance(const Layout& layout, const WorkItem& item) {
-        ++q;
+        if (++channel == layout.C) channel = 0;  // a division would take as long as the rest
         begin = end;
         end = end + layout.S < item.width ? end + layout.S : item.width;
     }
@@ -321,14 +349,19 @@ static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& 
     const index_t width = lane_width<real_of<L>>();
     for (index_t b = item.width / width; b < tile.blocks; ++b) clear(tile.block(b) + plane, count);
     for (ChannelRun run(layout, item); run.begin < item.width; run.advance(layout, item)) {
-        const real_of<L>* row = values + run.q % layout.C * count;
+        const real_of<L>* row = values + run.channel * count;
         for (index_t p = run.begin; p < run.end;) {
             L* lanes = tile.block(p / width) + plane;
-            if (p % width == 0 && p + width <= run.end) {
+            real_of<L>* to = (real_of<L>*)lanes + p % width;
+            if (layout.S == 1 && p % width == 0 && p + width <= item.width && run.channel + width <= layout.C) {
+                for (index_t j = 0; j < count; ++j, to += width)
+                    for (index_t i = 0; i < lane_width<real_of<L>>(); ++i) to[i] = row[i * count + j];
+                run.channel += width - 1, run.end = p += width;
+            } else if (p % width == 0 && p + width <= run.end) {
                 for (index_t j = 0; j < count; ++j) lanes[j] = splat<L>(row[j]);
                 p += width;
             } else {
-                for (index_t j = 0; j < count; ++j) ((real_of<L>*)(lanes + j))[p % width] = row[j];
+                for (index_t j = 0; j < count; ++j, to += width) *to = row[j];
                 ++p;
             }
         }
