@@ -331,16 +331,7 @@ class LayerOperator(Operator):
     def compute_unwatched(
         self, tensors: LayerTensors, options: PmsnOptions, wanted: Wanted, expected: Expected, into: Any = None
     ) -> Call:
-        """Parameters that have not changed since the last such call, to the bit, are not discretised again."""
-        parameters, like = _contiguous(tensors[1:8]), tensors.log_decay
-        key = like.data_ptr(), like.shape, like.dtype
-        found = self._discretized.get(key)
-        if found is None or not backend_of(wanted.backend, like.device.type).equal(found[0], parameters):
-            found = [p.clone() for p in parameters], self._inner(tensors, wanted.backend, expected.geometry)[1][1:5]
-            if len(self._discretized) >= 256:
-                self._discretized.clear()
-            self._discretized[key] = found
-        inner = PmsnTensors._make((tensors.x, *found[1], *tensors[8:]))
+        _, inner = self._inner(tensors, wanted.backend, expected.geometry)
         return PMSN.compute_unwatched(inner, options, wanted, expected, into)
 
     def run_forward(
@@ -369,11 +360,21 @@ class LayerOperator(Operator):
         )
 
     def _inner(self, tensors: LayerTensors, backend: str, geometry: Geometry) -> tuple[DiscretizeTensors, PmsnTensors]:
-        parameters, like = DiscretizeTensors(*tensors[1:8]), tensors.log_decay
-        empty = (torch.empty_like(like, memory_format=torch.contiguous_format) for _ in DiscretizeResults._fields)
-        coefficients = DiscretizeResults._make(empty)
-        DISCRETIZE.run_forward(parameters, NoOptions(), backend, coefficients, _timeless(geometry))
-        return parameters, PmsnTensors._make((tensors.x, *coefficients, *tensors[8:]))
+        """On the CPU, parameters that have not changed since the last call, to the bit, are not discretised again."""
+        parameters = DiscretizeTensors._make(_contiguous(tensors[1:8]))
+        like = parameters.log_decay
+        key = like.data_ptr(), like.shape, like.dtype
+        found = self._discretized.get(key) if backend == "cpu" else None
+        if found is None or not backend_of(backend, "cpu").equal(found[0], parameters):
+            coefficients = DiscretizeResults._make(torch.empty_like(like) for _ in DiscretizeResults._fields)
+            DISCRETIZE.run_forward(parameters, NoOptions(), backend, coefficients, _timeless(geometry))
+            found = [], coefficients
+            if backend == "cpu":  # elsewhere, to compare would be to wait
+                found = [p.clone() for p in parameters], coefficients
+                if len(self._discretized) >= 256:
+                    self._discretized.clear()
+                self._discretized[key] = found
+        return parameters, PmsnTensors._make((tensors.x, *found[1], *tensors[8:]))
 
 
 def _parts(records: Iterable[type]) -> list[tuple[type, slice]]:
