@@ -110,7 +110,7 @@ def multicompartment_sequence(
         check_callable("surrogate_function", surrogate_function, "a function of (v_n - v_threshold) or None")
     coefficients = {"leak": leak, "up": up, "down": down, "gain": gain, "reset": reset}
     for name, series in coefficients.items():
-        if not (isinstance(series, tuple | list) or (isinstance(series, Tensor) and series.ndim > 0)):
+        if not (isinstance(series, (tuple, list)) or (isinstance(series, Tensor) and series.ndim > 0)):
             raise TypeError(f"{name} must be a series of numbers or tensors, got {shown(series)}")
     n = len(leak)
     lengths = {"up": n - 1, "down": n - 1, "gain": n, "reset": n - 1}

@@ -361,7 +361,7 @@ def _check_per_channel(values: PMSNParameters | PMSNCoefficients, modes: str, ve
     shape = leading.shape
     if len(shape) != 2:
         raise ValueError(f"{modes} must have shape [C, k], got {tuple(shape)}")
-    for name, value in zip(values._fields, values, strict=True):
+    for name, value in zip(type(values)._fields, values, strict=True):
         if not is_floating(value):
             check_floating(name, value)
         expected = shape[:1] if name in vectors else shape

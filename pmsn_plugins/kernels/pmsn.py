@@ -223,8 +223,10 @@ def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoeffic
     )
     if not fused:
         return functional.discretize(parameters)
-    modes = DISCRETIZE(DiscretizeTensors(*parameters[:7]), NoOptions(), Where(name))
-    return PMSNCoefficients._make((*modes, parameters.D))
+    log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag, D = parameters
+    tensors = DiscretizeTensors(log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag)
+    E_real, E_imag, K_real, K_imag = DISCRETIZE(tensors, NoOptions(), Where(name))
+    return PMSNCoefficients(E_real, E_imag, K_real, K_imag, D)
 
 
 def choose_pmsn(

@@ -298,7 +298,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             self.mem = state.v  # for a monitor
         if self.single_state:
             return spk, Membrane.of(mem, dict(zip(self._hidden, state, strict=True)))
-        return spk, state._replace(v=mem)
+        return spk, PMSNState(mem, state.h_real, state.h_imag)
 
     def _keep(self, state: PMSNState) -> None:
         self.mem, self.h_real, self.h_imag = state
@@ -319,7 +319,8 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         shapes = (fold.step, hidden_shape, hidden_shape)
         state = PMSNState(*(fit_state(*named, x) for named in zip(PMSNState._fields, state, shapes, strict=True)))
         if self.reset_mode == "modulo":
-            state = state._replace(v=state.v.detach())  # it passes no gradient, see refusing_gradient
+            # it passes no gradient, see refusing_gradient
+            state = PMSNState(state.v.detach(), state.h_real, state.h_imag)
         return fold.folded_state(state)
 
     def extra_repr(self) -> str:
