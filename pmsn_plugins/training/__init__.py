@@ -3,9 +3,10 @@
 from .evaluation import Evaluation, evaluate, firing_rates
 from .experiment import DATASETS, NETWORKS, build_network, open_source
 from .lock import FolderInUseError, hold_folder
-from .loop import DivergedError, InterruptedRunError, Trainer, load_network
+from .loop import DivergedError, InterruptedRunError, Trainer
 from .objective import loss_of, read_out
 from .presets import PRESETS
+from .run import load_network
 from .settings import Settings, with_neuron
 from .snapshot import SnapshotError
 

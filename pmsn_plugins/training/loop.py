@@ -1,4 +1,4 @@
-"""The training loop: epochs, checkpoints, resuming, stopping.
+"""The training loop: epochs, validation, stopping.
 
 It is a plain loop over torch's own parts (DataLoader, DistributedDataParallel, autocast, GradScaler, optimisers,
 schedulers): a training framework would hide what is hard here, that a run killed amid an epoch continues bit for bit,
@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,24 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .._checks import check_flag, check_int_at_least, check_module, check_path, check_type
-from ..datasets import DataSource, View, validation_split
+from .._checks import check_flag, check_int_at_least, check_path
+from ..datasets import DataSource, View
 from ..datasets.source import Samples
 from ..layers import reset_states
-from ..parameters import param_groups
 from . import contents, snapshot
-from .batches import Step, plan_epoch, steps_in
-from .distributed import Process, all_gather, all_sum, barrier, copy_from_main
+from .batches import Step, plan_epoch
+from .distributed import Process, all_sum, barrier, copy_from_main
 from .evaluation import Evaluation, evaluate
 from .lock import hold_folder
-from .logs import COLUMNS, TensorBoard, write_csv
+from .logs import TensorBoard, write_csv
 from .objective import check_class_numbers, correct, loss_of, read_out
+from .run import Run, load_network
 from .settings import Settings
-from .sync_batchnorm import convert_sync_batchnorm
 
 LAST, BEST, CURVE = "last.pt", "best.pt", "curve.csv"
 _CHECK_EVERY = 10
@@ -52,19 +49,7 @@ class InterruptedRunError(Exception):
     """SIGTERM arrived; the run was saved."""
 
 
-@dataclass
-class Progress:
-    """Where a run is: everything besides parameters and random generators that the next step depends on."""
-
-    epoch: int = 0
-    step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    seconds: float = 0.0
-    best: float = -1.0
-    curve: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Trainer:
+class Trainer(Run):
     """One run of one network on one data source.
 
     Args:
@@ -104,38 +89,15 @@ class Trainer:
         tensorboard: bool = False,
         quiet: bool = False,
     ) -> None:
-        check_module("net", net)
-        check_type("source", source, DataSource, "a DataSource")
-        check_type("settings", settings, Settings, "Settings")
         check_path("output_dir", output_dir)
-        check_type("process", process, Process, "a Process")
-        for name, flag in (("sync_batchnorm", sync_batchnorm), ("tensorboard", tensorboard), ("quiet", quiet)):
-            check_flag(name, flag)
-        parts = process.world_size * settings.accumulate
-        if settings.batch_size % parts:
-            raise ValueError(
-                f"batch_size={settings.batch_size} must be divisible by {process.world_size} processes times "
-                f"accumulate={settings.accumulate}"
-            )
+        check_flag("tensorboard", tensorboard)
+        check_flag("quiet", quiet)
         check_int_at_least("save_every", save_every, 0)
         check_int_at_least("workers", workers, 0)
-        self.sync_batchnorm = sync_batchnorm and process.world_size > 1
-        if self.sync_batchnorm:
-            net = convert_sync_batchnorm(net)
-        self.net = net.to(process.device)
-        self.source, self.settings, self.output_dir, self.process = source, settings, Path(output_dir), process
+        super().__init__(net, source, settings, process, sync_batchnorm=sync_batchnorm)
+        self.output_dir = Path(output_dir)
         self.save_every, self.workers, self.tensorboard, self.quiet = save_every, workers, tensorboard, quiet
-        self.micro_batch = settings.batch_size // parts
-        self.train_set, self.val_set = _split(source, settings)
-        if not steps_in(len(self.train_set), settings.batch_size, settings.drop_last):
-            raise ValueError(
-                f"drop_last=True leaves no batch of batch_size={settings.batch_size} of {len(self.train_set)} samples"
-            )
-        self.optimizer = _optimizer(self.net, settings)
-        self.scheduler = _scheduler(self.optimizer, settings)
-        self.scaler = torch.amp.grad_scaler.GradScaler(process.device.type, enabled=settings.amp == "fp16")
         self.mixup = _mixup(self.train_set, source.num_classes) if settings.mixup else None
-        self.progress = Progress()
         self.terminated = False
         torch.manual_seed(settings.seed + process.rank)
         self.parallel = (
@@ -143,8 +105,6 @@ class Trainer:
             if process.world_size > 1
             else self.net
         )
-
-    # ------------------------------------------------------------------------------------------------------ the run
 
     def fit(self) -> None:
         """Train to the last epoch. The folder is held meanwhile: see :func:`hold_folder` for what to do before.
@@ -174,6 +134,12 @@ class Trainer:
     @cached_property
     def _test_set(self) -> Samples:
         return self.source.load_test()
+
+    def test_batches(self, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first samples of the test set, as pairs of what the network takes, [T, N, *], and class numbers [N]."""
+        check_int_at_least("samples", samples, 1)
+        for x, target in self._loader(self._test_set, np.arange(min(samples, len(self._test_set)))):
+            yield self.source.to_sequence(x.to(self.process.device)), target
 
     def load_best(self) -> float:
         """Take the parameters that were best on the validation part; returns that accuracy."""
@@ -304,7 +270,7 @@ class Trainer:
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, [0.0, 0.0, 0.0], 0.0
         if self.process.is_main:  # before last.pt: a kill in between only repeats this epoch
             if improved:
-                best = {**self._identity(), "epoch": row["epoch"], "val_accuracy": validation.accuracy}
+                best = {**self.identity(), "epoch": row["epoch"], "val_accuracy": validation.accuracy}
                 snapshot.save(self.output_dir / BEST, best)
             write_csv(self.output_dir / CURVE, progress.curve)
         self._save()
@@ -317,11 +283,10 @@ class Trainer:
                     f" validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f}  {row['seconds']:.1f} s"
                 )
 
-    def test_batches(self, samples: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first samples of the test set, as pairs of what the network takes, [T, N, *], and class numbers [N]."""
-        check_int_at_least("samples", samples, 1)
-        for x, target in self._loader(self._test_set, np.arange(min(samples, len(self._test_set)))):
-            yield self.source.to_sequence(x.to(self.process.device)), target
+    def _save(self) -> None:
+        payload = self.resumable()
+        if self.process.is_main:
+            snapshot.save(self.output_dir / LAST, payload)
 
     def _loader(self, dataset: Samples, indices: np.ndarray) -> DataLoader:
         view = View(dataset, indices, self.source.eval_transform)
@@ -344,95 +309,6 @@ class Trainer:
             device=self.process.device,
         )
 
-    # -------------------------------------------------------------------------------------------------- checkpoints
-
-    def _identity(self) -> dict[str, Any]:
-        """What it takes to use the network: settings, parameters, and the order of time steps it was trained on."""
-        return {
-            "settings": asdict(self.settings),
-            "net": self.net.state_dict(),
-            "permutation": self.source.permutation,
-        }
-
-    def _save(self) -> None:
-        random_states = all_gather(snapshot.random_state())
-        sums = all_sum(torch.tensor(self.progress.sums, dtype=torch.float64, device=self.process.device)).tolist()
-        if self.process.is_main:
-            snapshot.save(
-                self.output_dir / LAST,
-                {
-                    **self._identity(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "scheduler": self.scheduler.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                    "progress": {**asdict(self.progress), "sums": sums},
-                    "random": random_states,
-                    "source": self.source.name,
-                    "sync_batchnorm": self.sync_batchnorm,
-                },
-            )
-
-    def restore(self, payload: dict[str, Any]) -> None:
-        """Continue where a checkpoint of this run (``last.pt``) left off. After an error nothing is changed.
-
-        Raises:
-            SnapshotError: something is missing in it, or of another type or range than what is written there.
-            ValueError: it belongs to other settings, data, or network, or another number of processes.
-        """
-        contents.check_parts(payload, contents.RESUMABLE)
-        settings, saved = asdict(self.settings), asdict(contents.settings_in(payload))
-        differing = [name for name, value in saved.items() if _plain(value) != _plain(settings[name])]
-        if differing:
-            details = ", ".join(f"{n}: {saved[n]!r} there, {settings[n]!r} here" for n in differing)
-            raise ValueError(f"the checkpoint belongs to a run with other settings ({details})")
-        if len(payload["random"]) != self.process.world_size:
-            raise ValueError(
-                f"the checkpoint was written by {len(payload['random'])} processes, "
-                f"this run has {self.process.world_size}"
-            )
-        source, sync_batchnorm = payload["source"], payload["sync_batchnorm"]
-        if source != self.source.name:
-            raise ValueError(f"the checkpoint was trained on {source}, this run has {self.source.name}")
-        mine, theirs = (None if p is None else p.tolist() for p in (self.source.permutation, payload["permutation"]))
-        if mine != theirs:
-            raise ValueError("the checkpoint was trained on another order of the time steps")
-        if sync_batchnorm != self.sync_batchnorm:
-            raise ValueError(f"the checkpoint was written {'with' if sync_batchnorm else 'without'} sync_batchnorm")
-        check_network(self.net, payload["net"])
-        progress = self._progress_in(payload["progress"])
-        contents.check_random_states(payload["random"])
-        has_begun = (progress.epoch, progress.step) != (0, 0)
-        optimizer = contents.optimizer_state(payload["optimizer"], self.optimizer, has_begun=has_begun)
-        contents.check_same(payload["scheduler"].get("last_epoch"), progress.epoch, "scheduler.last_epoch")
-        contents.check_like(payload["scaler"], self.scaler.state_dict(), "scaler")
-        load_network(self.net, payload["net"])
-        self.optimizer.load_state_dict(optimizer)
-        self.scheduler.load_state_dict({"last_epoch": progress.epoch})  # the settings decide the rest
-        self.scaler.load_state_dict(payload["scaler"])
-        self.progress = progress
-        if not self.process.is_main:
-            self.progress.sums = [0.0, 0.0, 0.0]  # the main process holds the sum over all
-        snapshot.set_random_state(payload["random"][self.process.rank])
-
-    def _progress_in(self, saved: dict[str, Any]) -> Progress:
-        """The progress in a checkpoint. Raises SnapshotError unless this run can be there."""
-        contents.check_like(saved, asdict(Progress()), "progress", least=-1.0)
-        for name in ("sums", "seconds"):
-            contents.check_like(saved[name], getattr(Progress(), name), f"progress.{name}")
-        progress, batch_size = Progress(**saved), self.settings.batch_size
-        samples, epochs = len(self.train_set), self.settings.epochs
-        contents.check_integer(progress.epoch, epochs, "progress.epoch")
-        most = steps_in(samples, batch_size, self.settings.drop_last) if progress.epoch < epochs else 0
-        contents.check_integer(progress.step, most, "progress.step")
-        for i, row in enumerate(progress.curve):
-            contents.check_like(row, dict.fromkeys(COLUMNS, 0.0), f"progress.curve[{i}]")
-        best = max((row["val_accuracy"] for row in progress.curve), default=-1.0)
-        listed = [row["epoch"] for row in progress.curve]
-        contents.check_same(listed, list(range(1, progress.epoch + 1)), "epoch in progress.curve")
-        contents.check_same(progress.best, best, "progress.best")
-        contents.check_same(progress.sums[2], float(min(progress.step * batch_size, samples)), "progress.sums[2]")
-        return progress
-
     @contextmanager
     def _watch_sigterm(self) -> Iterator[None]:
         def note(signum: int, frame: Any) -> None:
@@ -443,90 +319,6 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-
-def load_network(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load a state_dict, or raise ValueError where it does not fit the net; then nothing is changed.
-
-    Example:
-        >>> load_network(nn.Linear(2, 3), nn.Linear(2, 3).state_dict())
-    """
-    check_network(net, state)
-    net.load_state_dict(state)
-
-
-def check_network(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Raise unless a state_dict is one of this network; the error says in what the two differ.
-
-    Raises:
-        TypeError: ``net`` is no module, or ``state`` no dictionary of tensors.
-        ValueError: it is of another network, or holds parameters that are not finite.
-    """
-    check_module("net", net)
-    check_type("state", state, dict, "a state_dict")
-    for name, value in state.items():
-        check_type(f"{name} of state", value, Tensor, "a torch.Tensor")
-    own = net.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in own]
-    problems += [
-        f"{name} is {tuple(state[name].shape)} there, {tuple(own[name].shape)} here"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    problems += [
-        f"{name} is {state[name].dtype} there, {own[name].dtype} here"
-        for name in own
-        if name in state and _kind(state[name]) != _kind(own[name])
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"the checkpoint is of another network: {'; '.join(problems[:5])}{more}")
-    broken = [name for name, _ in net.named_parameters() if name in state and not state[name].isfinite().all()]
-    if broken:
-        raise ValueError(f"the checkpoint is broken: NaN or infinite values in {', '.join(broken[:5])}")
-
-
-def _kind(tensor: Tensor) -> str:
-    return "complex" if tensor.is_complex() else "real" if tensor.is_floating_point() else "integer"
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, for comparing settings."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _split(source: DataSource, settings: Settings) -> tuple[View, Samples]:
-    if source.validation is not None:
-        return View(source.train, None, source.train_transform, settings.seed), source.validation
-    train, validation = validation_split(source, settings.val_fraction, settings.stratify, settings.seed)
-    return View(source.train, train, source.train_transform, settings.seed), View(source.train, validation)
-
-
-def _optimizer(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    groups = param_groups(
-        net,
-        settings.lr,
-        settings.neuron_lr,
-        settings.weight_decay,
-        neuron_lr_scales=settings.neuron_lr_scales,
-        neuron_weight_decays=settings.neuron_weight_decays,
-    )
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
-    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[settings.optimizer](groups, lr=settings.lr)
-
-
-def _scheduler(optimizer: torch.optim.Optimizer, settings: Settings) -> lr_scheduler.LRScheduler:
-    if settings.schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
-    if settings.schedule == "milestones":
-        return lr_scheduler.MultiStepLR(optimizer, settings.milestones, settings.lr_factor)
-    if settings.schedule == "steps":
-        return lr_scheduler.StepLR(optimizer, settings.milestones[0], settings.lr_factor)
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def _ignore_sigterm(worker: int) -> None:
