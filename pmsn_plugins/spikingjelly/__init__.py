@@ -19,12 +19,15 @@ except ModuleNotFoundError as error:
 
 from ..swap import swap_neurons
 from . import surrogates  # noqa: F401  (says which of SpikingJelly's surrogate functions are known)
+from .companions import warn_of_companions
 from .multicompartment import MultiCompartmentNode
 from .pmsn import PMSNNode
 from .registration import register, unregister
 from .resnet import sew_resnet  # noqa: F401
 from .tclif import TCLIFNode
 from .tclif_recurrent import RecurrentTCLIFNode
+
+warn_of_companions()
 
 # not sew_resnet: `import *` would hide spikingjelly.activation_based.model.sew_resnet
 __all__ = [

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from spikingjelly.activation_based import functional, neuron
-from spikingjelly.activation_based.model import sew_resnet as models
 from torch import nn
 
 from .._checks import check_callable, check_choice, check_int_at_least
@@ -46,6 +45,8 @@ def sew_resnet(
         >>> sum(isinstance(module, TCLIFNode) for module in net.modules())
         20
     """
+    from spikingjelly.activation_based.model import sew_resnet as models  # imports torchvision
+
     check_int_at_least("depth", depth, 1)
     check_callable("neuron_factory", neuron_factory, "a function that makes a neuron for a number of channels")
     check_int_at_least("num_classes", num_classes, 1)
