@@ -50,7 +50,7 @@ def pmsn_sequence(
     Args:
         method: of the PyTorch backend; naming one other than ``'auto'`` chooses that backend.
         overwrite: if not None, the final state of a single step may take the place of ``state`` in memory, whose values
-            are lost; a call that did so is put into this list, and can be repeated (:mod:`.prepared`).
+            are lost; a call that did so is put into this list, and can be repeated (``kernels/prepared.py``).
         as_steps: round as if the final state was wanted, although it is not.
 
     Raises:

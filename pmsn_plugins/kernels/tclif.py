@@ -41,7 +41,7 @@ def tclif_sequence(
 
     Args:
         overwrite: if not None, the final state of a single step may take the place of ``state`` in memory, whose values
-            are lost; a call that did so is put into this list, and can be repeated (:mod:`.prepared`).
+            are lost; a call that did so is put into this list, and can be repeated (``kernels/prepared.py``).
 
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
