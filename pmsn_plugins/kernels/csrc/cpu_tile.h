@@ -101,8 +101,8 @@ PMSN_FN void store_part<double_lane, Plain<double_lane>>(double* to, double_lane
 }
 #endif
 
-// Blocks that share a line of memory.
-enum { LINE_BLOCKS = 64 / PMSN_LANE_BYTES };
+// Blocks that share a line of memory, and those that a column too large for the caches' sets is moved in.
+enum { LINE_BLOCKS = 64 / PMSN_LANE_BYTES, TOGETHER = LINE_BLOCKS > 1 ? 2 * LINE_BLOCKS : 1 };
 
 // Calls `move(lane, its first element in memory, elements)` for `count` blocks from b on, plane by plane:
 // so a line of memory is used up when it comes. Where planes lie a power of two apart, it would not be there any more
@@ -127,6 +127,7 @@ PMSN_FN void move_columns(L* lanes, index_t depth, index_t pitch, Element* memor
                           int count, const Move& move) {
     const index_t width = lane_width<real_of<L>>();
     const bool whole = planes.valid - b * width >= count * width;
+    if (whole && count == TOGETHER) return move_planes<TOGETHER, true>(lanes, depth, pitch, memory, planes, b, move);
     if (whole && count == LINE_BLOCKS)
         return move_planes<LINE_BLOCKS, true>(lanes, depth, pitch, memory, planes, b, move);
     for (int w = 0; w < count; ++w, lanes += pitch)
