@@ -208,9 +208,10 @@ def decode(i: str):
         to.update(re.findall(r"(?<!\w)(?:UR\d+|U?P\d+)", text))
 
     double = base in ("DADD", "DMUL", "DFMA")
+    address = 2 if base in ("LDG", "LD", "STG", "ST", "RED") else 1  # registers: local and shared memory is small
     if base in ("STG", "STL", "STS", "ST", "RED"):
         for p in operands:
-            add(reads, p, 2)
+            add(reads, p, address if "[" in p else 4 if "128" in name else 2 if "64" in name else 1)
     elif base in ("BRA", "BSYNC", "BSSY", "EXIT", "RET", "CALL", "NOP", "BAR", "WARPSYNC"):
         for p in operands:
             add(reads, p)
@@ -226,7 +227,7 @@ def decode(i: str):
                 add(writes, operands[first])
                 first += 1
         for p in operands[first:]:
-            add(reads, p, 2 if base.startswith("LD") or double or base == "F2F" else 1)
+            add(reads, p, address if base.startswith("LD") else 2 if double or base == "F2F" else 1)
     return base, name, reads, writes
 
 
