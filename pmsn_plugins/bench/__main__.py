@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
+from .. import __version__, kernels
 from ..report import processor
 from .checks import run_checks
-from .contenders import contenders
+from .contenders import FUSED, contenders
 from .measure import LEAST_BYTES, Measurement, copy_bandwidth, measure
 from .recurrent import run_recurrent
 from .steps import run_steps
@@ -56,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
 
     bandwidth = copy_bandwidth(device)
     machine = _machine(device)
-    print(f"\n{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, {machine['date']}")
+    print("\n" + ", ".join(str(machine[name]) for name in ("device", "kernels", "date")), end=", ")
+    print(f"{machine['threads']} threads, torch {machine['torch']}")
     print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s (read + write)")
     if arguments.recurrent:
         times = run_recurrent(device, arguments.quick)
@@ -71,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.json.write_text(json.dumps({**machine, "steps": times}, indent=1))
         return 0
     results: list[Measurement] = []
-    for shape in QUICK_SHAPES if arguments.quick else SHAPES:
+    for shape in arguments.shape or (QUICK_SHAPES if arguments.quick else SHAPES):
         rows = _measure_shape(shape, device, budget_s=0.4 if arguments.quick else 0.8)
         _print_shape(shape, rows, bandwidth)
         results += rows
@@ -133,6 +134,7 @@ def _machine(device: torch.device) -> dict[str, object]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "device": name,
+        "kernels": kernels.backends()[FUSED[device.type]].reason,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "pmsn_plugins": __version__,
@@ -140,10 +142,18 @@ def _machine(device: torch.device) -> dict[str, object]:
     }
 
 
+def _shape(text: str) -> tuple[int, ...]:
+    shape = tuple(map(int, text.split(",")))
+    if len(shape) < 3 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"must be three numbers or more, all above 0: T,N,C,*, got {text!r}")
+    return shape
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m pmsn_plugins.bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and runs: under a minute on two cores")
+    parser.add_argument("--shape", nargs="+", type=_shape, metavar="T,N,C,*", help="of the input, in place of ours")
     parser.add_argument("--check", action="store_true", help="compare every variant of the kernels with the reference")
     parser.add_argument("--recurrent", action="store_true", help="time recurrent layers instead, on one thread and two")
     parser.add_argument("--steps", action="store_true", help="time single time steps instead")

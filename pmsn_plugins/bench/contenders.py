@@ -21,6 +21,10 @@ LOOP_LIMIT = 1024
 """Longest sequence given to the layers that loop over time in Python; beyond it they only cost minutes."""
 
 
+FUSED = {"cpu": "cpu", "cuda": "cupy"}
+"""The backend with our kernels for each device."""
+
+
 class Contender(NamedTuple):
     """One layer of the table.
 
@@ -160,7 +164,7 @@ class Reset(nn.Module):
 
 def contenders(device: torch.device) -> list[Contender]:
     """Everything that can run on ``device`` with what is installed; ours first, fastest backend first."""
-    fused = {"cpu": "cpu", "cuda": "cupy"}[device.type]
+    fused = FUSED[device.type]
     ours = [b for b in (fused, "torch") if (status := kernels.backends().get(b)) and status.available]
     found = [Contender(f"PMSN ({b})", partial(PMSN, backend=b), fused=b == fused) for b in ours]
     for b in ours:

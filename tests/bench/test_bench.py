@@ -122,6 +122,15 @@ def test_command(tmp_path, capsys, monkeypatch):
     results = json.loads(record.read_text())["results"]
     assert {tuple(r["shape"]) for r in results} == {(4, 2, 128), (16, 2, 128)}
     assert figure.stat().st_size > 1000
+    assert command.main(["--device", "cpu", "--quick", "--json", str(record), "--shape", "8,2,128", "4,2,128,3"]) == 0
+    assert f", {kernels.backends()['cpu'].reason}, " in capsys.readouterr().out  # which instruction set it was
+    written = json.loads(record.read_text())
+    assert {tuple(r["shape"]) for r in written["results"]} == {(8, 2, 128), (4, 2, 128, 3)}
+    assert written["kernels"] == kernels.backends()["cpu"].reason
+    for wrong in ("8,2", "8,0,3", "8x2x3"):
+        with pytest.raises(SystemExit):
+            command.main(["--device", "cpu", "--shape", wrong])
+        assert repr(wrong) in capsys.readouterr().err
 
 
 def test_the_recurrent_contenders_compute_what_they_say():
