@@ -349,22 +349,13 @@ static void gather_parameters(const Tile<L>& tile, index_t plane, const Layout& 
     const real_of<L>* values = (const real_of<L>*)parameters;
     const index_t width = lane_width<real_of<L>>();
     for (index_t b = item.width / width; b < tile.blocks; ++b) clear(tile.block(b) + plane, count);
-    if (layout.S == 1) {  // a channel for every position: no time for a division at each of them
-        index_t c = item.position % layout.C;
-        for (index_t p = 0, b = 0; p < item.width; ++b)
-            for (index_t i = 0; i < width && p < item.width; ++i, ++p) {
-                real_of<L>* to = (real_of<L>*)(tile.block(b) + plane) + i;
-                for (index_t j = 0; j < count; ++j) to[j * width] = values[c * count + j];
-                if (++c == layout.C) c = 0;
-            }
-        return;
-    }
     for (ChannelRun run(layout, item); run.begin < item.width; run.advance(layout, item)) {
         const real_of<L>* row = values + run.channel * count;
         for (index_t p = run.begin; p < run.end;) {
             L* lanes = tile.block(p / width) + plane;
             real_of<L>* to = (real_of<L>*)lanes + p % width;
             if (layout.S == 1 && p % width == 0 && p + width <= item.width && run.channel + width <= layout.C) {
+                // a channel for every position: lane by lane, in a third of the time
                 for (index_t j = 0; j < count; ++j, to += width)
                     for (index_t i = 0; i < lane_width<real_of<L>>(); ++i) to[i] = row[i * count + j];
                 run.channel += width - 1, run.end = p += width;
