@@ -64,10 +64,10 @@ def test_gpu_layout_covers_everything_once(T, N, C, S, k, multiprocessors, cut_t
 @pytest.mark.parametrize(
     ("shape", "P", "strip"),
     [
-        ((250, 40, 352, 1), 352, 64),
+        ((250, 40, 352, 1), 352, 128),
         ((250, 40, 10, 1), 30, 32),  # three samples fill two lanes of 16
         ((4, 32, 64, 3136), 200704, 256),
-        ((100, 64, 1, 40), 256, 64),  # one channel: rows are cut anywhere
+        ((100, 64, 1, 40), 256, 128),  # one channel: rows are cut anywhere
         ((1000, 1, 3, 1), 3, 16),
     ],
 )
