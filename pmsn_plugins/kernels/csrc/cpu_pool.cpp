@@ -36,23 +36,39 @@ struct Job {
     void (*const run)(const void*, int64_t, void*);
     const void* const context;
     std::atomic<int> helpers;  // that may still join
-    std::atomic<int64_t> next{0}, finished{0};
+    std::atomic<int64_t> finished{0};
 
     Job(int64_t count, int64_t bytes, void (*function)(const void*, int64_t, void*), const void* argument, int others)
         : items(count),
           scratch_bytes(bytes),
           run(function),
           context(argument),
-          helpers(others) {}
+          helpers(others),
+          parts_(others + 1 < MOST_PARTS ? others + 1 : MOST_PARTS) {
+        for (int part = 0; part < parts_; ++part) next_[part] = begin(part);
+    }
 
-    // Take items until none is left. A thread that comes too late takes none and touches nothing of the caller's.
-    void work(void* scratch) {
-        int64_t item;
-        while ((item = next.fetch_add(1)) < items) {
-            run(context, item, scratch);
-            finished.fetch_add(1, std::memory_order_release);
+    // Take items until none is left: first those of a part of one's own, then what others have left of theirs. Items
+    // next to each other are neighbours in memory, and a core fetches ahead what another one is writing: two that took
+    // them in turns would be slower than one. A thread that comes too late takes none and touches nothing of the
+    // caller's.
+    void work(void* scratch, int first_part) {
+        for (int i = 0; i < parts_; ++i) {
+            const int part = (first_part + i) % parts_;
+            int64_t item;
+            while ((item = next_[part].fetch_add(1)) < begin(part + 1)) {
+                run(context, item, scratch);
+                finished.fetch_add(1, std::memory_order_release);
+            }
         }
     }
+
+private:
+    enum { MOST_PARTS = 64 };
+    const int parts_;
+    std::atomic<int64_t> next_[MOST_PARTS];
+
+    int64_t begin(int part) const { return items * part / parts_; }
 };
 
 class Pool {
@@ -65,7 +81,7 @@ public:
         }
         if (threads == 2) wake_.notify_one();
         else wake_.notify_all();
-        job->work(scratch);
+        job->work(scratch, 0);
         while (job->finished.load(std::memory_order_acquire) < job->items) std::this_thread::yield();
         std::lock_guard<std::mutex> lock(mutex_);
         job_.reset();
@@ -94,8 +110,9 @@ private:
                 wake_.wait(lock, [&] { return job_ && job_ != seen; });
                 seen = job_;
             }
-            if (seen->helpers.fetch_sub(1) <= 0) continue;
-            if (void* scratch = own.at_least(seen->scratch_bytes)) seen->work(scratch);
+            const int helper = seen->helpers.fetch_sub(1);
+            if (helper <= 0) continue;
+            if (void* scratch = own.at_least(seen->scratch_bytes)) seen->work(scratch, helper);
         }
     }
 
