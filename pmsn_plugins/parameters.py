@@ -319,7 +319,7 @@ class RecurrentTCLIFParametersMixin(TCLIFParametersMixin):
 
     @property
     def fan_out(self) -> int:
-        """Weights that a spike meets on its way back."""
+        """Weights that a spike is multiplied with in the feedback."""
         return self.recurrent.out_features
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:

@@ -58,7 +58,7 @@ def our_layers(net: nn.Module) -> dict[str, OurLayer]:
         raise ValueError(
             f"{type(net).__name__} has no PMSN or TC-LIF layer (its neuron layers: "
             f"{', '.join(others) or 'none'}); swap them "
-            "in first, e.g. with pmsn_plugins.spikingjelly.swap_neurons"
+            "in first, e.g. with pmsn_plugins.swap_neurons"
         )
     return layers
 

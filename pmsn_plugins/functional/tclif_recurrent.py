@@ -37,7 +37,7 @@ is the surrogate's derivative: from the last step to the first
 Autograd of the loop would find the same with some twenty nodes and one product for dW at every step.
 
 NaN and infinity, forward, as in :mod:`.tclif`: such an input stays with its neuron and its future, and the neuron sends
-no spikes. On the way back the NaN of one neuron passes through W^T to all neurons of its sample.
+no spikes. In the backward pass the NaN of one neuron goes through W^T to all neurons of its sample.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Operator:
         with_gradient: which of the results have a gradient.
         parts: the records that the arguments of the operators are made of, and where they lie.
         states: where the states lie among the tensors.
-        unread: which of them the way back does not read.
+        unread: which of them the backward kernel does not read.
         forward, backward: the operators themselves.
     """
 
@@ -159,7 +159,7 @@ class Operator:
         return [tuple.__new__(record, flat[part]) for record, part in self.parts[direction]]
 
     def to_keep(self, tensors: Sequence[Any]) -> Sequence[Any]:
-        """The tensors as the way back needs them: where it reads none, one number stands for all of them."""
+        """The tensors as the backward kernel needs them: one that it does not read is kept as one number, expanded."""
         kept = list(tensors)
         for index in self.unread:
             kept[index] = tensors[index].new_empty(()).expand(tensors[index].shape)

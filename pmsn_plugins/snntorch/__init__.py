@@ -11,8 +11,6 @@ except ImportError as error:
         'pmsn_plugins.snntorch needs snnTorch: pip install "pmsn_plugins[snntorch]"', name=error.name
     ) from error
 
-from ..functional import triangle
-from ..swap import swap_neurons
 from . import surrogates  # noqa: F401  (says which of snnTorch's surrogate functions are known)
 from .hidden import reset
 from .membrane import Membrane
@@ -21,4 +19,4 @@ from .registration import register, unregister
 from .tclif import TCLIF
 from .tclif_recurrent import RTCLIF
 
-__all__ = ["PMSN", "RTCLIF", "TCLIF", "Membrane", "register", "reset", "swap_neurons", "triangle", "unregister"]
+__all__ = ["PMSN", "RTCLIF", "TCLIF", "Membrane", "register", "reset", "unregister"]

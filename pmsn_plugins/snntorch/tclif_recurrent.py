@@ -255,7 +255,7 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
 
     @property
     def fan_out(self) -> int:
-        """Weights that a spike meets on its way back."""
+        """Weights that a spike is multiplied with in the feedback."""
         return super().fan_out if self.all_to_all else 1
 
     def extra_repr(self) -> str:

@@ -17,7 +17,6 @@ except ModuleNotFoundError as error:
         "spikingjelly.clock_driven runs there after pmsn_plugins.spikingjelly.clock_driven.install()"
     ) from error
 
-from ..swap import swap_neurons
 from . import surrogates  # noqa: F401  (says which of SpikingJelly's surrogate functions are known)
 from .companions import warn_of_companions
 from .multicompartment import MultiCompartmentNode
@@ -36,6 +35,5 @@ __all__ = [
     "RecurrentTCLIFNode",
     "TCLIFNode",
     "register",
-    "swap_neurons",
     "unregister",
 ]

@@ -7,7 +7,7 @@ for a ``backend``. :class:`StatefulNode` offers both, from two methods that a ne
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +44,7 @@ class Kept:
         self.prepared: PreparedStep | None = None  # for a step that goes on from them
 
 
-class StatefulNode(KeepsState, neuron.BaseNode):
+class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
     """A spiking neuron with several state variables, soft reset, and its own multi-step path.
 
     The memories are 0.0 after a reset and tensors, never views, after a forward. The first one is the membrane ``v``

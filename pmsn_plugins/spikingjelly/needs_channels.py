@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABCMeta
 from typing import Any
 
 
-class NeedsChannels(type):
+class NeedsChannels(ABCMeta):
     """``sew_resnet18(spiking_neuron=cls, detach_reset=True)`` calls ``cls(detach_reset=True)``."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:

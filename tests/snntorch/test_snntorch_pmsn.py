@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as strategy
 from snntorch import surrogate
 
-from pmsn_plugins.functional import RESET_MODES, PMSNState, pmsn_sequence
-from pmsn_plugins.snntorch import PMSN, triangle
+from pmsn_plugins.functional import RESET_MODES, PMSNState, pmsn_sequence, triangle
+from pmsn_plugins.snntorch import PMSN
 
 T, B, C = 40, 3, 5
 

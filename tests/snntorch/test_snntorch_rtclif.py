@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from pmsn_plugins import functional
-from pmsn_plugins.functional import SOMA_FEEDBACK
-from pmsn_plugins.snntorch import RTCLIF, TCLIF, triangle
+from pmsn_plugins.functional import SOMA_FEEDBACK, triangle
+from pmsn_plugins.snntorch import RTCLIF, TCLIF
 
 T, B, C = 40, 3, 5
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as strategy
 from torch import nn
 
-from pmsn_plugins.functional import multicompartment_sequence, tclif_sequence
-from pmsn_plugins.snntorch import TCLIF, triangle
+from pmsn_plugins.functional import multicompartment_sequence, tclif_sequence, triangle
+from pmsn_plugins.snntorch import TCLIF
 
 T, B, C = 40, 3, 5
 

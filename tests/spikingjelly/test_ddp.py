@@ -15,7 +15,8 @@ pytest.importorskip("spikingjelly")
 
 from spikingjelly.activation_based import functional, layer, neuron
 
-from pmsn_plugins.spikingjelly import PMSNNode, RecurrentTCLIFNode, TCLIFNode, swap_neurons
+from pmsn_plugins import swap_neurons
+from pmsn_plugins.spikingjelly import PMSNNode, RecurrentTCLIFNode, TCLIFNode
 
 
 def build_net():

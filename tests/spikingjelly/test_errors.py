@@ -11,6 +11,7 @@ pytest.importorskip("spikingjelly")
 from spikingjelly.activation_based import functional
 
 from pmsn_plugins.spikingjelly import MultiCompartmentNode, PMSNNode, TCLIFNode
+from pmsn_plugins.spikingjelly._compat import StatefulNode
 
 C = 4
 
@@ -222,3 +223,11 @@ def test_broken_checkpoint(make):
     with pytest.raises(RuntimeError, match=f"NaN or infinite values in {name}"):
         net.load_state_dict(broken.state_dict())
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_node_without_its_equations_cannot_be_made():
+    class Unfinished(StatefulNode):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract.*_sequence.*_state_shapes.*_step.*step_operations"):
+        Unfinished()

@@ -176,7 +176,7 @@ def test_memopt(make, chunks):
 
 @needs_2
 def test_reset_net_finds_swapped_neurons():
-    from pmsn_plugins.spikingjelly import swap_neurons
+    from pmsn_plugins import swap_neurons
 
     net = small_net(neuron.IFNode())
     x = inputs(5)

@@ -11,7 +11,8 @@ from spikingjelly.activation_based import base, encoding, functional, layer, neu
 from spikingjelly.activation_based.model import sew_resnet as sew_models
 from spikingjelly.activation_based.model import spiking_resnet, spiking_vgg
 
-from pmsn_plugins.spikingjelly import PMSNNode, TCLIFNode, sew_resnet, swap_neurons
+from pmsn_plugins import swap_neurons
+from pmsn_plugins.spikingjelly import PMSNNode, TCLIFNode, sew_resnet
 
 
 def vgg11_bn():
