@@ -76,7 +76,8 @@ def neuron_factory(
     elif name in ("pmsn", "tclif"):
         from .. import spikingjelly as ours
 
-        node = {"pmsn": ours.PMSNNode, "tclif": ours.TCLIFNode}[name]
+        nodes: dict[str, type[nn.Module]] = {"pmsn": ours.PMSNNode, "tclif": ours.TCLIFNode}
+        node = nodes[name]
         _check_options(name, node, options)
         takes_channels = name == "pmsn" or per_channel
         build = partial(_with_channels(node) if takes_channels else _without_channels(node), step_mode="m", **options)
