@@ -4,7 +4,7 @@
 
 namespace PMSN_NAMESPACE {
 
-// The order is that of pmsn_plugins.kernels.plan.SURROGATES.
+// The order is that of pmsn_plugins.kernels.calls.SURROGATES.
 enum Surrogate {
     SURROGATE_TRIANGLE,
     SURROGATE_SIGMOID,
