@@ -15,7 +15,7 @@ from spikingjelly.activation_based import functional, neuron, surrogate
 
 from pmsn_plugins import snntorch as st
 from pmsn_plugins import spikingjelly as sj
-from pmsn_plugins.functional import RESET_MODES, tclif_recurrent_sequence, tclif_sequence
+from pmsn_plugins.functional import RESET_MODES, TableSurrogate, tclif_recurrent_sequence, tclif_sequence
 
 T, N, C = 120, 3, 5
 
@@ -159,7 +159,7 @@ def test_lif_special_case_is_both_frameworks_lif():
         1, leak=(1 - 1 / tau,), gain=(1 / tau,), surrogate_function=triangle, step_mode="m"
     ).double()
     lif = neuron.LIFNode(tau=tau, v_reset=None, surrogate_function=triangle, step_mode="m")
-    leaky = snn.Leaky(beta=1 - 1 / tau, spike_grad=st.triangle(strict=True), reset_delay=False).double()
+    leaky = snn.Leaky(beta=1 - 1 / tau, spike_grad=TableSurrogate("triangle", strict=True), reset_delay=False).double()
 
     def loop(x):
         mem, spikes = torch.zeros_like(x[0]), []

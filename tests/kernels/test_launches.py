@@ -37,6 +37,7 @@ def driver(monkeypatch):
     device.multiprocessors = 132
     monkeypatch.setattr(cpu, "library", cpu.library or object())
     monkeypatch.setattr(cpu.CpuDevice, "run", lambda self, call: device.run(call))
+    monkeypatch.setattr(cpu.CpuDevice, "equal", lambda self, first, second: device.equal(first, second))
     yield fake
     gpu._kernel.cache_clear()
 

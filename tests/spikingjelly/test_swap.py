@@ -282,4 +282,4 @@ def test_import_star_hides_no_module_of_spikingjelly():
     before = dict(names)
     exec("from pmsn_plugins.spikingjelly import *", names)
     assert {name: names[name] for name in before} == before
-    assert names["swap_neurons"] is swap_neurons and callable(sew_resnet)
+    assert names["PMSNNode"] is PMSNNode and callable(sew_resnet)

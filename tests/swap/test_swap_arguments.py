@@ -255,12 +255,9 @@ def test_random_numbers():
         assert torch.equal(node.log_dt, other.log_dt)
 
 
-def test_the_three_ways_to_import_it():
-    assert pmsn_plugins.swap_neurons is sj.swap_neurons is swap_neurons
-    pytest.importorskip("snntorch")
-    from pmsn_plugins import snntorch as st
-
-    assert st.swap_neurons is swap_neurons
+def test_one_place_to_import_it_from():
+    assert pmsn_plugins.swap_neurons is swap_neurons
+    assert not hasattr(sj, "swap_neurons")
 
 
 def test_a_parallel_wrapper_is_refused(monkeypatch):
