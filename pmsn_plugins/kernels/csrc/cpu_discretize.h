@@ -1,5 +1,5 @@
-// discretize.h over all modes of a layer. A layer with thousands of channels (an image, flattened) has tens of thousands
-// of modes, each with three exponentials, a sine and a cosine in double: items of a few channels are for all threads.
+// discretize.h over all modes of a layer. Thousands of channels (an image, flattened) have tens of thousands of modes,
+// each with three exponentials, a sine and a cosine in double: items of a few channels are for all threads.
 #pragma once
 #include "cpu_lane.h"
 #include "discretize.h"
