@@ -102,6 +102,29 @@ PMSN_FN void in_batches_back(int steps, Batch batch) {
     for (; steps > 0; --steps) batch(Steps<1>(), steps - 1);
 }
 
+// The same where `run(loaded, i)` needs what `load(loaded)` loads, a Loaded<n>: while it runs, the loads of the next
+// batch are under way.
+template <template <int> class Loaded, int MOST, class Load, class Run>
+PMSN_FN void in_batches_back(int steps, Load load, Run run) {
+    Loaded<MOST> next;
+    if (steps >= MOST) load(next);
+    PMSN_AS_IT_IS
+    while (steps >= MOST) {
+        Loaded<MOST> now = next;
+        steps -= MOST;
+        if (steps >= MOST) load(next);
+        loads_are_issued();
+        run(now, steps);
+    }
+    if (MOST == 1) return;
+    in_batches_back<4>(steps, [&](auto batch, int first) {
+        Loaded<batch.count> now;
+        load(now);
+        loads_are_issued();
+        run(now, first);
+    });
+}
+
 template <int COUNT>
 PMSN_FN void load_steps(const Element* x, index_t M, R* to) {
     PMSN_UNROLL

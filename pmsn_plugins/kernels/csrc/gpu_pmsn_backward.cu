@@ -70,6 +70,12 @@ PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, i
     });
 }
 
+template <int COUNT>
+struct BackStep {  // what is loaded for so many steps
+    static constexpr int count = COUNT;
+    R dI[COUNT], x[COUNT], grad_v[COUNT];  // of dI only the gradient of what was sent
+};
+
 // Backward through steps whose `slope` has been recomputed; at_last: the last one's element. LOCAL: only to find
 // where it ends. GRAD_V: only the membrane's adjoint.
 template <bool LOCAL, bool GRAD_V>
@@ -80,27 +86,29 @@ PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int st
     const OutElement* grad_out = (const OutElement*)args.grad_out + at_last;
     Element* dx = (Element*)args.grad_x + at_last;
     const R* grad_v_seq = (const R*)args.grad_v_seq + at_last;
-    in_batches_back<BACK>(steps, [&](auto batch, int first) {
-        constexpr int N = batch.count;
-        R dI[N], x_of[N], grad_v[N];
+    const auto load = [&](auto& to) {
         PMSN_UNROLL
-        for (int i = 0; i < N; ++i) {
-            dI[i] = OutMemory::load(grad_out - i * M);
-            if (!LOCAL) x_of[i] = Memory::load(x - i * M);
-            if (PMSN_RECORDED) grad_v[i] = grad_v_seq[-i * M];
+        for (int i = 0; i < to.count; ++i) {
+            to.dI[i] = OutMemory::load(grad_out - i * M);
+            if (!LOCAL) to.x[i] = Memory::load(x - i * M);
+            if (PMSN_RECORDED) to.grad_v[i] = grad_v_seq[-i * M];
         }
-        loads_are_issued();
+        x -= to.count * M, grad_out -= to.count * M, grad_v_seq -= to.count * M;
+    };
+    in_batches_back<BackStep, BACK>(steps, load, [&](auto loaded, int first) {
+        constexpr int N = loaded.count;
+        R(&dI)[N] = loaded.dI;
         PMSN_UNROLL
         for (int i = 0; i < N; ++i) {
             const int at = first + N - 1 - i;
-            if (PMSN_RECORDED) a.v += grad_v[i];
+            if (PMSN_RECORDED) a.v += loaded.grad_v[i];
             dI[i] = membrane_adjoint_step<PMSN_RESET>(slope[at], dI[i], a.v, n.threshold.theta);
         }
         if (!GRAD_V) {
             a.h.enter(dI[0]);
             PMSN_UNROLL
             for (int i = 0; i < N; ++i) {
-                const R x_now = LOCAL ? R(0) : x_of[i];
+                const R x_now = LOCAL ? R(0) : loaded.x[i];
                 const R grad_x =
                     hidden_adjoint_step<R, K>(n.modes, a.h, sums, x_now, i + 1 < N ? dI[i + 1] : R(0)) + n.D * dI[i];
                 if (LOCAL) continue;
@@ -109,7 +117,6 @@ PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int st
                 sum_D += dI[i] * x_now;
             }
         }
-        x -= N * M, grad_out -= N * M, grad_v_seq -= N * M;
     });
 }
 
