@@ -143,7 +143,8 @@ def _machine(device: torch.device) -> dict[str, object]:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    shape = tuple(map(int, text.split(",")))
+
+    shape = tuple(int(number) if number.isdecimal() else 0 for number in text.split(","))
     if len(shape) < 3 or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"must be three numbers or more, all above 0: T,N,C,*, got {text!r}")
     return shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -30,9 +30,6 @@ class Backend(Protocol):
 
     def run(self, call: Call) -> None:
         """Compute a call: write its results, or backward its tensors' gradients."""
-
-    def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-        """Whether contiguous tensors, alike in pairs, hold the same bits."""
 
 
 @runtime_checkable

@@ -84,6 +84,11 @@ compare = ctypes.PyDLL("msvcrt" if os.name == "nt" else None).memcmp
 compare.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
+def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether contiguous tensors, alike in pairs, hold the same."""
+    return all([compare(a.data_ptr(), b.data_ptr(), a.nbytes) == 0 for a, b in zip(first, second, strict=True)])
+
+
 library, reason = _load()
 """The library, or None, and what there is to say about it."""
 
@@ -105,9 +110,6 @@ class CpuDevice:
         threads = torch.get_num_threads()
         if getattr(library, call.name)(arguments(call, threads), threads):
             raise MemoryError(f"{call.name}: out of memory")
-
-    def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-        return all([compare(a.data_ptr(), b.data_ptr(), a.nbytes) == 0 for a, b in zip(first, second, strict=True)])
 
 
 class Repeated:

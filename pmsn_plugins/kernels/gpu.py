@@ -6,7 +6,6 @@ import ctypes
 import importlib.util
 import math
 import re
-from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,10 +173,6 @@ class CupyDevice:
         change = results.E_real.item()  # waits
         if abs(change - math.expm1(-1)) > 1e-4:
             raise RuntimeError(f"exp(-1) - 1 came out as {change}")
-
-    def equal(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-        """Not to be told without waiting for the device."""
-        return False
 
     def _layout(self, call: Call) -> Layout:
         T, _, sizes, interval, _ = call.geometry

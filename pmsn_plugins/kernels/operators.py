@@ -43,6 +43,7 @@ from .calls import (
     WantedGradients,
     Where,
 )
+from .cpu import same_bits
 from .plan import checkpoint_count, checkpoint_interval
 
 _library = torch.library.Library("pmsn_plugins", "DEF")
@@ -365,7 +366,7 @@ class LayerOperator(Operator):
         like = parameters.log_decay
         key = like.data_ptr(), like.shape, like.dtype
         found = self._discretized.get(key) if backend == "cpu" else None
-        if found is None or not backend_of(backend, "cpu").equal(found[0], parameters):
+        if found is None or not same_bits(found[0], parameters):
             coefficients = DiscretizeResults._make(torch.empty_like(like) for _ in DiscretizeResults._fields)
             DISCRETIZE.run_forward(parameters, NoOptions(), backend, coefficients, _timeless(geometry))
             found = [], coefficients

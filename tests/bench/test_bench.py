@@ -222,6 +222,7 @@ def test_command_times_nothing_when_a_kernel_is_wrong(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--shape", "4,x,3"], "must be three numbers or more, all above 0: T,N,C,*, got '4,x,3'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--device", "cpu", "--json", "/no/such/folder/b.json"], "the folder /no/such/folder does not exist"),
     ],
