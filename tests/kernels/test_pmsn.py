@@ -84,6 +84,56 @@ def test_short_sequences_fire_every_way(tools, cpu_kernels, fire):
     tools.assert_equal(actual, expected, 1e-6 if fire == "strict" else 1e-9)  # snnTorch's spikes are float32
 
 
+@settings(deadline=None, max_examples=80)
+@given(
+    shape=st.tuples(st.integers(1, 17), st.integers(1, 40), st.integers(1, 30), st.sampled_from([1, 3, 16, 37, 128])),
+    k=st.integers(1, 5),
+    v_threshold=st.sampled_from([1.0, 0.7]),
+    reset_mode=st.sampled_from(RESET_MODES),
+    fire=st.sampled_from(["spike", "burst", "own surrogate"]),
+)
+def test_short_sequences_of_any_width(tools, shape, k, v_threshold, reset_mode, fire):
+    """Narrow layers are done several rows at a time, wide ones in parts of a row."""
+    if not kernels.backends()["cpu"].available:
+        pytest.skip(kernels.backends()["cpu"].reason)
+    case = tools.pmsn_case(shape, k, torch.float64, False)
+    own = fire == "own surrogate" and reset_mode != "serial"
+    options = dict(reset_mode=reset_mode, v_threshold=v_threshold, burst=fire == "burst", final_state=False)
+    if own:
+        options["surrogate_function"] = OwnSurrogate.apply
+    expected = tools.run(functional.pmsn_sequence, *case, **options)
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
+
+
+class OwnSurrogate(torch.autograd.Function):
+    """One that the kernels do not know: they are given its slopes."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x >= 0).to(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad / (1 + x * x) ** 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 9, 3, 5), (4, 5, 32, 37), (16, 3, 20, 64), (7, 40, 9)])
+def test_short_sequences_in_half_precision_are_those_in_float(tools, cpu_kernels, poisoned, shape, dtype):
+    """Rounded on the way in and out, and nowhere else."""
+    x, coefficients, _ = tools.pmsn_case(shape, 4, torch.float32, False)
+    x = x.to(dtype)
+    options = dict(final_state=False, backend="cpu")
+    half = tools.run(kernels.pmsn_sequence, x, coefficients, None, **options)
+    whole = tools.run(kernels.pmsn_sequence, x.float(), coefficients, None, **options)
+    assert half.spikes.dtype == dtype
+    assert torch.equal(half.spikes.float(), whole.spikes)
+    for value, want in zip(half.others + half.gradients, whole.others + whole.gradients, strict=True):
+        assert tools.relative_error(value, want) <= 2**-7
+
+
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
 @pytest.mark.parametrize("shape", [(8192, 4, 32), (250, 40, 64), (4, 8, 32, 14, 14)])
 def test_float32(tools, backend, shape, reset_mode):

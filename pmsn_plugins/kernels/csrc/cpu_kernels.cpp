@@ -13,6 +13,7 @@
 #include "cpu_discretize.h"
 #include "cpu_kernels.h"
 #include "cpu_pmsn.h"
+#include "cpu_pmsn_short.h"
 #include "cpu_pool.h"
 #include "cpu_step.h"
 #include "cpu_tclif.h"
@@ -127,6 +128,7 @@ static int forward_as(const PmsnArgs& args, int threads) {
         return !for_items(args.layout, threads, step.scratch(),
                           [&](index_t item, void* scratch) { step.run(item, scratch); });
     }
+    if (PmsnShortCpu<R>::suits_forward(args)) return run_forward<PmsnShortCpu<R>>(args, threads);
     return args.layout.segment < args.layout.T ? run_forward_in_segments<R>(args, threads)
                                                : run_forward<PmsnCpu<R>>(args, threads);
 }
@@ -145,6 +147,7 @@ static int forward_as(const TclifRecurrentArgs& args, int threads) {
 }
 template <class R>
 static int backward_as(const PmsnArgs& args, int threads) {
+    if (PmsnShortCpu<R>::suits_backward(args)) return run_backward<PmsnShortCpu<R>>(args, threads);
     return args.layout.segment < args.layout.T ? run_backward_in_segments<R>(args, threads)
                                                : run_backward<PmsnCpu<R>>(args, threads);
 }

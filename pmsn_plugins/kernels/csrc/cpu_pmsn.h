@@ -1,4 +1,5 @@
-// PMSN on the CPU: a work item brings its columns to the passes of cpu_pmsn_passes.h or, for a few steps, cpu_short.h.
+// PMSN on the CPU: a work item brings its columns to the passes of cpu_pmsn_passes.h. For a few steps from rest there
+// is cpu_pmsn_short.h.
 //
 // What memory adds to their cycles (see there), in lanes of 32 bytes: forward takes 21 to 25 with lines that do not
 // meet in the same sets of the caches and 26 to 32 with steps that lie a power of two apart, where 16 are the pass;
@@ -7,7 +8,6 @@
 // took longer than reading them where they are: 60 and 90 to 100.
 #pragma once
 #include "cpu_pmsn_passes.h"
-#include "cpu_short.h"
 
 namespace PMSN_NAMESPACE {
 
@@ -78,27 +78,21 @@ struct PmsnCpu {
 
     // x -> current -> sink, one way or another. With CHANGES, Filters leave them in `changes`.
     template <bool CHANGES, class Sink>
-    void charge(bool is_short, const L* parameters, const L* response, L* state, L* changes, Span span, Columns<L> x,
-                Columns<L> partial, const Sink& sink) const {
-        if (!is_short && as_filters) hidden_pass<Filters, CHANGES>(parameters, state, changes, span, x, partial, sink);
-        else if (!is_short) hidden_pass<Modes, false>(parameters, state, changes, span, x, partial, sink);
-        else if (span.steps == 4) short_pass<4>(response, span.rows, span.steps, x, state, planes, sink);
-        else short_pass<0>(response, span.rows, span.steps, x, state, planes, sink);
+    void charge(const L* parameters, L* state, L* changes, Span span, Columns<L> x, Columns<L> partial,
+                const Sink& sink) const {
+        if (as_filters) hidden_pass<Filters, CHANGES>(parameters, state, changes, span, x, partial, sink);
+        else hidden_pass<Modes, false>(parameters, state, changes, span, x, partial, sink);
     }
     // Where a line of memory holds several blocks, forward takes few steps with all blocks of a strip, one after the
     // other, before it goes on: lines that lie side by side are used up while they are there, however far steps lie
     // apart. Otherwise one block goes on to the next checkpoint.
     enum { CHUNK_STEPS = 16 };
-    bool in_chunks() const { return LINE_BLOCKS > 1 && layout.T > SHORT_STEPS && depth % CHUNK_STEPS == 0; }
+    bool in_chunks() const { return LINE_BLOCKS > 1 && depth % CHUNK_STEPS == 0; }
     index_t chunk() const { return in_chunks() ? index_t(CHUNK_STEPS) : depth; }
     index_t chunk_lanes() const { return Scratch<L>::apart(rows * chunk()); }
 
-    void respond(const Tile<L>& parameters, const Tile<L>& response) const {
-        for (index_t b = 0; b < blocks; ++b) short_response(parameters.block(b), k, layout.T, response.block(b));
-    }
-
     index_t forward_scratch() const {
-        return sizeof(L) * (blocks * (2 * coefficient_planes(k) + rows * planes + SHORT_STEPS) +
+        return sizeof(L) * (blocks * (2 * coefficient_planes(k) + rows * planes) +
                             4 * Scratch<L>::apart((in_chunks() ? blocks : 1) * chunk_lanes()));
     }
 
@@ -106,7 +100,7 @@ struct PmsnCpu {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)),
                       filters = scratch.tile(1, coefficient_planes(k));
-        const Tile<L> state = scratch.tile(rows, planes), response = scratch.tile(1, SHORT_STEPS);
+        const Tile<L> state = scratch.tile(rows, planes);
         const index_t pitch = chunk_lanes(), lanes = (in_chunks() ? blocks : 1) * pitch;
         L* const x = scratch.lanes(lanes);
         L* const current = scratch.lanes(lanes);
@@ -115,17 +109,13 @@ struct PmsnCpu {
         const bool fused = args.reset == RESET_MODULO && (args.fire == FIRE_SPIKE || args.fire == FIRE_STRICT);
         const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.out_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, v_seq ? KEEP_OUT_AND_V : KEEP_OUT);
-        // the hidden state is not worth its memory when nobody asks for it
-        const bool is_short = layout.T <= SHORT_STEPS && from_rest && !args.v_after;
         const WorkItem item(layout, index);
         gather(parameters, item);
-        if (is_short) respond(parameters, response);
-        else if (as_filters) to_filters(parameters, filters);
+        if (as_filters) to_filters(parameters, filters);
         const Tile<L>& coefficients = as_filters ? filters : parameters;
-        for (Batch batch(layout, item, item.row); batch.rows;) {
-            const Batch next_batch(layout, item, batch.row + batch.rows);
-            if (is_short) state.load(0, nullptr, batch.planes(layout, 0, 1));
-            else load_state(state, batch, item.start);
+        for (Batch batch(layout, item, item.row, rows); batch.rows;) {
+            const Batch next_batch(layout, item, batch.row + batch.rows, rows);
+            load_state(state, batch, item.start);
             const index_t count = ceil_div(batch.valid, width), whole = batch.valid / width;
             for (index_t start = item.start; start < item.end; start += chunk()) {
                 const Planes here = planes_from(batch, start, item, chunk());
@@ -155,13 +145,12 @@ struct PmsnCpu {
                                 prefetch_x.block(b),
                                 prefetch_out.block(b),
                                 L{}};
-                            charge<false>(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr,
-                                          span, from, partial, fire);
+                            charge<false>(coefficients.block(b), state.block(b), nullptr, span, from, partial, fire);
                         });
                         out_steps.finish(out, here, b, n, pitch);
                     } else {
-                        charge<false>(is_short, coefficients.block(b), response.block(b), state.block(b), nullptr, span,
-                                      from, partial, KeepCurrent<L>{partial});
+                        charge<false>(coefficients.block(b), state.block(b), nullptr, span, from, partial,
+                                      KeepCurrent<L>{partial});
                         for (index_t i = 0; i < n; ++i)
                             membrane(state.block(b + i), span, current + i * pitch, out + i * pitch,
                                      v_seq ? v_seq + i * pitch : nullptr, theta);
@@ -171,7 +160,7 @@ struct PmsnCpu {
                 }
             }
             if (item.end == layout.T && args.v_after) {
-                if (as_filters && !is_short) to_hidden(parameters, state, batch);
+                if (as_filters) to_hidden(parameters, state, batch);
                 state.store(0, args.v_after, batch.planes(layout, 0, 1));
                 state.store(1, args.h_real_after, batch.planes(layout, 0, k));
                 state.store(1 + k, args.h_imag_after, batch.planes(layout, 0, k));
@@ -199,7 +188,8 @@ struct PmsnCpu {
         const WorkItem item(layout, index);
         if (item.end == layout.T) return;
         gather(parameters, item);
-        for (Batch batch(layout, item, item.row); batch.rows; batch = Batch(layout, item, batch.row + batch.rows)) {
+        for (Batch batch(layout, item, item.row, rows); batch.rows;
+             batch = Batch(layout, item, batch.row + batch.rows, rows)) {
             if (membrane) load_state(state, batch, item.start);
             if (!membrane) state.load(0, nullptr, batch.planes(layout, 0, planes));
             else if (item.start > 0) state.load(0, nullptr, batch.planes(layout, 0, 1));
@@ -297,7 +287,7 @@ struct PmsnCpu {
     // two lines of a page are brought together (over the copy of one at a time, 4 to 8 % of backward).
     int together() const {
         const bool collide = layout.M * sizeof(R) % 4096 == 0;
-        return collide && layout.T > SHORT_STEPS ? TOGETHER : 1;
+        return collide ? TOGETHER : 1;
     }
 
     static Columns<L> in_cache(L* lanes, const Planes& planes) { return Columns<L>::in_cache(lanes, planes.count); }
@@ -315,7 +305,7 @@ struct PmsnCpu {
     }
 
     index_t backward_scratch() const {
-        const index_t tiles = 4 * coefficient_planes(k) + rows * (planes + coefficient_planes(k)) + 2 * SHORT_STEPS;
+        const index_t tiles = 4 * coefficient_planes(k) + rows * (planes + coefficient_planes(k));
         return sizeof(L) * (blocks * tiles + 2 * Scratch<L>::apart(TOGETHER * pitch()) +
                             5 * Scratch<L>::apart(rows * (depth + 1)) + 2 * Scratch<L>::apart(rows * depth * k));
     }
@@ -328,7 +318,6 @@ struct PmsnCpu {
                       filters = scratch.tile(1, coefficient_planes(k)), sums = scratch.tile(1, coefficient_planes(k)),
                       initial = scratch.tile(1, coefficient_planes(k));
         const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, coefficient_planes(k));
-        const Tile<L> response = scratch.tile(1, SHORT_STEPS), grad_response = scratch.tile(1, SHORT_STEPS);
         L* const xs = scratch.lanes(TOGETHER * pitch());
         L* const grads = scratch.lanes(TOGETHER * pitch());  // of what is sent; become those of x
         L* const u = scratch.lanes(rows * depth);
@@ -344,30 +333,24 @@ struct PmsnCpu {
         const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.out_storage),
             dx_steps(args.grad_x, args.x_storage);
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, KEEP_U);
-        const auto membrane_adjoint = args.reset == RESET_CUMULATIVE   ? membrane_adjoint_pass<RESET_CUMULATIVE, L>
-                                      : args.reset == RESET_MEMORYLESS ? membrane_adjoint_pass<RESET_MEMORYLESS, L>
-                                                                       : membrane_adjoint_pass<RESET_SERIAL, L>;
-        // also after a forward that went through the hidden state because it was asked for: the same u up to rounding
-        const bool is_short = layout.T <= SHORT_STEPS && from_rest && from_zero;
+        const auto membrane_adjoint = membrane_adjoint_of<L>(args.reset);
         const WorkItem item(layout, index);
         const bool local = !partial;
         if (local && item.start == 0) return;
         gather(parameters, item);
-        if (is_short) respond(parameters, response);
-        else if (as_filters) to_filters(parameters, filters);
+        if (as_filters) to_filters(parameters, filters);
         const Tile<L>& coefficients = as_filters ? filters : parameters;
-        if (is_short) clear(grad_response.lanes, blocks * grad_response.pitch);
-        else if (!back_as_filters) clear(initial.lanes, blocks * initial.pitch);
+        if (!back_as_filters) clear(initial.lanes, blocks * initial.pitch);
         clear(sums.lanes, blocks * sums.pitch);
-        for (Batch batch(layout, item, item.row); batch.rows;) {
-            const Batch next_batch(layout, item, batch.row + batch.rows);
+        for (Batch batch(layout, item, item.row, rows); batch.rows;) {
+            const Batch next_batch(layout, item, batch.row + batch.rows, rows);
             const index_t last = (item.end - 1) / depth * depth;
             adjoint.load(0, args.grad_v_after, batch.planes(layout, 0, 1));
             if (item.end < layout.T) {
                 const index_t place = item.start / layout.segment * coefficient_planes(k);
                 adjoint.load(0, local ? nullptr : args.carries, batch.planes(layout, place, coefficient_planes(k)));
             } else if (local) adjoint.load(1, nullptr, batch.planes(layout, 0, 4 * k));
-            else if (!is_short) {
+            else {
                 adjoint.load(1, args.grad_h_real_after, batch.planes(layout, 0, k));
                 adjoint.load(1 + k, args.grad_h_imag_after, batch.planes(layout, 0, k));
                 adjoint.load(1 + 2 * k, nullptr, batch.planes(layout, 0, 2 * k));
@@ -377,8 +360,7 @@ struct PmsnCpu {
                 const Planes next =
                     start > item.start ? steps_from(batch, start - depth, item) : steps_from(next_batch, last, item);
                 const Span span = {k, batch.rows, here.count};
-                if (is_short) state.load(0, nullptr, batch.planes(layout, 0, 1));
-                else load_state(state, batch, start);
+                load_state(state, batch, start);
                 for (index_t s = 0; s < batch.rows; ++s) dI[s * (here.count + 1)] = L{};
                 const auto bring = [&](Group group) {
                     if (most > 1) x_steps.load(xs, here, group.first, group.count, pitch());
@@ -410,9 +392,8 @@ struct PmsnCpu {
                             with_threshold<L>(theta, [&](auto threshold) {
                                 const RecomputeModulo<L, decltype(threshold)> recompute = {in_x, in_cache(u, here),
                                                                                            threshold, prefetch_x, L{}};
-                                charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b),
-                                             changes, span, most > 1 ? in_x : x_steps.read(x, here, b), partial,
-                                             recompute);
+                                charge<true>(coefficients.block(b), state.block(b), changes, span,
+                                             most > 1 ? in_x : x_steps.read(x, here, b), partial, recompute);
                             });
                             if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                             if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
@@ -422,8 +403,8 @@ struct PmsnCpu {
                             if (most == 1) x_steps.load(x, here, b);
                             if (most == 1) grad_steps.load(grad, here, b);
                             if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
-                            charge<true>(is_short, coefficients.block(b), response.block(b), state.block(b), changes,
-                                         span, in_x, partial, KeepCurrent<L>{partial});
+                            charge<true>(coefficients.block(b), state.block(b), changes, span, in_x, partial,
+                                         KeepCurrent<L>{partial});
                             membrane(state.block(b), span, current, u, nullptr, theta);
                             if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                             if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
@@ -431,18 +412,12 @@ struct PmsnCpu {
                         }
                         const Columns<L> dx = most > 1 || local ? in_grad : dx_steps.write(grad, here, b);
                         const Saved<L> saved = {x, dI, state.block(b), changes, grad_changes};
-                        if (!is_short && back_as_filters)
+                        if (back_as_filters)
                             adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, saved,
                                                   in_grad, dx, prefetch);
-                        else if (!is_short)
+                        else
                             adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, saved,
                                                 in_grad, dx, prefetch);
-                        else if (span.steps == 4)
-                            short_adjoint_pass<4>(response.block(b), grad_response.block(b), span.rows, 4, x, dI, dx,
-                                                  prefetch);
-                        else
-                            short_adjoint_pass<0>(response.block(b), grad_response.block(b), span.rows, span.steps, x,
-                                                  dI, dx, prefetch);
                         if (most == 1 && !local) dx_steps.finish(grad, here, b);
                     },
                     send);
@@ -460,9 +435,7 @@ struct PmsnCpu {
         }
         if (local) return;
         for (index_t b = 0; b < blocks; ++b) {
-            if (is_short)
-                short_response_adjoint(parameters.block(b), k, layout.T, grad_response.block(b), sums.block(b));
-            else if (back_as_filters) gradients_from_filters(parameters.block(b) + 1, k, sums.block(b) + 1);
+            if (back_as_filters) gradients_from_filters(parameters.block(b) + 1, k, sums.block(b) + 1);
             else finish(parameters.block(b), sums.block(b), initial.block(b));
         }
         sum_by_channel((R*)partial, sums, layout, item);

@@ -29,7 +29,7 @@ enum { FORWARD_GROUP = 4, ADJOINT_GROUP = 2, APART = 1, APART_ADJOINT_GROUP = 4,
 // where HIDDEN is Modes; where it is Filters, they have its fields instead, in the order of their declaration.
 struct Span {
     index_t k, rows, steps;
-    index_t blocks = 1, parameter_pitch = 0, state_pitch = 0;  // more than one forward only; lanes to the next
+    index_t blocks = 1, parameter_pitch = 0, state_pitch = 0;  // to the next, in lanes
 };
 
 // Fields for K of k compartments, each a lane for every compartment, from a column to `fields` and back.
@@ -53,6 +53,7 @@ struct KeepCurrent {
     Columns<L> current;
 
     PMSN_FN KeepCurrent block(index_t b) const { return {current.block(b)}; }
+    PMSN_FN void next_block() { current.next_block(); }
     PMSN_FN void begin(const L*) {}
     PMSN_FN void step(index_t s, index_t t, L, L sum) { current.store(s, t, sum); }
     PMSN_FN void end(L*) {}
@@ -66,8 +67,8 @@ static void with_threshold(real_of<L> theta, const Use& use) {
     use(Threshold<real_of<L>>(theta));
 }
 
-// RESET_MODULO; fires at u >= fire_at.
-template <class L, class Threshold>
+// RESET_MODULO; fires at u >= fire_at. FIRST_LEVEL: the cache that what comes next is asked for.
+template <class L, class Threshold, bool FIRST_LEVEL = Prefetch::NEAR>
 struct FireModulo {
     Columns<L> out, v_seq;
     bool with_v_seq;
@@ -80,11 +81,13 @@ struct FireModulo {
         return {out.block(b),        v_seq.block(b),        with_v_seq, threshold, fire_at,
                 prefetch_x.block(b), prefetch_out.block(b), L{}};
     }
+    PMSN_FN void next_block() {
+        out.next_block(), v_seq.next_block(), prefetch_x.next_block(), prefetch_out.next_block();
+    }
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L, L current) {
         L u, unused;
-        prefetch_x.template ask<sizeof(L), Prefetch::NEAR>(s, t),
-            prefetch_out.template ask<sizeof(L), Prefetch::NEAR>(s, t);
+        prefetch_x.template ask<sizeof(L), FIRST_LEVEL>(s, t), prefetch_out.template ask<sizeof(L), FIRST_LEVEL>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, u, unused, threshold);
         out.store(s, t, fire<FIRE_SPIKE>(u, fire_at));
         if (with_v_seq) v_seq.store(s, t, v);
@@ -336,16 +339,19 @@ static void with_slope(const PmsnArgs& args, const L* given, real_of<L> theta, c
     });
 }
 
-// u, as RecomputeModulo leaves it -> dI
+// u, as RecomputeModulo leaves it -> dI; blocks lie behind one another in both, each with its rows.
 template <class L>
 static void modulo_adjoint_pass(const PmsnArgs& args, Span span, const L* u, const L* given, Columns<L> grad_out, L* dI,
                                 real_of<L> theta) {
     with_slope(args, given, theta, [=](auto slope) {
         for (index_t s = 0; s < span.rows; ++s)
             for (index_t t = 0; t < span.steps; ++t) {
-                const index_t i = s * span.steps + t;
-                const L grad_u = grad_out.load(s, t) * slope(u[i], i);
-                dI[i + s + 1] = u[i] < L{} ? L{} : grad_u;
+                index_t row = s;  // over the blocks, which are many where steps are few
+                for (index_t b = 0; b < span.blocks; ++b, row += span.rows) {
+                    const index_t i = row * span.steps + t;
+                    const L grad_u = grad_out.load(s, t, b) * slope(u[i], i);
+                    dI[i + row + 1] = u[i] < L{} ? L{} : grad_u;
+                }
             }
     });
 }
@@ -366,6 +372,13 @@ static void membrane_adjoint_pass(const PmsnArgs& args, L* adjoint, Span span, c
             to[0] = grad_v;
         }
     });
+}
+
+template <class L>
+static auto membrane_adjoint_of(index_t reset) {
+    return reset == RESET_CUMULATIVE   ? membrane_adjoint_pass<RESET_CUMULATIVE, L>
+           : reset == RESET_MEMORYLESS ? membrane_adjoint_pass<RESET_MEMORYLESS, L>
+                                       : membrane_adjoint_pass<RESET_SERIAL, L>;
 }
 
 }  // namespace PMSN_NAMESPACE

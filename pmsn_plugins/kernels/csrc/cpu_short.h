@@ -12,52 +12,81 @@
 // the one before. From memory, [4, 32, 6272], forward takes 16 cycles and backward 34: 64 and 96 bytes have to come and
 // go, in 8 to 10 cycles each 64; and with 16 rows for a set of parameters these take 3 and 5, a third of before.
 #pragma once
-#include "cpu_tile.h"
+#include "cpu_pmsn_passes.h"
 #include "pmsn_response.h"
 
 namespace PMSN_NAMESPACE {
 
-// The passes are compiled for STEPS steps, or for any number (0).
+// The passes are compiled for STEPS steps, or for any number (0). They go through the blocks of one row after the
+// other. In memory of a thread the rows of a block lie behind one another, and so do the blocks.
 template <int STEPS, class L, class Sink>
-static void short_pass(const L* response, index_t rows, index_t steps, Columns<L> x, L* v, index_t v_pitch,
-                       const Sink& to) {
-    const index_t T = STEPS ? STEPS : steps;
-    Sink sink = to;
-    for (index_t s = 0; s < rows; ++s, v += v_pitch) {
-        L past[STEPS ? STEPS : SHORT_STEPS];
-        sink.begin(v);
-        for (index_t t = 0; t < T; ++t) {
-            past[t] = x.load(s, t);
-            L current = response[0] * past[t];
-            for (index_t m = 1; m <= t; ++m) current += response[m] * past[t - m];
-            sink.step(s, t, past[t], current);
+static void short_pass(const L* responses, Span span, Columns<L> all_x, const Sink& to) {
+    const index_t T = STEPS ? STEPS : span.steps;
+    const L rest = L{};
+    for (index_t s = 0; s < span.rows; ++s) {
+        const L* response = responses;
+        Columns<L> x = all_x;
+        Sink sink = to;
+        for (index_t b = 0; b < span.blocks; ++b) {
+            L past[STEPS ? STEPS : SHORT_STEPS];
+            sink.begin(&rest);
+            for (index_t t = 0; t < T; ++t) {
+                past[t] = x.load(s, t);
+                L current = response[0] * past[t];
+                for (index_t m = 1; m <= t; ++m) current += response[m] * past[t - m];
+                sink.step(s, t, past[t], current);
+            }
+            response += span.parameter_pitch, x.next_block(), sink.next_block();
         }
-        sink.end(v);
     }
 }
 
+// What backward needs of RESET_MODULO: u as RecomputeModulo leaves it.
+template <class L, class Threshold>
+struct RecomputeShort {
+    Columns<L> u;
+    Threshold threshold;
+    Prefetch prefetch_x;
+    L v;
+
+    PMSN_FN void next_block() { u.next_block(), prefetch_x.next_block(); }
+    PMSN_FN void begin(const L* state) { v = *state; }
+    PMSN_FN void step(index_t s, index_t t, L, L current) {
+        L before, unused;
+        prefetch_x.template ask<sizeof(L)>(s, t);
+        membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, before, unused, threshold);
+        u.store(s, t, current <= L{} ? splat<L>(-1) : before);
+    }
+};
+
 // dI -> dx and dr. dI has a zero before every row.
 template <int STEPS, class L>
-static void short_adjoint_pass(const L* response, L* grad_response, index_t rows, index_t steps, const L* x,
-                               const L* dI, Columns<L> dx, PrefetchBackward prefetch) {
-    const index_t T = STEPS ? STEPS : steps;
-    L grads[STEPS ? STEPS : 1];  // in registers: through memory each sum would wait for the store before
-    for (index_t m = 0; STEPS && m < T; ++m) grads[m] = grad_response[m];
-    for (index_t s = 0; s < rows; ++s, x += T, dI += T + 1) {
-        for (index_t t = 0; t < T; ++t) {
-            prefetch.grad_out.template ask<sizeof(L)>(s, t), prefetch.dx.template ask<sizeof(L)>(s, t);
-            L sum = L{};
-            for (index_t m = 0; m < T - t; ++m) sum += response[m] * dI[1 + t + m];
-            dx.store(s, t, sum);
-        }
-        for (index_t m = 0; m < T; ++m) {
-            L& kept = STEPS ? grads[STEPS ? m : 0] : grad_response[m];
-            L sum = kept;
-            for (index_t t = 0; t < T - m; ++t) sum += x[t] * dI[1 + t + m];
-            kept = sum;
+static void short_adjoint_pass(const L* responses, L* grad_responses, Span span, Columns<L> all_x, const L* all_dI,
+                               Columns<L> all_dx, PrefetchBackward prefetch) {
+    const index_t T = STEPS ? STEPS : span.steps;
+    for (index_t s = 0; s < span.rows; ++s) {
+        const L *response = responses, *dI = all_dI + s * (T + 1) + 1;
+        L* grad_response = grad_responses;
+        Columns<L> x = all_x, dx = all_dx;
+        PrefetchBackward ahead = prefetch;
+        for (index_t b = 0; b < span.blocks; ++b) {
+            L past[STEPS ? STEPS : SHORT_STEPS];
+            for (index_t t = 0; t < T; ++t) {
+                ahead.grad_out.template ask<sizeof(L)>(s, t), ahead.dx.template ask<sizeof(L)>(s, t);
+                past[t] = x.load(s, t);
+                L sum = L{};
+                for (index_t m = 0; m < T - t; ++m) sum += response[m] * dI[t + m];
+                dx.store(s, t, sum);
+            }
+            for (index_t m = 0; m < T; ++m) {
+                L sum = grad_response[m];
+                for (index_t t = 0; t < T - m; ++t) sum += past[t] * dI[t + m];
+                grad_response[m] = sum;
+            }
+            response += span.parameter_pitch, grad_response += span.parameter_pitch, dI += span.rows * (T + 1);
+            x.next_block(), dx.next_block(), ahead.grad_out.next_block(), ahead.dx.next_block();
         }
     }
-    for (index_t m = 0; STEPS && m < T; ++m) grad_response[m] = grads[m];
 }
 
 // parameters (D, E, K) -> r

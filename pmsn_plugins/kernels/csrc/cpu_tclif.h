@@ -182,8 +182,8 @@ struct TclifCpu {
             v_steps(args.v_seq, layout.is_double ? STORAGE_DOUBLE : STORAGE_FLOAT);
         const WorkItem item(layout, index);
         gather(parameters, item);
-        for (Batch batch(layout, item, item.row); batch.rows;) {
-            const Batch next_batch(layout, item, batch.row + batch.rows);
+        for (Batch batch(layout, item, item.row, rows); batch.rows;) {
+            const Batch next_batch(layout, item, batch.row + batch.rows, rows);
             load_state(state, batch, 0);
             for (index_t start = 0; start < layout.T; start += depth) {
                 const Planes here = steps_from(batch, start);
@@ -236,8 +236,8 @@ struct TclifCpu {
         const WorkItem item(layout, index);
         gather(parameters, item);
         clear(sums.lanes, blocks * TCLIF_SUMS);
-        for (Batch batch(layout, item, item.row); batch.rows;) {
-            const Batch next_batch(layout, item, batch.row + batch.rows);
+        for (Batch batch(layout, item, item.row, rows); batch.rows;) {
+            const Batch next_batch(layout, item, batch.row + batch.rows, rows);
             const Planes plane = batch.planes(layout, 0, 1);
             const index_t last = (layout.T - 1) / depth * depth;
             adjoint.load(0, args.grad_v_after, plane);

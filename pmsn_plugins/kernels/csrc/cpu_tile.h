@@ -43,13 +43,14 @@ struct Planes {
 struct Batch {
     index_t row, offset, valid, rows;  // first row; first element in a plane; elements of each row; how many rows
 
-    // The item's batch from `row` on; no rows when there is none. Only the last row of a plane can be short.
-    Batch(const Layout& layout, const WorkItem& item, index_t first_row)
+    // The item's batch of `most` rows from `row` on; no rows when there is none. Only the last row of a plane can be
+    // short.
+    Batch(const Layout& layout, const WorkItem& item, index_t first_row, index_t most)
         : row(first_row),
           offset(row * layout.P + item.position),
           valid(0),
           rows(0) {
-        const index_t rest = layout.M - offset, most = batch_rows(layout);
+        const index_t rest = layout.M - offset;
         if (rest <= 0) return;
         valid = rest < item.width ? rest : item.width;
         while (rows < most && row + rows < item.end_row && rest - rows * layout.P >= valid) ++rows;
@@ -191,6 +192,7 @@ struct Columns {
     }
 
     PMSN_FN Columns block(index_t b) const { return {first + b * block_stride, block_stride, row_stride, stride}; }
+    PMSN_FN void next_block() { first += block_stride; }
     PMSN_FN L load(index_t s, index_t t, int block = 0) const { return Plain<L>::load(at(s, t, block)); }
     PMSN_FN void store(index_t s, index_t t, L lane, int block = 0) const { Plain<L>::store(at(s, t, block), lane); }
 
@@ -304,6 +306,8 @@ struct Prefetch {
         there.jump = b >= wrap ? 0 : jump;
         return there;
     }
+
+    PMSN_FN void next_block() { first += block_stride; }  // not of a whole strip
 
     template <int BYTES, bool FIRST_LEVEL = false>
     PMSN_FN void ask(index_t s, index_t t) const {
