@@ -9,99 +9,131 @@ namespace PMSN_NAMESPACE {
 // Lanes of one block, of one row where there are several.
 enum { TCLIF_PARAMETERS = 2, TCLIF_STATE = 2, TCLIF_ADJOINT = 3, TCLIF_SUMS = 2 };
 
-// Blocks that are done together: each step waits for the one before, and the others fill the wait.
+// Blocks that are done together: each step waits for the one before, and the others fill the wait. Where these are four
+// lines of memory, a few steps of many rows are more than the first cache holds: there they go through memory row by
+// row (over 16 rows of four lines, up to 1.6 times as fast; with lanes of 32 bytes a tenth slower).
 #if PMSN_LANE_BYTES == 64
-enum { TCLIF_TOGETHER = 4 };
+enum { TCLIF_TOGETHER = 4, TCLIF_ROW_BY_ROW = 1 };
 #else
-enum { TCLIF_TOGETHER = 2 };
+enum { TCLIF_TOGETHER = 2, TCLIF_ROW_BY_ROW = 0 };
 #endif
 
-// The passes run over W neighbouring blocks: `rows` rows of `steps` steps. In every array the blocks are `pitch` lanes
-// apart.
+// The passes run over `blocks` neighbouring blocks from b on, W at a time: `rows` rows of `steps` steps. In every array
+// the blocks are `pitch` lanes apart.
 template <class L, int W>
 struct TclifPass {
-    const TclifCoefficients<L>* c;
-    index_t rows, steps, pitch;
+    TclifCoefficients<L> c;
+    const Tile<L>& parameters;
+    index_t b, blocks, rows, steps, pitch;
 
     // x -> spikes
     template <bool PRE_RESET>
-    void forward(const Tile<L>& state, index_t b, Columns<L> x, Columns<L> out, L* v_seq, Prefetch prefetch_x,
+    void forward(const Tile<L>& state, Columns<L> x, Columns<L> out, L* v_seq, Prefetch prefetch_x,
                  Prefetch prefetch_out) const {
-        for (index_t s = 0; s < rows; ++s) {
+        for_units(nullptr, [&](index_t s, index_t first, const TclifCoefficients<L>* c,
+                               TclifSums<L>*) __attribute__((always_inline)) {
+            const Columns<L> from = x.block(first), to = out.block(first);
+            const Prefetch ask_x = prefetch_x.shifted(first), ask_out = prefetch_out.shifted(first);
+            L* const v_at = v_seq ? v_seq + first * pitch + s * steps : nullptr;
             L v[W], d[W], u_soma, u_dendrite;
-            for (int w = 0; w < W; ++w) load(state, b + w, s, v[w], d[w]);
+            for (int w = 0; w < W; ++w) load(state, first + w, s, v[w], d[w]);
             for (index_t t = 0; t < steps; ++t) {
-                prefetch_x.template ask<W * sizeof(L)>(s, t), prefetch_out.template ask<W * sizeof(L)>(s, t);
+                ask_x.template ask<W * sizeof(L)>(s, t), ask_out.template ask<W * sizeof(L)>(s, t);
                 PMSN_UNROLL
                 for (int w = 0; w < W; ++w) {
-                    const L spike = tclif_step<PRE_RESET>(c[w], x.load(s, t, w), v[w], d[w], u_soma, u_dendrite);
-                    out.store(s, t, spike, w);
-                    if (v_seq) v_seq[w * pitch + s * steps + t] = v[w];
+                    const L spike = tclif_step<PRE_RESET>(c[w], from.load(s, t, w), v[w], d[w], u_soma, u_dendrite);
+                    to.store(s, t, spike, w);
+                    if (v_at) v_at[w * pitch + t] = v[w];
                 }
             }
             for (int w = 0; w < W; ++w) {
-                L* to = state.block(b + w) + s * TCLIF_STATE;
-                to[0] = v[w], to[1] = d[w];
+                L* const after = state.block(b + first + w) + s * TCLIF_STATE;
+                after[0] = v[w], after[1] = d[w];
             }
-        }
+        });
     }
 
     // what the adjoint needs of each step
     template <bool PRE_RESET>
-    void recompute(const Tile<L>& state, index_t b, Columns<L> x, L* v_before, L* u_soma, L* u_dendrite,
-                   Prefetch prefetch_x, Prefetch prefetch_grad, Prefetch prefetch_dx) const {
-        for (index_t s = 0; s < rows; ++s) {
+    void recompute(const Tile<L>& state, Columns<L> x, L* v_before, L* u_soma, L* u_dendrite, Prefetch prefetch_x,
+                   Prefetch prefetch_grad) const {
+        for_units(nullptr, [&](index_t s, index_t first, const TclifCoefficients<L>* c,
+                               TclifSums<L>*) __attribute__((always_inline)) {
+            const Columns<L> from = x.block(first);
+            const Prefetch ask_x = prefetch_x.shifted(first), ask_grad = prefetch_grad.shifted(first);
+            const index_t start = first * pitch + s * steps;
             L v[W], d[W];
-            for (int w = 0; w < W; ++w) load(state, b + w, s, v[w], d[w]);
+            for (int w = 0; w < W; ++w) load(state, first + w, s, v[w], d[w]);
             for (index_t t = 0; t < steps; ++t) {
-                prefetch_x.template ask<W * sizeof(L)>(s, t), prefetch_grad.template ask<W * sizeof(L)>(s, t);
+                ask_x.template ask<W * sizeof(L)>(s, t), ask_grad.template ask<W * sizeof(L)>(s, t);
                 PMSN_UNROLL
                 for (int w = 0; w < W; ++w) {
-                    const index_t at = w * pitch + s * steps + t;
+                    const index_t at = start + w * pitch + t;
                     v_before[at] = v[w];
-                    tclif_step<PRE_RESET>(c[w], x.load(s, t, w), v[w], d[w], u_soma[at], u_dendrite[at]);
+                    tclif_step<PRE_RESET>(c[w], from.load(s, t, w), v[w], d[w], u_soma[at], u_dendrite[at]);
                 }
             }
-        }
+        });
     }
 
     // grad_out -> grad_x; advances the adjoint and the sums
     template <bool PRE_RESET, bool DETACH>
-    void adjoint(const Tile<L>& adjoint, const Tile<L>& sums, index_t b, Columns<L> grad_out, Columns<L> grad_x,
+    void adjoint(const Tile<L>& adjoint, const Tile<L>& sums, Columns<L> grad_out, Columns<L> grad_x,
                  const L* grad_v_seq, const L* slope, const L* v_before, const L* u_dendrite,
                  Prefetch prefetch_dx) const {
-        TclifSums<L> total[W] = {};
-        for (index_t s = 0; s < rows; ++s) {
+        for_units(&sums, [&](index_t s, index_t first, const TclifCoefficients<L>* c,
+                             TclifSums<L>* total) __attribute__((always_inline)) {
+            const Columns<L> grads = grad_out.block(first), dx = grad_x.block(first);
+            const Prefetch ask_dx = prefetch_dx.shifted(first);
+            const index_t start = first * pitch + s * steps;
             TclifAdjoint<L> a[W];
             for (int w = 0; w < W; ++w) {
-                const L* from = adjoint.block(b + w) + s * TCLIF_ADJOINT;
+                const L* from = adjoint.block(b + first + w) + s * TCLIF_ADJOINT;
                 a[w] = {from[0], from[1], from[2]};
             }
             for (index_t t = steps - 1; t >= 0; --t) {
-                prefetch_dx.template ask<W * sizeof(L)>(s, t);
+                ask_dx.template ask<W * sizeof(L)>(s, t);
                 PMSN_UNROLL
                 for (int w = 0; w < W; ++w) {
-                    const index_t at = w * pitch + s * steps + t;
+                    const index_t at = start + w * pitch + t;
                     if (grad_v_seq) a[w].v += grad_v_seq[at];
-                    const L dx = tclif_adjoint_step<PRE_RESET, DETACH>(c[w], a[w], total[w], grad_out.load(s, t, w),
-                                                                       slope[at], v_before[at], u_dendrite[at]);
-                    grad_x.store(s, t, dx, w);
+                    dx.store(s, t,
+                             tclif_adjoint_step<PRE_RESET, DETACH>(c[w], a[w], total[w], grads.load(s, t, w), slope[at],
+                                                                   v_before[at], u_dendrite[at]),
+                             w);
                 }
             }
             for (int w = 0; w < W; ++w) {
-                L* to = adjoint.block(b + w) + s * TCLIF_ADJOINT;
+                L* const to = adjoint.block(b + first + w) + s * TCLIF_ADJOINT;
                 to[0] = a[w].v, to[1] = a[w].d, to[2] = a[w].spike;
             }
-        }
-        for (int w = 0; w < W; ++w) {
-            L* to = sums.block(b + w);
-            to[0] += total[w].b1, to[1] += total[w].b2;
-        }
+        });
     }
 
 private:
-    static void load(const Tile<L>& state, index_t b, index_t s, L& v, L& d) {
-        const L* from = state.block(b) + s * TCLIF_STATE;
+    // Calls `run(row, first block, its coefficients, its sums)` for W blocks of a row at a time.
+    template <class Run>
+    PMSN_FN void for_units(const Tile<L>* sums, const Run& run) const {
+        const auto unit = [&](index_t first, index_t begin, index_t end) __attribute__((always_inline)) {
+            TclifCoefficients<L> own[W];
+            TclifSums<L> total[W] = {};
+            for (int w = 0; w < W; ++w) {
+                const L* couplings = parameters.block(b + first + w);
+                own[w] = c, own[w].b1 = couplings[0], own[w].b2 = couplings[1];
+            }
+            for (index_t s = begin; s < end; ++s) run(s, first, own, total);
+            for (int w = 0; sums && w < W; ++w) {
+                L* const to = sums->block(b + first + w);
+                to[0] += total[w].b1, to[1] += total[w].b2;
+            }
+        };
+        if (TCLIF_ROW_BY_ROW)
+            for (index_t s = 0; s < rows; ++s)
+                for (index_t first = 0; first < blocks; first += W) unit(first, s, s + 1);
+        else unit(0, 0, rows);  // blocks is W
+    }
+    void load(const Tile<L>& state, index_t block, index_t s, L& v, L& d) const {
+        const L* from = state.block(b + block) + s * TCLIF_STATE;
         v = from[0], d = from[1];
     }
 };
@@ -112,17 +144,23 @@ struct TclifCpu {
     typedef lane_of<R> L;
     const TclifArgs& args;
     const Layout& layout;
-    const index_t blocks, rows, depth, width;  // rows of a batch; steps between checkpoints
+    const index_t blocks, depth, width;  // depth: steps between checkpoints
+    const index_t group, rows;           // blocks and rows of a batch that are done together: 64 lanes, if T is small
     const R theta;
 
     explicit TclifCpu(const TclifArgs& a)
         : args(a),
           layout(a.layout),
           blocks(block_count<R>(layout)),
-          rows(batch_rows(layout)),
           depth(layout.interval),
           width(lane_width<R>()),
+          group(ceil_div(TCLIF_ROW_BY_ROW && is_short() ? 64 / layout.T : 1, TCLIF_TOGETHER) * TCLIF_TOGETHER),
+          rows(!TCLIF_ROW_BY_ROW || blocks <= TCLIF_TOGETHER ? batch_rows(layout)
+               : blocks < group                              ? group / blocks
+                                                             : 1),
           theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)) {}
+
+    bool is_short() const { return layout.T <= 32 && layout.T <= layout.interval; }
 
     index_t sums() const { return TCLIF_SUMS; }
 
@@ -130,9 +168,9 @@ struct TclifCpu {
         gather_parameters(parameters, 0, layout, item, args.b1, 1);
         gather_parameters(parameters, 1, layout, item, args.b2, 1);
     }
-    TclifCoefficients<L> coefficients(const L* parameters) const {
+    TclifCoefficients<L> coefficients() const {  // but the couplings
         const R fire_at = args.strict ? next_number(theta) : theta;
-        return {parameters[0], parameters[1], R(args.a1), R(args.a2), R(args.gamma), theta, fire_at};
+        return {L{}, L{}, R(args.a1), R(args.a2), R(args.gamma), theta, fire_at};
     }
 
     void load_state(const Tile<L>& state, const Batch& batch, index_t start) const {
@@ -147,13 +185,14 @@ struct TclifCpu {
         return batch.planes(layout, start, layout.T - start < depth ? layout.T - start : depth);
     }
 
-    // Run `run` over the blocks of a batch, several at a time: run(block, number as a type).
+    // Calls `run(b, n, W)` for the blocks b..b+n of a batch, W at a time, a number as a type.
     template <class Run>
     void for_blocks(const Batch& batch, Run run) const {
-        const index_t count = ceil_div(batch.valid, width);
+        const index_t count = ceil_div(batch.valid, width), whole = batch.valid / width;
         index_t b = 0;
-        for (; b + TCLIF_TOGETHER <= count; b += TCLIF_TOGETHER) run(b, Number<TCLIF_TOGETHER>());
-        for (; b < count; ++b) run(b, Number<1>());
+        for (index_t n; (n = whole - b < group ? (whole - b) / TCLIF_TOGETHER * TCLIF_TOGETHER : group) > 0; b += n)
+            run(b, n, Number<TCLIF_TOGETHER>());
+        for (; b < count; ++b) run(b, 1, Number<1>());
     }
     template <int W>
     struct Number {
@@ -166,18 +205,24 @@ struct TclifCpu {
         static constexpr bool value = false;
     };
 
-    index_t pitch() const { return Scratch<L>::apart(rows * depth); }
+    // Lanes from one column to the next. Long ones would meet on the same few cache sets.
+    index_t pitch_of(const Planes& here) const {
+        return is_short() ? here.rows * here.count : Scratch<L>::apart(depth);
+    }
+    index_t group_lanes() const {
+        return (blocks < group ? blocks : group) * (is_short() ? rows * depth : Scratch<L>::apart(depth));
+    }
 
     index_t forward_scratch() const {
-        const index_t columns = 2 * Scratch<L>::apart(TCLIF_TOGETHER * pitch());
+        const index_t columns = 2 * Scratch<L>::apart(group_lanes());
         return sizeof(L) * (blocks * (TCLIF_PARAMETERS + rows * TCLIF_STATE) + columns);
     }
 
     void forward(index_t index, void* memory) const {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, TCLIF_PARAMETERS), state = scratch.tile(rows, TCLIF_STATE);
-        L* const x = scratch.lanes(TCLIF_TOGETHER * pitch());  // and the spikes
-        L* const v_seq = args.v_seq ? scratch.lanes(TCLIF_TOGETHER * pitch()) : nullptr;
+        L* const x = scratch.lanes(group_lanes());  // and the spikes
+        L* const v_seq = args.v_seq ? scratch.lanes(group_lanes()) : nullptr;
         const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.x_storage),
             v_steps(args.v_seq, layout.is_double ? STORAGE_DOUBLE : STORAGE_FLOAT);
         const WorkItem item(layout, index);
@@ -190,21 +235,19 @@ struct TclifCpu {
                 const Planes next =
                     start + depth < layout.T ? steps_from(batch, start + depth) : steps_from(next_batch, 0);
                 if (start > 0 && args.checkpoints) state.store(0, args.checkpoints, checkpoint(batch, start));
-                for_blocks(batch, [&](index_t b, auto number) {
+                for_blocks(batch, [&](index_t b, index_t n, auto number) {
                     constexpr int W = number.value;
-                    TclifCoefficients<L> c[W];
-                    for (int w = 0; w < W; ++w) c[w] = coefficients(parameters.block(b + w));
-                    const Columns<L> from = x_steps.read(x, here, b, W, pitch());
-                    const Columns<L> to = out_steps.write(x, here, b, W, pitch());
-                    const NextBlock upcoming(batch, b + W, here, next, width);
+                    const index_t pitch = pitch_of(here);
+                    const Columns<L> from = x_steps.read(x, here, b, n, pitch);
+                    const Columns<L> to = out_steps.write(x, here, b, n, pitch);
+                    const NextBlock upcoming(batch, b + n, here, next, width);
                     const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block),
                         prefetch_out(out_steps, upcoming.planes, upcoming.block);
-                    const TclifPass<L, W> pass = {c, here.rows, here.count, pitch()};
-                    if (args.pre_reset)
-                        pass.template forward<true>(state, b, from, to, v_seq, prefetch_x, prefetch_out);
-                    else pass.template forward<false>(state, b, from, to, v_seq, prefetch_x, prefetch_out);
-                    out_steps.finish(x, here, b, W, pitch());
-                    for (int w = 0; v_seq && w < W; ++w) v_steps.store(v_seq + w * pitch(), here, b + w);
+                    const TclifPass<L, W> pass = {coefficients(), parameters, b, n, here.rows, here.count, pitch};
+                    if (args.pre_reset) pass.template forward<true>(state, from, to, v_seq, prefetch_x, prefetch_out);
+                    else pass.template forward<false>(state, from, to, v_seq, prefetch_x, prefetch_out);
+                    out_steps.finish(x, here, b, n, pitch);
+                    if (v_seq) v_steps.store(v_seq, here, b, n, pitch);
                 });
             }
             state.store(0, args.v_after, batch.planes(layout, 0, 1));
@@ -215,7 +258,7 @@ struct TclifCpu {
 
     index_t backward_scratch() const {
         const index_t tiles = TCLIF_PARAMETERS + TCLIF_SUMS + rows * (TCLIF_STATE + TCLIF_ADJOINT);
-        return sizeof(L) * (blocks * tiles + 6 * Scratch<L>::apart(TCLIF_TOGETHER * pitch()));
+        return sizeof(L) * (blocks * tiles + 6 * Scratch<L>::apart(group_lanes()));
     }
 
     void backward(index_t index, void* memory, void* partial) const {
@@ -223,7 +266,7 @@ struct TclifCpu {
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, TCLIF_PARAMETERS), sums = scratch.tile(1, TCLIF_SUMS);
         const Tile<L> state = scratch.tile(rows, TCLIF_STATE), adjoint = scratch.tile(rows, TCLIF_ADJOINT);
-        const index_t together = TCLIF_TOGETHER * pitch();
+        const index_t together = group_lanes();
         L* const x = scratch.lanes(together);
         L* const grad = scratch.lanes(together);  // of the spikes, then of x
         L* const v_before = scratch.lanes(together);
@@ -247,38 +290,37 @@ struct TclifCpu {
                 const Planes here = steps_from(batch, start);
                 const Planes next = start > 0 ? steps_from(batch, start - depth) : steps_from(next_batch, last);
                 load_state(state, batch, start);
-                for_blocks(batch, [&](index_t b, auto number) {
+                for_blocks(batch, [&](index_t b, index_t n, auto number) {
                     constexpr int W = number.value;
-                    TclifCoefficients<L> c[W];
-                    for (int w = 0; w < W; ++w) c[w] = coefficients(parameters.block(b + w));
-                    const Columns<L> from = x_steps.read(x, here, b, W, pitch());
-                    const NextBlock upcoming(batch, b + W, here, next, width);
+                    const index_t pitch = pitch_of(here);
+                    const Columns<L> from = x_steps.read(x, here, b, n, pitch);
+                    const NextBlock upcoming(batch, b + n, here, next, width);
                     const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block),
                         prefetch_grad(grad_steps, upcoming.planes, upcoming.block),
                         prefetch_dx(dx_steps, upcoming.planes, upcoming.block);
-                    const TclifPass<L, W> pass = {c, here.rows, here.count, pitch()};
+                    const TclifPass<L, W> pass = {coefficients(), parameters, b, n, here.rows, here.count, pitch};
                     if (args.pre_reset)
-                        pass.template recompute<true>(state, b, from, v_before, u_soma, u_dendrite, prefetch_x,
-                                                      prefetch_grad, prefetch_dx);
+                        pass.template recompute<true>(state, from, v_before, u_soma, u_dendrite, prefetch_x,
+                                                      prefetch_grad);
                     else
-                        pass.template recompute<false>(state, b, from, v_before, u_soma, u_dendrite, prefetch_x,
-                                                       prefetch_grad, prefetch_dx);
-                    for (int w = 0; w < W; ++w) {
-                        L* const slopes = u_soma + w * pitch();
-                        const Planes given = batch.planes(layout, start + 1, here.count);
-                        if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, given, b + w);
-                        else surrogate_pass(args.surrogate, slopes, here.rows * here.count, theta, surrogate);
-                    }
-                    for (int w = 0; grad_v_seq && w < W; ++w) v_steps.load(grad_v_seq + w * pitch(), here, b + w);
-                    const Columns<L> grad_out = grad_steps.read(grad, here, b, W, pitch());
-                    const Columns<L> grad_x = dx_steps.write(grad, here, b, W, pitch());
+                        pass.template recompute<false>(state, from, v_before, u_soma, u_dendrite, prefetch_x,
+                                                       prefetch_grad);
+                    const Planes given = batch.planes(layout, start + 1, here.count);
+                    if (args.slopes) load_column<L, Plain<L>>(u_soma, here.count, args.slopes, given, b, n, pitch);
+                    else if (is_short()) surrogate_pass(args.surrogate, u_soma, n * pitch, theta, surrogate);
+                    else
+                        for (index_t w = 0; w < n; ++w)
+                            surrogate_pass(args.surrogate, u_soma + w * pitch, here.count, theta, surrogate);
+                    if (grad_v_seq) v_steps.load(grad_v_seq, here, b, n, pitch);
+                    const Columns<L> grad_out = grad_steps.read(grad, here, b, n, pitch);
+                    const Columns<L> grad_x = dx_steps.write(grad, here, b, n, pitch);
                     const auto back = [&](auto pre_reset, auto detach) {
                         pass.template adjoint<pre_reset.value, detach.value>(
-                            adjoint, sums, b, grad_out, grad_x, grad_v_seq, u_soma, v_before, u_dendrite, prefetch_dx);
+                            adjoint, sums, grad_out, grad_x, grad_v_seq, u_soma, v_before, u_dendrite, prefetch_dx);
                     };
                     if (args.pre_reset) args.detach ? back(Yes(), Yes()) : back(Yes(), No());
                     else args.detach ? back(No(), Yes()) : back(No(), No());
-                    dx_steps.finish(grad, here, b, W, pitch());
+                    dx_steps.finish(grad, here, b, n, pitch);
                 });
             }
             if (args.pre_reset && args.grad_v) add_first_reset(state, adjoint, batch);
