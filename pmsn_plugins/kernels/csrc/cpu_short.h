@@ -3,14 +3,16 @@
 //     dx[t] = sum_{s >= t} r[s-t] dI[s]        dr[m] = sum_t x[t] dI[t+m]
 // That is (T + 1) / 2 products per step in place of 6 k, and no state.
 //
-// Cycles for a lane of 8 float and one step (AVX2, Zen 4; a membrane and a spike are about 4, 2 products take 1):
-//     T            forward   recompute   slope   adjoint: before   now   (in all, before   now)
-//     4 (compiled)   5.2         4.9       3.2            14.0     4.5             27.3   17.8
-//     8              8.0         7.6       3.0            14.1    10.5             32.7   29.1
-//     16            13           13        3              23      19               52     48
-// The products bound them; of the adjoint, it was the sums over x dI, each of which went through memory and waited for
-// the one before. From memory, [4, 32, 6272], forward takes 16 cycles and backward 34: 64 and 96 bytes have to come and
-// go, in 8 to 10 cycles each 64; and with 16 rows for a set of parameters these take 3 and 5, a third of before.
+// Cycles for a lane of 8 float and one step (AVX2, Zen 4; a membrane and a spike are about 4, 2 products take 1), of the
+// whole kernels, parameters and memory with it; before they went through memory row by row (cpu_pmsn_short.h) beside:
+//                                                                   forward   before   backward   before
+//     [4, 32, 256], in the second cache                               11        14        26         31
+//     [8, 32, 256]                                                    17        17        34         41
+//     [16, 32, 256]                                                   21        21        48         59
+//     [4, 32, 6272], in the third                                     10        15        29         35
+//     [4, 32, 64, 1024], in memory, steps a power of two apart        14        62        31         76
+// Products bound T = 16, and lines from memory T = 4: 64 and 96 bytes come and go for a lane. The sums over x dI go
+// through the cache once for each row; registers would hold them only if one block went through all rows.
 #pragma once
 #include "cpu_pmsn_passes.h"
 #include "pmsn_response.h"
