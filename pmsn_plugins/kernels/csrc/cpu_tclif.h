@@ -11,7 +11,8 @@ enum { TCLIF_PARAMETERS = 2, TCLIF_STATE = 2, TCLIF_ADJOINT = 3, TCLIF_SUMS = 2 
 
 // Blocks that are done together: each step waits for the one before, and the others fill the wait. Where these are four
 // lines of memory, a few steps of many rows are more than the first cache holds: there they go through memory row by
-// row (over 16 rows of four lines, up to 1.6 times as fast; with lanes of 32 bytes a tenth slower).
+// row (over 16 rows of four lines, up to 1.6 times as fast; with lanes of 32 bytes a tenth slower). Four blocks in
+// lanes of 32 bytes are 4 to 16 % faster forward from T = 250 on, no faster backward, and a fifth slower at T = 4.
 #if PMSN_LANE_BYTES == 64
 enum { TCLIF_TOGETHER = 4, TCLIF_ROW_BY_ROW = 1 };
 #else
@@ -236,13 +237,13 @@ struct TclifCpu {
                     start + depth < layout.T ? steps_from(batch, start + depth) : steps_from(next_batch, 0);
                 if (start > 0 && args.checkpoints) state.store(0, args.checkpoints, checkpoint(batch, start));
                 for_blocks(batch, [&](index_t b, index_t n, auto number) {
-                    constexpr int W = number.value;
+                    constexpr int W = number.value, line = W < LINE_BLOCKS ? W : LINE_BLOCKS;
                     const index_t pitch = pitch_of(here);
                     const Columns<L> from = x_steps.read(x, here, b, n, pitch);
                     const Columns<L> to = out_steps.write(x, here, b, n, pitch);
                     const NextBlock upcoming(batch, b + n, here, next, width);
-                    const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block),
-                        prefetch_out(out_steps, upcoming.planes, upcoming.block);
+                    const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block, line),
+                        prefetch_out(out_steps, upcoming.planes, upcoming.block, line);
                     const TclifPass<L, W> pass = {coefficients(), parameters, b, n, here.rows, here.count, pitch};
                     if (args.pre_reset) pass.template forward<true>(state, from, to, v_seq, prefetch_x, prefetch_out);
                     else pass.template forward<false>(state, from, to, v_seq, prefetch_x, prefetch_out);
@@ -291,13 +292,13 @@ struct TclifCpu {
                 const Planes next = start > 0 ? steps_from(batch, start - depth) : steps_from(next_batch, last);
                 load_state(state, batch, start);
                 for_blocks(batch, [&](index_t b, index_t n, auto number) {
-                    constexpr int W = number.value;
+                    constexpr int W = number.value, line = W < LINE_BLOCKS ? W : LINE_BLOCKS;
                     const index_t pitch = pitch_of(here);
                     const Columns<L> from = x_steps.read(x, here, b, n, pitch);
                     const NextBlock upcoming(batch, b + n, here, next, width);
-                    const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block),
-                        prefetch_grad(grad_steps, upcoming.planes, upcoming.block),
-                        prefetch_dx(dx_steps, upcoming.planes, upcoming.block);
+                    const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block, line),
+                        prefetch_grad(grad_steps, upcoming.planes, upcoming.block, line),
+                        prefetch_dx(dx_steps, upcoming.planes, upcoming.block, line);
                     const TclifPass<L, W> pass = {coefficients(), parameters, b, n, here.rows, here.count, pitch};
                     if (args.pre_reset)
                         pass.template recompute<true>(state, from, v_before, u_soma, u_dendrite, prefetch_x,
