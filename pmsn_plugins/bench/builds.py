@@ -141,24 +141,26 @@ def _misfit(library: ctypes.CDLL) -> str:
     return ""
 
 
+def _pmsn(x: Tensor, preset: str, generator: torch.Generator) -> tuple[Operator, PmsnTensors, PmsnOptions]:
+    parameters = pmsn_initial_parameters(x.shape[2], COMPARTMENTS + 1, preset, generator=generator)
+    tensors = PmsnTensors(x, *(c.to(x.dtype) for c in discretize(parameters)))
+    return PMSN, tensors, PmsnOptions("modulo", "spike", "triangle", 1.0, 1.0, 0.0, 0.0)
+
+
+def _tclif(x: Tensor, preset: str, generator: torch.Generator) -> tuple[Operator, TclifTensors, TclifOptions]:
+    b1, b2 = (torch.full((1,), coupling, dtype=x.dtype) for coupling in (-0.5, 0.5))
+    options = TclifOptions(1, x[0].numel(), False, True, False, "triangle", 1.0, 1.0, 0.0, 0.0, 0.5, 1.0, 1.0)
+    return TCLIF, TclifTensors(x, b1, b2), options
+
+
+_NEURONS: dict[str, Callable[..., tuple[Operator, Any, Any]]] = {"pmsn": _pmsn, "tclif": _tclif}
+
+
 def make_job(neuron: str, shape: tuple[int, ...], dtype: torch.dtype, threads: int, preset: str = "sequential") -> Job:
     """Forward alone, forward that keeps what backward needs, and backward."""
     generator = torch.Generator().manual_seed(len(shape) + shape[0])
     x, grad = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
-    operator: Operator
-    tensors: Any
-    options: Any
-    if neuron == "pmsn":
-        parameters = pmsn_initial_parameters(shape[2], COMPARTMENTS + 1, preset, generator=generator)
-        operator, tensors = PMSN, PmsnTensors(x, *(c.to(dtype) for c in discretize(parameters)))
-        options = PmsnOptions("modulo", "spike", "triangle", 1.0, 1.0, 0.0, 0.0)
-    else:
-        operator, tensors = (
-            TCLIF,
-            TclifTensors(x, torch.full((1,), -0.5, dtype=dtype), torch.full((1,), 0.5, dtype=dtype)),
-        )
-        elements = x[0].numel()
-        options = TclifOptions(1, elements, False, True, False, "triangle", 1.0, 1.0, 0.0, 0.0, 0.5, 1.0, 1.0)
+    operator, tensors, options = _NEURONS[neuron](x, preset, generator)
     geometry = operator.geometry(tensors, options)
     names, calls, written = [], [], []
     for save in (False, True):

@@ -119,9 +119,9 @@ def work(kind: Kind, layout: Layout | None) -> Work:
     known["MEMORY"] = _MEMORY.get(memory, "Plain")
     known.update(INTERVAL=layout.interval, STATE=int(has_state), RECORDED=int(recorded), T=layout.T)
     sums = sizes.sums
-    from_rest = neuron == "pmsn" and not has_state and not hidden
+    from_rest = not has_state and not hidden
     if from_rest and gpu_takes_response(layout.T, sizes.k, real == torch.float64):
-        neuron, sums = "pmsn_short", layout.T
+        neuron, sums = f"{neuron}_short", layout.T
     launches = gpu_launches(neuron, direction, layout, options.carried(direction) or (), sizes.k)
     return Work(_program(f"{neuron}_{direction}", known), launches, sums)
 

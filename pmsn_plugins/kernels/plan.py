@@ -138,10 +138,10 @@ def _rows(N: int, C: int, S: int, fill: int) -> tuple[int, int]:
 
 
 def gpu_takes_response(T: int, k: int, is_double: bool) -> bool:
-    """Whether PMSN over T steps from rest is less work by its impulse response: (T + 1) / 2 products per step in place
-    of 6 k. All steps must fit into registers."""
+    """Whether a neuron of k linear compartments, over T steps from rest, is less work by their impulse response:
+    (T + 1) / 2 products per step in place of 6 k. All steps must fit into registers."""
     longest = 16 if k == 1 or is_double else 32
-    return longest >= T
+    return k > 0 and longest >= T
 
 
 class Launch(NamedTuple):

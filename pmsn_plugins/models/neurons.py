@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +16,7 @@ from ..layers import reset_states, spiking_layers
 NeuronFactory = Callable[[int], nn.Module]
 """Makes a neuron layer for a number of channels; it maps input currents [T, N, C, *] to spikes of the same shape."""
 
-NEURONS = {
-    "spikingjelly": (
-        *("pmsn", "tclif", "lif", "authors-lif", "plif", "glif", "if", "psn", "slidingpsn", "maskedpsn"),
-        *("gru", "lstm"),
-    ),
-    "snntorch": ("pmsn", "tclif", "lif", "gru", "lstm"),
-}
-"""Names that :func:`neuron_factory` knows, per framework."""
+Maker = Callable[[str, int | None, dict[str, Any]], NeuronFactory]
 
 
 def neuron_factory(
@@ -60,102 +52,145 @@ def neuron_factory(
     """
     check_choice("framework", framework, NEURONS)
     check_choice("name", name, NEURONS[framework])
-    if name in ("psn", "maskedpsn", "glif") and T is None:
-        raise ValueError(f"{name} has parameters for every time step: T must be given")
     if T is not None:
         check_int_at_least("T", T, 1)
-    scale = options.pop("input_scale", 1.0) if name == "pmsn" else 1.0
-    check_finite("input_scale", scale)
-    per_channel = options.pop("per_channel", False) if name == "tclif" else False
-    check_flag("per_channel", per_channel)
-    build: Callable[..., nn.Module]
-    if name in ("gru", "lstm"):
-        build = _recurrent(name, options)
-    elif framework == "snntorch":
-        build = _snntorch(name, options, per_channel)
-    elif name in ("pmsn", "tclif"):
-        from .. import spikingjelly as ours
-
-        nodes: dict[str, type[nn.Module]] = {"pmsn": ours.PMSNNode, "tclif": ours.TCLIFNode}
-        node = nodes[name]
-        _check_options(name, node, options)
-        takes_channels = name == "pmsn" or per_channel
-        build = partial(_with_channels(node) if takes_channels else _without_channels(node), step_mode="m", **options)
-    else:
-        build = _spikingjelly(name, T, options)
-    return build if scale == 1.0 else lambda channels: nn.Sequential(Scale(scale), build(channels))
+    return _MAKERS[framework][name](name, T, options)
 
 
-def _spikingjelly(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
-    """The framework's own neurons."""
-    from spikingjelly.activation_based import neuron, surrogate
-
-    soft_reset = {"v_reset": None, "step_mode": "m"}
-    classes: dict[str, tuple[str, dict[str, Any]]] = {
-        "lif": ("LIFNode", soft_reset),
-        "authors-lif": (
-            "LIFNode",
-            {"tau": 5.0, "decay_input": False, "surrogate_function": surrogate.PiecewiseQuadratic(1.0), **soft_reset},
-        ),
-        "plif": ("ParametricLIFNode", soft_reset),
-        "glif": ("GatedLIFNode", {}),
-        "if": ("IFNode", soft_reset),
-        "psn": ("PSN", {"T": T}),
-        "slidingpsn": ("SlidingPSN", {"k": 32, "step_mode": "m"}),
-        "maskedpsn": ("MaskedPSN", {"k": 32, "T": T, "lambda_init": 1.0, "step_mode": "m"}),
-    }
-    class_name, defaults = classes[name]
-    if not hasattr(neuron, class_name):
-        raise ImportError(f"the installed SpikingJelly has no {class_name}: pip install 'spikingjelly>=2.0.0'")
-    _check_options(name, getattr(neuron, class_name), options)
-    if name == "glif":
-        from .peers import GatedLIF
-
-        assert T is not None  # checked above
-        return partial(GatedLIF, T=T, **options)
-    return _without_channels(partial(getattr(neuron, class_name), **{**defaults, **options}))
-
-
-def _recurrent(name: str, options: dict[str, Any]) -> NeuronFactory:
-    from .peers import Recurrent
-
-    _check_options(name, Recurrent, options)
-    return partial(Recurrent, kind={"gru": nn.GRU, "lstm": nn.LSTM}[name], **options)
-
-
-def _check_options(name: str, neuron: type[nn.Module], options: dict[str, Any]) -> None:
-    """Raise ValueError for an option that ``neuron`` does not take."""
+def _checked(name: str, neuron: Callable[..., nn.Module], options: dict[str, Any], *own: str) -> dict[str, Any]:
+    """The options as ``neuron`` calls them; ValueError for one that is neither its nor the factory's ``own``."""
     arguments = inspect.signature(neuron).parameters
     provided = ("channels", "inplane", "kind", "T", "step_mode", "init_hidden", "output")
     allowed = ["v_threshold" if a == "threshold" else a for a in arguments if a not in provided]
-    allowed += {"pmsn": ["input_scale"], "tclif": ["per_channel"]}.get(name, [])
-    check_options(f"neuron {name!r}", options, allowed)
+    check_options(f"neuron {name!r}", options, (*allowed, *own))
+    theirs = {"v_threshold": "threshold"} if "threshold" in arguments else {}
+    return {theirs.get(option, option): value for option, value in options.items()}
 
 
-def _with_channels(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    return lambda channels, **options: build(channels=channels, **options)
+def _pmsn(name: str, pmsn: Callable[..., nn.Module], options: dict[str, Any], **fixed: Any) -> NeuronFactory:
+    scale = options.pop("input_scale", 1.0)
+    check_finite("input_scale", scale)
+    options = _checked(name, pmsn, options, "input_scale")
+    if scale == 1.0:
+        return lambda channels: pmsn(channels, **fixed, **options)
+    return lambda channels: nn.Sequential(Scale(scale), pmsn(channels, **fixed, **options))
 
 
-def _without_channels(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    return lambda channels, **options: build(**options)
+def _tclif(name: str, tclif: Callable[..., nn.Module], options: dict[str, Any], **fixed: Any) -> NeuronFactory:
+    per_channel = options.pop("per_channel", False)
+    check_flag("per_channel", per_channel)
+    options = _checked(name, tclif, options, "per_channel")
+    return lambda channels: tclif(channels=channels if per_channel else None, **fixed, **options)
 
 
-def _snntorch(name: str, options: dict[str, Any], per_channel: bool) -> NeuronFactory:
-    import snntorch
+def _pmsn_node(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+    from ..spikingjelly import PMSNNode
 
-    from .. import snntorch as ours
+    return _pmsn(name, PMSNNode, options, step_mode="m")
 
-    neuron = {"pmsn": ours.PMSN, "tclif": ours.TCLIF, "lif": snntorch.Leaky}[name]
-    _check_options(name, neuron, options)
-    if "v_threshold" in options:
-        options["threshold"] = options.pop("v_threshold")
-    if name == "pmsn":
-        keeps_state = options.get("context", "local") == "local"
-        return partial(ours.PMSN, init_hidden=keeps_state, output=False, **options)
-    if name == "tclif":
-        build = _with_channels(ours.TCLIF) if per_channel else _without_channels(ours.TCLIF)
-        return lambda channels: OverTime(build(channels, init_hidden=True, **options))
-    return lambda channels: OverTime(snntorch.Leaky(init_hidden=True, **{"beta": 0.5, **options}))
+
+def _tclif_node(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+    from ..spikingjelly import TCLIFNode
+
+    return _tclif(name, TCLIFNode, options, step_mode="m")
+
+
+def _node(class_name: str, every_step: bool = False, **defaults: Any) -> Maker:
+    """Of SpikingJelly's own; ``every_step``: it has parameters for each."""
+
+    def make(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+        from spikingjelly.activation_based import neuron
+
+        length = {"T": _length(name, T)} if every_step else {}
+        if not hasattr(neuron, class_name):
+            raise ImportError(f"the installed SpikingJelly has no {class_name}: pip install 'spikingjelly>=2.0.0'")
+        node = getattr(neuron, class_name)
+        options = {**defaults, **length, **_checked(name, node, options)}
+        return lambda channels: node(**options)
+
+    return make
+
+
+def _length(name: str, T: int | None) -> int:
+    if T is None:
+        raise ValueError(f"{name} has parameters for every time step: T must be given")
+    return T
+
+
+def _authors_lif(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+    from spikingjelly.activation_based import surrogate
+
+    triangle = surrogate.PiecewiseQuadratic(1.0)
+    return _node("LIFNode", tau=5.0, decay_input=False, surrogate_function=triangle, **_SOFT_RESET)(name, T, options)
+
+
+def _glif(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+    _node("GatedLIFNode", every_step=True)(name, T, options)  # what is wrong with them is said here
+    from .peers import GatedLIF
+
+    return lambda channels: GatedLIF(channels, _length(name, T), **options)
+
+
+def _recurrent(kind: type[nn.GRU | nn.LSTM]) -> Maker:
+    def make(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+        from .peers import Recurrent
+
+        options = _checked(name, Recurrent, options)
+        return lambda channels: Recurrent(channels, kind, **options)
+
+    return make
+
+
+def _pmsn_layer(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+    from ..snntorch import PMSN
+
+    keeps_state = options.get("context", "local") == "local"
+    return _pmsn(name, PMSN, options, init_hidden=keeps_state, output=False)
+
+
+def _tclif_layer(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+    from ..snntorch import TCLIF
+
+    make = _tclif(name, TCLIF, options, init_hidden=True)
+    return lambda channels: OverTime(make(channels))
+
+
+def _leaky(name: str, T: int | None, options: dict[str, Any]) -> NeuronFactory:
+    from snntorch import Leaky
+
+    options = {"beta": 0.5, **_checked(name, Leaky, options)}
+    return lambda channels: OverTime(Leaky(init_hidden=True, **options))
+
+
+_SOFT_RESET: dict[str, Any] = {"v_reset": None, "step_mode": "m"}
+
+_MAKERS: dict[str, dict[str, Maker]] = {
+    "spikingjelly": {
+        "pmsn": _pmsn_node,
+        "tclif": _tclif_node,
+        "lif": _node("LIFNode", **_SOFT_RESET),
+        "authors-lif": _authors_lif,
+        "plif": _node("ParametricLIFNode", **_SOFT_RESET),
+        "glif": _glif,
+        "if": _node("IFNode", **_SOFT_RESET),
+        "psn": _node("PSN", every_step=True),
+        "slidingpsn": _node("SlidingPSN", k=32, step_mode="m"),
+        "maskedpsn": _node("MaskedPSN", every_step=True, k=32, lambda_init=1.0, step_mode="m"),
+        "gru": _recurrent(nn.GRU),
+        "lstm": _recurrent(nn.LSTM),
+    },
+    "snntorch": {
+        "pmsn": _pmsn_layer,
+        "tclif": _tclif_layer,
+        "lif": _leaky,
+        "gru": _recurrent(nn.GRU),
+        "lstm": _recurrent(nn.LSTM),
+    },
+}
+"""For each name what makes a factory of (name, T, options): what is special about a neuron is written there."""
+
+NEURONS = {framework: tuple(makers) for framework, makers in _MAKERS.items()}
+"""Names that :func:`neuron_factory` knows, per framework."""
 
 
 class OverTime(nn.Module):
