@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from ._compiler import disable
 from .kernels.unwatched import intercepted
 
 States = tuple[Tensor, ...]
@@ -55,7 +56,7 @@ class Later:
         with torch.no_grad():
             self.copies: dict[str, Any] = {name: p.detach().clone() for name, p in _own_parameters(module).items()}
 
-    @torch.compiler.disable  # versions are nothing that a graph can look at
+    @disable  # versions are nothing that a graph can look at
     def __call__(self) -> States:
         """Raises RuntimeError if the sequence was changed in place."""
         name = type(self.module).__name__

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .._checks import check_choice
+from .._compiler import assume_constant_result
 
 SpikeFunction = Callable[[Tensor], Tensor]
 """Maps ``u - v_threshold`` to spikes, with a surrogate gradient: what both frameworks call a surrogate function."""
@@ -346,8 +347,8 @@ def _checked(surrogate_function: SpikeFunction, x: Tensor) -> Tensor:
     return spikes.to(x.dtype)
 
 
-@torch.compiler.assume_constant_result
-def _look_up_function(surrogate_function: FunctionType) -> SurrogateSpec | None:
+@assume_constant_result
+def _look_up_function(surrogate_function: object) -> SurrogateSpec | None:
     """For torch.compile, which cannot look into a closure."""
     return _look_up(surrogate_function)
 

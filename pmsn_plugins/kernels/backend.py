@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_choice
+from .._compiler import assume_constant_result
 from ..functional.surrogate import SpikeFunction
 from .calls import Call
 from .cpu import CpuDevice
@@ -74,12 +75,12 @@ def backends() -> dict[str, BackendStatus]:
     return {"torch": BackendStatus(True, "PyTorch operations, any device"), **{b.name: _status(b.name) for b in FUSED}}
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _status(name: str) -> BackendStatus:
     return next(BackendStatus(*backend.status()) for backend in FUSED if backend.name == name)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def fused_for(device_type: str) -> tuple[str | None, str]:
     """The backend that ``'auto'`` takes for such tensors, if any can be used, and why (not)."""
     reasons = []
@@ -203,12 +204,12 @@ def proven(
     return tried
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _exporting_to_onnx() -> bool:
     return torch.onnx.is_in_onnx_export()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 @cache
 def _announce_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)

@@ -216,12 +216,12 @@ def discretize(parameters: PMSNParameters, backend: str = "auto") -> PMSNCoeffic
         name = launched(Choice(name, reason), like.device).backend
     fused = (
         backend != "torch"
-        and name not in (None, "torch")
+        and name != "torch"
         and like.dtype in (torch.float32, torch.float64)
         and all(p.dtype == like.dtype and p.device == like.device for p in parameters)
         and like.numel() > 0
     )
-    if not fused:
+    if name is None or not fused:
         return functional.discretize(parameters)
     log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag, D = parameters
     tensors = DiscretizeTensors(log_dt, log_decay, freq, B_real, B_imag, R_real, R_imag)
