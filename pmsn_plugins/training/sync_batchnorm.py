@@ -46,9 +46,9 @@ class SyncBatchNorm(_BatchNorm):
             assert self.running_var is not None
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                weight = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean.to(self.running_mean), float(weight))
-                self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), float(weight))
+                weight = 1.0 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean), weight)
+                self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), weight)
         y = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)

@@ -1,7 +1,10 @@
 """The benchmark: its baselines compute what they claim, its checks catch a wrong kernel, its command reports."""
 
+import itertools
 import json
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,6 +66,31 @@ def test_steps_print_their_goals(monkeypatch, capsys):
     ours = [name for name in found if name.startswith(("TCLIF", "PMSN"))]
     ratios = ", ".join(f"{name} {found.index(name) + 1:.2f}" for name in ours)
     assert f"times as long as six operations of torch: {ratios} (goal: at most 3)" in printed
+
+
+@pytest.mark.parametrize("missing", ["spikingjelly.activation_based", "snntorch"])
+def test_steps_without_a_framework(missing, monkeypatch):
+    for module in ("spikingjelly.activation_based", "snntorch"):
+        pytest.importorskip(module)
+    everything = steps.steps((4, 5))
+    monkeypatch.setitem(sys.modules, missing, None)
+    theirs = {"snntorch": {"snnTorch Leaky", "TCLIF", "PMSN"}}.get(missing, {steps.LIF, "TCLIFNode", "PMSNNode"})
+    assert everything.keys() - steps.steps((4, 5)).keys() == theirs
+
+
+def test_the_fastest_round_counts(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def lasting(seconds):
+        def call():
+            nonlocal now
+            now += next(seconds)
+
+        return call
+
+    calls = {"slow": lasting(iter([9.0, 3.0, 9.0, 2.0])), "quick": lasting(itertools.repeat(2**-10))}
+    assert steps._fastest(calls, 2) == {"slow": 2.0, "quick": 2**-10}  # the first call of each round is not timed
 
 
 def test_the_six_operations_are_tclif():

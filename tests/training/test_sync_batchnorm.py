@@ -3,6 +3,7 @@
 This file is also the script that the two processes run: ``test_sync_batchnorm.py RANK FOLDER``.
 """
 
+import copy
 import os
 import subprocess
 import sys
@@ -85,6 +86,44 @@ def test_conversion_keeps_parameters_buffers_and_evaluation():
     assert torch.equal(converted(x), expected)
     with pytest.raises(ValueError, match=r"expected 8 channels on axis 1"):
         SyncBatchNorm(8)(torch.zeros(2, 7))
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}], ids=str
+)
+@pytest.mark.parametrize("multi_step", [False, True])
+def test_alone_it_is_pytorchs(alone, options, multi_step):
+    layers = pytest.importorskip("spikingjelly.activation_based.layer")
+    plain = layers.BatchNorm2d(3, step_mode="m" if multi_step else "s", **options).double()
+    synced = convert_sync_batchnorm(copy.deepcopy(plain))
+    assert isinstance(synced, SyncBatchNorm)
+    for _ in range(3):
+        x = torch.randn(*(2,) * multi_step, 4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn_like(x)
+        outcomes = []
+        for norm in (plain, synced):
+            y = norm(x)
+            outcomes.append((y, *torch.autograd.grad((y * weight).sum(), [x, *norm.parameters()])))
+        torch.testing.assert_close(*outcomes, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(synced.state_dict(), plain.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_summed_in_float32(alone, dtype):
+    x = 3 * torch.rand(4000, 2) + 100
+    norm = SyncBatchNorm(2)
+    y = norm(x.to(dtype))
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), SyncBatchNorm(2)(x.to(dtype).float()), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(norm.running_mean, 0.1 * x.to(dtype).float().mean(0))
 
 
 if __name__ == "__main__":
