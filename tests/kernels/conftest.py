@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -48,9 +49,12 @@ class EmulatedDevice(gpu.CupyDevice):
             emulator = (Path(__file__).parent / "cuda_emulator.h").read_text()
             text = f"{emulator}\n{program.source}\nEMULATE({arguments})\n"
             path = self.folder / (hashlib.sha1(f"{text}{program.options}".encode()).hexdigest() + ".so")
-            options = *("-O1", "-w", "-shared", "-fPIC"), *program.options[2:], "-std=c++17"
-            command = ["g++", "-x", "c++", *options, "-", "-o", str(path)]
-            subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+            if not path.exists():
+                unfinished = path.with_suffix(f".{os.getpid()}")
+                options = *("-Og", "-w", "-shared", "-fPIC"), *program.options[2:], "-std=c++17"
+                command = ["g++", "-x", "c++", *options, "-", "-o", str(unfinished)]
+                subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+                unfinished.replace(path)
             self.libraries[program] = ctypes.CDLL(str(path))
         return self.libraries[program]
 
@@ -59,7 +63,12 @@ class EmulatedDevice(gpu.CupyDevice):
 def emulated_device(tmp_path_factory):
     if shutil.which("g++") is None:
         pytest.skip("no g++ to emulate the CUDA kernels with")
-    return EmulatedDevice(tmp_path_factory.mktemp("emulated"))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # what one worker has compiled the others load
+        folder = folder.parent
+    folder = folder / "emulated"
+    folder.mkdir(exist_ok=True)
+    return EmulatedDevice(folder)
 
 
 def needs_cpu_kernels():
