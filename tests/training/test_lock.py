@@ -15,6 +15,7 @@ from contextlib import suppress
 import pytest
 import torch
 
+from pmsn_plugins import train
 from pmsn_plugins.training import FolderInUseError, Settings, hold_folder, lock, snapshot
 
 fcntl = pytest.importorskip("fcntl")
@@ -206,18 +207,17 @@ def test_a_trainer_does_not_write_into_a_folder_that_is_held(one_holder, tmp_pat
     assert (tmp_path / "last.pt").exists() and note(tmp_path) == ""
 
 
-def test_the_second_command_in_a_folder_says_who_holds_it(tmp_path):
+def test_the_second_command_in_a_folder_says_who_holds_it(tmp_path, capsys):
     args = [*COMMAND, "--epochs", 500, "--save-every", 2, "--workers", 1, "--output-dir", tmp_path]
     first = start(*args, start_new_session=True)
     try:
         wait_until((tmp_path / "last.pt").exists, first)
-        others = [
-            start(*COMMAND, "--epochs", 500, "--resume", "--output-dir", tmp_path),
-            start(*COMMAND, "--output-dir", tmp_path, launcher=TORCHRUN),
-        ]
-        for other in others:
-            _, err = other.communicate(timeout=120)
-            assert other.returncode == 1 and re.search(f"FolderInUseError: {tmp_path} {held_by(first)}", err), err
+        refused = f"FolderInUseError: {tmp_path} {held_by(first)}"
+        assert train.main([*COMMAND, "--epochs", "500", "--resume", "--output-dir", str(tmp_path)]) == 1
+        assert re.search(refused, capsys.readouterr().err)
+        job = start(*COMMAND, "--output-dir", tmp_path, launcher=TORCHRUN)
+        _, err = job.communicate(timeout=120)
+        assert job.returncode == 1 and re.search(refused, err), err
         progress = snapshot.load(tmp_path / "last.pt")["progress"]  # whole, and still being written
         first.kill()  # not the process that loads its data, which lives on
         first.wait(timeout=60)
