@@ -129,7 +129,7 @@ def train(name: str, seed: int, width: int, data: tuple[Tensor, ...], args: argp
         net.train()
         for batch in torch.randperm(len(y_train)).split(args.batch_size):
             reset_states(net)
-            loss = F.cross_entropy(net(x_train[:, batch]), y_train[batch])
+            loss = F.cross_entropy(net(x_train[:, batch]), y_train[batch], label_smoothing=args.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -164,7 +164,7 @@ def print_table(runs: list[Run]) -> None:
 
 def save_curves(runs: list[Run], args: argparse.Namespace) -> None:
     """Accuracies after every epoch: all of them as JSON, their mean and range over the seeds as a figure."""
-    settings = {key: getattr(args, key) for key in ("epochs", "batch_size", "lr", "neuron_lr", "options")}
+    settings = {key: getattr(args, key) for key in ("epochs", "batch_size", "label_smoothing", "lr", "neuron_lr", "options")}
     results = {**settings, "runs": [run._asdict() for run in runs]}
     (args.output / "mnist1d.json").write_text(json.dumps(results, indent=1) + "\n")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -192,6 +192,16 @@ def positive(kind: type) -> Callable[[str], Any]:
         return value
 
     return parse
+
+
+def fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
 
 
 def neuron_names(text: str) -> list[str]:
@@ -222,6 +232,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--parameters", type=positive(int), default=14_300, help="about so many in every net")
     parser.add_argument("--epochs", type=positive(int), default=40, help="passes over the training sequences")
     parser.add_argument("--batch-size", type=positive(int), default=64, help="sequences per training step")
+    parser.add_argument("--label-smoothing", type=fraction, default=0.0, help="of the loss, from 0 to 1")
     parser.add_argument("--lr", type=positive(float), default=2e-2, help="learning rate of the weights")
     parser.add_argument("--neuron-lr", type=positive(float), default=1e-3, help="learning rate inside the neurons")
     parser.add_argument(

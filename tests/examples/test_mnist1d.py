@@ -108,6 +108,7 @@ def test_interrupted_runs_are_kept(example, small_data, monkeypatch, capsys, tmp
     [
         (["--neuron", "pmsn,lstm"], "must be among pmsn, pmsn-burst, .* got 'lstm'"),
         (["--seeds", "0"], "must be a positive int, got '0'"),
+        (["--label-smoothing", "1.5"], "must be a number from 0 to 1, got '1.5'"),
         (["--option", "time_scale=40"], "must be NEURON:NAME=VALUE, .* got 'time_scale=40'"),
     ],
 )
