@@ -6,6 +6,7 @@
 //     PMSN_THREADS, PMSN_REDUCERS    threads of a block, and of one that adds up the sums of a channel
 #pragma once
 #include "args.h"
+#include "gpu_lane.h"
 #include "half.h"
 #include "surrogate.h"
 
@@ -135,27 +136,32 @@ struct Nothing {
     PMSN_FN void operator()(int) const {}
 };
 
-// `step(i, x)` for every step i, from its input x on: planes of M elements; `begin(i)` before every batch. While the
-// steps of a batch are computed, the loads of the next are under way: a GPU has few warps where neurons are few.
+// `step(i, x)` for every step i, from its input x on: planes of M elements; `begin(i)` before every interval's first.
+// While the steps of a batch are computed, the loads of the next are under way: a GPU has few warps where neurons are
+// few.
 template <int MOST, class Step, class Begin = Nothing>
 PMSN_FN void for_steps(const Element* x, index_t M, int steps, Step step, Begin begin = Begin()) {
     const int whole = steps / MOST * MOST;
     R next[MOST];
     if (whole) load_steps<MOST>(x, M, next);
     PMSN_AS_IT_IS
-    for (int first = 0; first < whole; first += MOST) {
-        R x_of[MOST];
-        PMSN_UNROLL
-        for (int i = 0; i < MOST; ++i) x_of[i] = next[i];
-        x += MOST * M;
-        if (first + MOST < whole) load_steps<MOST>(x, M, next);
-        loads_are_issued();
-        begin(first);
-        PMSN_UNROLL
-        for (int i = 0; i < MOST; ++i) step(first + i, x_of[i]);
+    for (int start = 0; start < whole; start += PMSN_INTERVAL) {
+        begin(start);
+        const int end = whole - start < PMSN_INTERVAL ? whole : start + PMSN_INTERVAL;
+        PMSN_AS_IT_IS
+        for (int first = start; first < end; first += MOST) {
+            R x_of[MOST];
+            PMSN_UNROLL
+            for (int i = 0; i < MOST; ++i) x_of[i] = next[i];
+            x += MOST * M;
+            if (first + MOST < whole) load_steps<MOST>(x, M, next);
+            loads_are_issued();
+            PMSN_UNROLL
+            for (int i = 0; i < MOST; ++i) step(first + i, x_of[i]);
+        }
     }
     if (whole == steps) return;
-    begin(whole);
+    if (whole % PMSN_INTERVAL == 0) begin(whole);
     in_batches<4>(steps - whole, [&](auto batch, int first) {
         R x_of[batch.count];
         load_steps<batch.count>(x, M, x_of);

@@ -14,6 +14,8 @@ namespace PMSN_NAMESPACE {
 
 enum { K = PMSN_K, STATE = state_planes(K), ADJOINT = coefficient_planes(K), SUMS = ADJOINT };
 enum { AHEAD = K > 8 ? 1 : 8 };  // steps whose loads are under way together: what the registers hold
+// Blocks that a multiprocessor is to hold, where the registers of a thread are then still enough.
+constexpr int resident(int blocks) { return K <= 4 && sizeof(R) == 4 ? blocks : 1; }
 static_assert(PMSN_INTERVAL % AHEAD == 0, "a checkpoint lies where a batch of steps begins");
 
 // The membrane passes floats or, with FIRE_MEMBRANE, the arithmetic's own type.
@@ -51,6 +53,24 @@ PMSN_FN R* checkpoint(const PmsnArgs& args, index_t time, index_t element) {
     return (R*)args.checkpoints + (quotient(time, PMSN_INTERVAL) - 1) * STATE * args.layout.M + element;
 }
 
+// h += E h + x, whose input is a real number; returns I = Re(sum_j K_j h_j) + D x. A third of the work before I less
+// than with K_j x for an input. It starts from rest, for no h is h / K where K is zero.
+PMSN_FN R step_from_rest(const Neuron& n, R* h_real, R* h_imag, R x) {
+    R current = n.D * x;
+    PMSN_UNROLL
+    for (int j = 0; j < K; ++j) {
+        const R E_real = n.modes.E_real[j], E_imag = n.modes.E_imag[j];
+        const R change_real = plus_product(minus_product(x, E_imag, h_imag[j]), E_real, h_real[j]);
+        const R change_imag = plus_product(E_imag * h_real[j], E_real, h_imag[j]);
+        h_real[j] += change_real;
+        h_imag[j] += change_imag;
+        current = plus_product(current, n.modes.K_real[j], h_real[j]);
+        current = minus_product(current, n.modes.K_imag[j], h_imag[j]);
+    }
+    return current;
+}
+
+// Of a sequence that starts from rest it is h / K that is kept, also in the checkpoints.
 struct State {
     R v, h_real[K], h_imag[K];
 
@@ -81,9 +101,25 @@ struct State {
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) to[(1 + j) * M] = h_real[j], to[(1 + K + j) * M] = h_imag[j];
     }
+    PMSN_FN void store_final(const PmsnArgs& args, const Neuron& n, index_t element) const {
+        const index_t M = args.layout.M;
+        write(args.v_after, element, v);
+        if (!args.h_real_after) return;
+        PMSN_UNROLL
+        for (int j = 0; j < K; ++j) {
+            const R K_real = PMSN_STATE ? R(1) : n.modes.K_real[j], K_imag = PMSN_STATE ? R(0) : n.modes.K_imag[j];
+            write(args.h_real_after, j * M + element, K_real * h_real[j] - K_imag * h_imag[j]);
+            write(args.h_imag_after, j * M + element, K_real * h_imag[j] + K_imag * h_real[j]);
+        }
+    }
+    // the hidden compartments' step from input x; returns the current
+    PMSN_FN R hidden(const Neuron& n, R x) {
+        return PMSN_STATE ? hidden_step<R, K>(n.modes, h_real, h_imag, x) + n.D * x
+                          : step_from_rest(n, h_real, h_imag, x);
+    }
     // one step from input x; returns the current
     PMSN_FN R step(const Neuron& n, R x, R& u, R& out) {
-        R current = hidden_step<R, K>(n.modes, h_real, h_imag, x) + n.D * x;
+        R current = hidden(n, x);
         membrane_step<PMSN_RESET, PMSN_FIRE>(current, v, u, out, n.threshold);
         return current;
     }

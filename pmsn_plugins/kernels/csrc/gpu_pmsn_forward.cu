@@ -10,8 +10,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
         OutElement* out = (OutElement*)args.out + item.start * M + element;
         State state;
         state.load(args, n.threshold, item.start, element);
-        const auto keep = [&](int i) {  // an interval is some batches
-            if (i == 0 || i % PMSN_INTERVAL || !args.checkpoints) return;
+        const auto keep = [&](int i) {
+            if (i == 0 || !args.checkpoints) return;
             state.store(checkpoint(args, item.start + i, element), M);
         };
         const auto step = [&](int i, R x) {
@@ -22,25 +22,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
             if (PMSN_RECORDED) write(args.v_seq, (item.start + i) * M + element, state.v);
         };
         for_steps<AHEAD>(x, M, (int)(item.end - item.start), step, keep);
-        if (item.end < args.layout.T || !args.v_after) return;
-        write(args.v_after, element, state.v);
-        if (!args.h_real_after) return;
-        PMSN_UNROLL
-        for (int j = 0; j < K; ++j) {
-            write(args.h_real_after, j * M + element, state.h_real[j]);
-            write(args.h_imag_after, j * M + element, state.h_imag[j]);
-        }
+        if (item.end == args.layout.T && args.v_after) state.store_final(args, n, element);
     });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_local(const PmsnArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, resident(8)) pmsn_hidden_local(const PmsnArgs args) {
     for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         if (item.end == args.layout.T) return;
         const index_t M = args.layout.M;
         State state;
         state.clear();
         for_steps<AHEAD>((const Element*)args.x + item.start * M + element, M, (int)args.layout.segment,
-                         [&](int, R x) { hidden_step<R, K>(n.modes, state.h_real, state.h_imag, x); });
+                         [&](int, R x) { state.hidden(n, x); });
         state.store(checkpoint(args, item.end, element), M);
     });
 }
@@ -67,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_carry(const
     });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_membrane_local(const PmsnArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, resident(7)) pmsn_membrane_local(const PmsnArgs args) {
     for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         if (item.end == args.layout.T) return;
         const index_t M = args.layout.M;

@@ -77,9 +77,27 @@ MUTATIONS = [
     Mutation(
         "checkpoints: none where a batch is left over",
         "gpu_common.h",
-        "    begin(whole);\n",
+        "    if (whole % PMSN_INTERVAL == 0) begin(whole);\n",
         "",
         LONG,
+    ),
+    Mutation("checkpoints: none", "gpu_common.h", "        begin(start);\n", "", LONG),
+    Mutation(
+        "steps: an interval ends a batch too late",
+        "gpu_common.h",
+        "? whole : start + PMSN_INTERVAL;",
+        "? whole : start + PMSN_INTERVAL + MOST;",
+        LONG,
+    ),
+    Mutation(
+        "from rest: the final state is that for K = 1",
+        "gpu_pmsn.h",
+        "PMSN_STATE ? R(1) : n.modes.K_real[j]",
+        "R(1)",
+        LONG,
+    ),
+    Mutation(
+        "from rest: the input is complex", "gpu_pmsn.h", "plus_product(E_imag * h_real[j],", "plus_product(x,", LONG
     ),
     Mutation(
         "batches: a step is left out",

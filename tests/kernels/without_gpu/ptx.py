@@ -377,8 +377,10 @@ class Kernel:
                 "copysign": lambda: f"std::copysign({f(2)}, {f(1)})",
             }.get(o)
             if value:
-                if "sat" in parts or "NaN" in parts:
+                if "sat" in parts:
                     raise ValueError(s)
+                if "NaN" in parts:  # of min and max: NaN where one is
+                    return self.set(A[0], z(f"{f(1)} != {f(1)} || {f(2)} != {f(2)} ? NAN : {value()}"), t)
                 return self.set(A[0], z(value()), t)
         if o == "setp":
             c, x, y = parts[1], *((f(1), f(2)) if real else (f"({g(1)})", f"({g(2)})"))
