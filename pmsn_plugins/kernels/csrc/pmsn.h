@@ -45,7 +45,7 @@ PMSN_FN L hidden_step(const Modes<L, K>& m, L* h_real, L* h_imag, L x) {
         const L change_imag = plus_product(kept_imag, m.K_imag[j], x);
         h_real[j] += change_real;
         h_imag[j] += change_imag;
-        current += h_real[j];
+        current = j ? current + h_real[j] : h_real[j];
     }
     return current;
 }
@@ -61,21 +61,22 @@ PMSN_FN L hidden_step(const Modes<L, K>& m, L* h_real, L* h_imag, L x) {
 // from.
 template <class L, int K>
 PMSN_FN L hidden_adjoint_step(const Modes<L, K>& m, HiddenAdjoint<L, K>& a, HiddenSums<L, K>& sums, L x, L dI_before) {
-    L dx = L{};
+    L dx_real, dx_imag;
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
         const L lam_real = a.lam_real[j], lam_imag = a.lam_imag[j], mu_real = a.mu_real[j], mu_imag = a.mu_imag[j];
-        dx += m.K_real[j] * lam_real + m.K_imag[j] * lam_imag;
+        dx_real = j ? plus_product(dx_real, m.K_real[j], lam_real) : m.K_real[j] * lam_real;
+        dx_imag = j ? plus_product(dx_imag, m.K_imag[j], lam_imag) : m.K_imag[j] * lam_imag;
         sums.lam_real[j] += lam_real * x;
         sums.lam_imag[j] += lam_imag * x;
         sums.mu_real[j] += mu_real * x;
         sums.mu_imag[j] += mu_imag * x;
-        a.lam_real[j] = (lam_real + dI_before) + (m.E_real[j] * lam_real + m.E_imag[j] * lam_imag);
-        a.lam_imag[j] = lam_imag + (m.E_real[j] * lam_imag - m.E_imag[j] * lam_real);
-        a.mu_real[j] = mu_real + (m.E_real[j] * mu_real + m.E_imag[j] * mu_imag + lam_real);
-        a.mu_imag[j] = mu_imag + (m.E_real[j] * mu_imag - m.E_imag[j] * mu_real + lam_imag);
+        a.lam_real[j] += plus_product(plus_product(dI_before, m.E_imag[j], lam_imag), m.E_real[j], lam_real);
+        a.lam_imag[j] += minus_product(m.E_real[j] * lam_imag, m.E_imag[j], lam_real);
+        a.mu_real[j] += plus_product(plus_product(lam_real, m.E_imag[j], mu_imag), m.E_real[j], mu_real);
+        a.mu_imag[j] += plus_product(minus_product(lam_imag, m.E_imag[j], mu_real), m.E_real[j], mu_imag);
     }
-    return dx;
+    return dx_real + dx_imag;
 }
 
 // Time cut into segments: each is first run from rest, and then one element after the other carries over what the
