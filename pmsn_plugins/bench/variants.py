@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -25,9 +27,17 @@ PRECISIONS = [
 
 Case = tuple[PmsnVariant | TclifVariant, SpikeFunction | None]
 
+_NEURONS = {PmsnVariant: "PMSN", TclifVariant: "TC-LIF"}
+
+
+SHOWN = 3
+"""Variants that are named where many fail in the same way."""
+
 
 def check_variants(device: torch.device) -> int:
-    """Print what a maintainer needs to know, and which variants agree with the reference; 1 if any does not."""
+    """Print what a maintainer needs to know, and which variants agree with the reference; 1 unless all do."""
+    from tqdm import tqdm
+
     for line in environment():
         print(line)
     backend = {"cpu": "cpu", "cuda": "cupy"}[device.type]
@@ -35,14 +45,29 @@ def check_variants(device: torch.device) -> int:
     if not status.available:
         print(f"no kernels to check on {device}: {status.reason}")
         return 1
-    wrong = checked = 0
-    for variant, surrogate_function in variants():
-        found = attempt(partial(variant.trial, backend, device, surrogate_function), device)
-        checked, wrong = checked + 1, wrong + (found is not None)
-        if found is not None:
-            print(f"WRONG {variant} {surrogate_function}: {found}")
-    print(f"{checked - wrong} of {checked} variants agree with the reference on {device}")
-    return int(wrong > 0)
+    agree: Counter[str] = Counter()
+    faults: dict[str, list[str]] = {}
+    cases = dict(variants())
+    for variant, surrogate_function in tqdm(cases.items(), file=sys.stderr, leave=False, disable=None):
+        name = f"{variant}, {surrogate_function}"
+        try:
+            found = attempt(partial(variant.trial, backend, device, surrogate_function), device)
+        except torch.OutOfMemoryError:
+            found = "not tried, the device has no memory left"
+        if found is None:
+            agree[_NEURONS[type(variant)]] += 1
+        else:
+            faults.setdefault(found, []).append(name)
+    for found, names in faults.items():
+        print(f"WRONG, {len(names)} of {len(cases)} variants: {found}")
+        for name in names[:SHOWN]:
+            print(f"  {name}")
+        if len(names) > SHOWN:
+            print(f"  and {len(names) - SHOWN} more")
+    kinds = Counter(_NEURONS[type(variant)] for variant in cases)
+    parts = ", ".join(f"{neuron} {agree[neuron]} of {kinds[neuron]}" for neuron in kinds)
+    print(f"{agree.total()} of {len(cases)} variants agree with the reference on {device}: {parts}")
+    return int(agree.total() < len(cases))
 
 
 def variants() -> Iterator[Case]:

@@ -10,7 +10,7 @@ a function traced, compiled or transformed: a later call tries it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -71,13 +71,16 @@ def _at_liberty(device: torch.device) -> bool:
 
 
 def disagreement(
-    ours: Callable[..., Any], reference: Callable[..., Any], arguments: Callable[[int], Sequence[Any]], gradients: bool
+    ours: Callable[..., Any],
+    reference: Callable[..., Any],
+    arguments: Callable[[int], Mapping[str, Any]],
+    gradients: bool,
 ) -> str | None:
     """How two sequence functions differ, if they do.
 
     Args:
         ours, reference: called with ``arguments``; return a record with the spikes first.
-        arguments: for a seed: the input, tensors, records of tensors and None.
+        arguments: for a seed: ``x_seq`` and others by name, tensors, records of tensors and None.
         gradients: whether to compare gradients too.
     """
     found = None
@@ -86,7 +89,7 @@ def disagreement(
         found = _difference(
             _evaluate(ours, given, None, gradients),
             _evaluate(reference, given, torch.float64, gradients),
-            given[0].dtype,
+            TOLERANCES[given["x_seq"].dtype],
         )
         if found is None:
             return None
@@ -94,31 +97,30 @@ def disagreement(
 
 
 def _evaluate(
-    function: Callable[..., Any], arguments: Sequence[Any], dtype: torch.dtype | None, gradients: bool
-) -> list[Tensor]:
+    function: Callable[..., Any], arguments: Mapping[str, Any], dtype: torch.dtype | None, gradients: bool
+) -> dict[str, Tensor]:
     """Spikes, and gradients of a random linear function of them; all tensors in ``dtype``, if one is given."""
-    leaves: list[Tensor] = []
+    leaves: dict[str, Tensor] = {}
 
-    def leaf(value: Any) -> Any:
+    def leaf(name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
-            leaves.append(value.detach().to(dtype or value.dtype).clone().requires_grad_(gradients))
-            return leaves[-1]
-        return value if value is None else type(value)(*map(leaf, value))
+            leaves[name] = value.detach().to(dtype or value.dtype).clone().requires_grad_(gradients)
+            return leaves[name]
+        return value if value is None else type(value)(*map(leaf, value._fields, value))
 
     with torch.set_grad_enabled(gradients):
-        spikes = function(*map(leaf, arguments))[0]
+        spikes = function(**{name: leaf(name, value) for name, value in arguments.items()})[0]
         if not gradients:
-            return [spikes]
+            return {"spikes": spikes}
         generator = torch.Generator().manual_seed(3)
         weight = torch.randint(-4, 5, spikes.shape, generator=generator).to(spikes) / 4
-        made = torch.autograd.grad(spikes, leaves, weight, allow_unused=True, materialize_grads=True)
-    return [spikes.detach(), *made]
+        made = torch.autograd.grad(spikes, [*leaves.values()], weight, allow_unused=True, materialize_grads=True)
+    return {"spikes": spikes.detach(), **{f"gradient of {name}": g for name, g in zip(leaves, made, strict=True)}}
 
 
-def _difference(ours: Sequence[Tensor], reference: Sequence[Tensor], memory: torch.dtype) -> str | None:
-    names = ["spikes", "the input's gradient"] + ["a parameter's gradient"] * len(ours)
-    for name, value, want in zip(names, ours, reference, strict=False):
-        error, scale = (value.double() - want.double()).norm().item(), want.double().norm().item()
-        if not error <= TOLERANCES[memory] * (scale + 1e-3):  # also where it is NaN
-            return f"{name} differ from the reference by {error:.3g} of {scale:.3g}"
+def _difference(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float) -> str | None:
+    for name, want in reference.items():
+        error, scale = (ours[name].double() - want.double()).norm().item(), want.double().norm().item()
+        if not error <= tolerance * (scale + 1e-3):  # also where it is NaN
+            return f"{name}: {error:.3g} away from the reference, which is {scale:.3g} (norms)"
     return None

@@ -39,11 +39,13 @@ def status() -> tuple[bool, str]:
     try:
         import cupy
 
-        cupy.cuda.nvrtc.getVersion()
+        compiler = "{}.{}".format(*cupy.cuda.nvrtc.getVersion())
         cupy.cuda.runtime.getDeviceCount()
+        driver = cupy.cuda.runtime.driverGetVersion()
     except Exception as error:  # CuPy raises many kinds for a missing library or a driver of another CUDA version
         return False, f"CuPy does not work here ({type(error).__name__}: {error}); {_INSTALL}"
-    return True, f"fused CUDA kernels (CuPy {cupy.__version__})"
+    versions = f"CuPy {cupy.__version__}, NVRTC {compiler}, a driver for CUDA {driver // 1000}.{driver % 1000 // 10}"
+    return True, f"fused CUDA kernels ({versions})"
 
 
 @cache

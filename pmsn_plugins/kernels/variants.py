@@ -46,14 +46,14 @@ class PmsnVariant(NamedTuple):
         """How it differs from the reference, if it does."""
         from .pmsn import pmsn_sequence
 
-        def arguments(seed: int) -> tuple[Any, ...]:
+        def arguments(seed: int) -> dict[str, Any]:
             generator = torch.Generator().manual_seed(seed)
             modes = functional.discretize(functional.pmsn_initial_parameters(_C, self.k + 1, generator=generator))
             coefficients = PMSNCoefficients(*(c.to(device, self.real) for c in modes))
             shapes = ((_N, _C), (self.k, _N, _C), (self.k, _N, _C))
             state = PMSNState(*(_draw(generator, shape, device, self.real) for shape in shapes))
             x = _draw(generator, (self.steps, _N, _C), device, self.memory)
-            return x, coefficients, state if self.with_state else None
+            return dict(x_seq=x, coefficients=coefficients, state=state if self.with_state else None)
 
         options: dict[str, Any] = dict(reset_mode=self.reset_mode, burst=self.burst, v_threshold=0.7)
         options |= dict(return_v_seq=self.return_v_seq, return_state=self.return_state)
@@ -84,12 +84,12 @@ class TclifVariant(NamedTuple):
 
         steps = checkpoint_interval(2, self.real.itemsize, self.memory.itemsize) + 3
 
-        def arguments(seed: int) -> tuple[Any, ...]:
+        def arguments(seed: int) -> dict[str, Any]:
             generator = torch.Generator().manual_seed(seed)
             couplings = torch.rand(2, _C, generator=generator).to(device, self.real)
             state = TCLIFState(*(_draw(generator, (_N, _C), device, self.real) for _ in range(2)))
             x = _draw(generator, (steps, _N, _C), device, self.memory)
-            return x, -couplings[0], couplings[1], state if self.with_state else None
+            return dict(x_seq=x, b1=-couplings[0], b2=couplings[1], state=state if self.with_state else None)
 
         options: dict[str, Any] = dict(soma_feedback=self.soma_feedback, detach_reset=self.detach_reset)
         options |= dict(v_threshold=0.7, return_v_seq=self.return_v_seq, surrogate_function=surrogate_function)

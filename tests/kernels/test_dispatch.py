@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,3 +140,15 @@ def test_reasons_against_cupy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)  # importing it fails
     available, reason = fake_cuda(monkeypatch)
     assert not available and "CuPy does not work here" in reason
+
+
+def test_a_gpu_is_said_with_its_compiler_and_driver(monkeypatch):
+    cuda = SimpleNamespace(
+        nvrtc=SimpleNamespace(getVersion=lambda: (12, 9)),
+        runtime=SimpleNamespace(getDeviceCount=lambda: 1, driverGetVersion=lambda: 13010),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(__version__="14.1", cuda=cuda))
+    assert fake_cuda(monkeypatch) == (
+        True,
+        "fused CUDA kernels (CuPy 14.1, NVRTC 12.9, a driver for CUDA 13.1)",
+    )

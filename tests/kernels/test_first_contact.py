@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from pmsn_plugins import functional, kernels
+from pmsn_plugins.bench import __main__ as bench
+from pmsn_plugins.bench import variants
 from pmsn_plugins.functional import triangle
 from pmsn_plugins.kernels import backend, cpu, first_contact, gpu
+from pmsn_plugins.kernels.variants import PmsnVariant, TclifVariant
 
 
 @pytest.fixture
@@ -125,3 +128,61 @@ def test_sound_kernels_pass_in_every_precision(tools, unknown_device, dtype, opt
         options = dict(surrogate_function=lambda u: triangle()(u))
     gradient(x.to(dtype), coefficients, backend="cpu", **options)
     assert len(first_contact._found) == 2
+
+
+FLOAT = (torch.float32, torch.float32)
+SHORT = PmsnVariant(4, *FLOAT, 4, "modulo", False, "spike", "triangle", False, False, False, True)
+WHOLE = SHORT._replace(steps=67)  # beyond a checkpoint
+CUT = SHORT._replace(steps=259)
+FORWARD = WHOLE._replace(gradients=False)
+TCLIF = TclifVariant(*FLOAT, "post_reset", False, False, "triangle", False, False, True)
+
+
+@pytest.fixture
+def check(unknown_device, monkeypatch, capsys):
+    """Run ``bench --check`` on some variants and the emulated device; its status, and what it prints in the end."""
+
+    def check(*chosen):
+        monkeypatch.setattr(variants, "variants", lambda: [(variant, triangle()) for variant in chosen])
+        status = bench.main(["--device", "cpu", "--check"])
+        text = capsys.readouterr().out
+        assert text.startswith("pmsn_plugins ") and "\nbackend cpu: available" in text and "\nprocessor: " in text
+        return status, text[text.index("auto on cpu, TC-LIF: ") :].splitlines()[1:]
+
+    return check
+
+
+def test_the_report_where_all_agree(check):
+    assert check(SHORT, CUT, FORWARD, TCLIF) == (
+        0,
+        ["4 of 4 variants agree with the reference on cpu: PMSN 3 of 3, TC-LIF 1 of 1"],
+    )
+
+
+def test_the_report_where_a_gradient_is_wrong(check, unknown_device):
+    unknown_device(*SPOILT["backward"])
+    status, lines = check(SHORT, WHOLE, FORWARD)
+    assert status == 1
+    assert lines[0].startswith("WRONG, 1 of 3 variants: gradient of D: ") and "away from the reference" in lines[0]
+    assert lines[1] == f"  {WHOLE}, {triangle()}"
+    assert lines[2:] == ["2 of 3 variants agree with the reference on cpu: PMSN 2 of 3"]
+
+
+def test_the_report_where_nothing_can_be_compiled(check, unknown_device):
+    unknown_device(*SPOILT["not even C++"])
+    status, lines = check(SHORT, *(WHOLE._replace(steps=67 + i) for i in range(5)))
+    assert status == 1
+    assert lines[0].startswith("WRONG, 5 of 6 variants: CalledProcessError: ")
+    assert [line[:20] for line in lines[1:4]] == ["  PmsnVariant(steps="] * 3
+    assert lines[4:] == ["  and 2 more", "1 of 6 variants agree with the reference on cpu: PMSN 1 of 6"]
+
+
+def test_the_report_where_memory_runs_out(check, monkeypatch):
+    def full(self, *args):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(PmsnVariant, "trial", full)
+    status, lines = check(WHOLE, TCLIF)
+    assert status == 1
+    assert lines[0] == "WRONG, 1 of 2 variants: not tried, the device has no memory left"
+    assert lines[-1] == "1 of 2 variants agree with the reference on cpu: PMSN 0 of 1, TC-LIF 1 of 1"
