@@ -113,22 +113,31 @@ class CpuDevice:
 
 
 class Repeated:
-    """A call, to be repeated with another input and another output."""
+    """A call, to be repeated with another input and another output, and ``states`` other states before and after."""
 
-    __slots__ = ("_function", "_kept", "_name", "_parts", "threads")
+    __slots__ = ("_addresses", "_function", "_kept", "_name", "_parts", "threads")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, states: int = 0) -> None:
         self.threads, self._name, self._function = torch.get_num_threads(), call.name, getattr(library, call.name)
         whole, structure = arguments(call, self.threads), STRUCTURES[call.neuron]
-        x, out = structure.x.offset, structure.out.offset
-        self._parts = whole[:x], whole[x + 8 : out], whole[out + 8 :]
-        self._kept = call.tensors[1:], call.results[1:]  # whose addresses are there
+        # the states before lie behind one another, and so do what is sent and the states after
+        x, v, out = structure.x.offset, structure.v.offset, structure.out.offset
+        self._parts = whole[:x], whole[x + 8 : v], whole[v + 8 * states : out], whole[out + 8 + 8 * states :]
+        self._addresses = struct.Struct(f"{states}P").pack, struct.Struct(f"{1 + states}P").pack
+        # whose addresses are there
+        self._kept = call.tensors[1:], call.results[1:]
+        if states:
+            first = call.tensors._fields.index("v")
+            self._kept = (*call.tensors[1:first], *call.tensors[first + states :]), call.results[1 + states :]
 
-    def run(self, x: Tensor, out: Tensor) -> None:
-        """``x`` and ``out``: contiguous, and as large as the call's."""
-        before, between, after = self._parts  # and not one buffer: two threads may call at once
-        given = b"".join((before, _address(x.data_ptr()), between, _address(out.data_ptr()), after))
-        if self._function(given, self.threads):
+    def run(self, x: Tensor, out: Tensor, before: Sequence[Tensor] = (), after: Sequence[Tensor] = ()) -> None:
+        """All contiguous, and as large as the call's."""
+        first, second, third, last = self._parts  # and not one buffer: two threads may call at once
+        states, results = self._addresses
+        given = states(*[s.data_ptr() for s in before]), results(out.data_ptr(), *[s.data_ptr() for s in after])
+        if self._function(
+            b"".join((first, _address(x.data_ptr()), second, given[0], third, given[1], last)), self.threads
+        ):
             raise MemoryError(f"{self._name}: out of memory")
 
 

@@ -38,6 +38,7 @@ def pmsn_sequence(
     return_state: bool = True,
     backend: str = "auto",
     overwrite: list[Call] | None = None,
+    calls: list[Call] | None = None,
     as_steps: bool = False,
 ) -> PMSNOutput:
     """:func:`pmsn_plugins.functional.pmsn_sequence` on the chosen backend.
@@ -51,6 +52,8 @@ def pmsn_sequence(
         method: of the PyTorch backend; naming one other than ``'auto'`` chooses that backend.
         overwrite: if not None, the final state of a single step may take the place of ``state`` in memory, whose values
             are lost; a call that did so is put into this list, and can be repeated (``kernels/prepared.py``).
+        calls: if not None, a call that was not looked at closely, because one like it has passed all checks, is put
+            into this list, and can be repeated with other states.
         as_steps: round as if the final state was wanted, although it is not.
 
     Raises:
@@ -69,7 +72,7 @@ def pmsn_sequence(
         words = reset_mode, burst, context, method, return_v_seq, return_state, backend, as_steps
         appearance = look(type(coefficients), given, v_threshold, surrogate_function, words)
         if (call := known(appearance)) is not None:
-            return _known_sequence(call, given, state, overwrite)
+            return _known_sequence(call, given, state, overwrite, calls)
     dtype = check_pmsn_inputs(
         x_seq,
         coefficients,
@@ -147,7 +150,11 @@ def pmsn_sequence(
 
 
 def _known_sequence(
-    call: Known, given: tuple[Tensor, ...], state: PMSNState | None, overwrite: list[Call] | None
+    call: Known,
+    given: tuple[Tensor, ...],
+    state: PMSNState | None,
+    overwrite: list[Call] | None,
+    calls: list[Call] | None,
 ) -> PMSNOutput:
     into = None
     if overwrite is not None and state is not None and len(given[0]) == 1 and all([s.is_contiguous() for s in state]):
@@ -157,6 +164,8 @@ def _known_sequence(
     )
     if overwrite is not None and into is not None:
         overwrite.append(done)
+    elif calls is not None:
+        calls.append(done)
     results = done.results
     final = PMSNState(results.v_after, results.h_real_after, results.h_imag_after) if call.wanted.with_state else None
     return PMSNOutput(results.out, final, results.v_seq)
@@ -173,6 +182,7 @@ def pmsn_step(
     burst: bool = False,
     backend: str = "auto",
     overwrite: list[Call] | None = None,
+    calls: list[Call] | None = None,
 ) -> tuple[Tensor, PMSNState]:
     """:func:`pmsn_plugins.functional.pmsn_step` on the chosen backend; arguments and errors as in
     :func:`pmsn_sequence`.
@@ -193,6 +203,7 @@ def pmsn_step(
         burst=burst,
         backend=backend,
         overwrite=overwrite,
+        calls=calls,
     )
     assert output.state is not None  # asked for by default
     return output.spikes.squeeze(0), output.state

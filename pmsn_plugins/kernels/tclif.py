@@ -36,12 +36,15 @@ def tclif_sequence(
     return_state: bool = True,
     backend: str = "auto",
     overwrite: list[Call] | None = None,
+    calls: list[Call] | None = None,
 ) -> TCLIFOutput:
     """:func:`pmsn_plugins.functional.tclif_sequence` on the chosen backend.
 
     Args:
         overwrite: if not None, the final state of a single step may take the place of ``state`` in memory, whose values
             are lost; a call that did so is put into this list, and can be repeated (``kernels/prepared.py``).
+        calls: if not None, a call that was not looked at closely, because one like it has passed all checks, is put
+            into this list, and can be repeated with other states.
 
     Raises:
         ValueError: also for an unknown backend, or one that cannot take tensors of this device.
@@ -57,7 +60,7 @@ def tclif_sequence(
         words = gamma, soma_feedback, detach_reset, *leak, return_v_seq, return_state, backend
         appearance = look("tclif", given, v_threshold, surrogate_function, words)
         if (call := known(appearance)) is not None:
-            return _known_sequence(call, given, state, overwrite)
+            return _known_sequence(call, given, state, overwrite, calls)
     dtype = check_tclif_inputs(
         x_seq,
         b1,
@@ -125,7 +128,11 @@ def tclif_sequence(
 
 
 def _known_sequence(
-    call: Known, given: tuple[Any, ...], state: TCLIFState | None, overwrite: list[Call] | None
+    call: Known,
+    given: tuple[Any, ...],
+    state: TCLIFState | None,
+    overwrite: list[Call] | None,
+    calls: list[Call] | None,
 ) -> TCLIFOutput:
     x, b1, b2, *before = given
     couplings, dtype = call.more
@@ -136,6 +143,8 @@ def _known_sequence(
     done = TCLIF.compute_unwatched(tensors, call.options, call.wanted, call.expected, into)
     if overwrite is not None and into is not None:
         overwrite.append(done)
+    elif calls is not None:
+        calls.append(done)
     results = done.results
     final = TCLIFState(results.v_after, results.d_after) if call.wanted.with_state else None
     return TCLIFOutput(results.out, final, results.v_seq)
@@ -155,6 +164,7 @@ def tclif_step(
     leak: tuple[float, float] = (1.0, 1.0),
     backend: str = "auto",
     overwrite: list[Call] | None = None,
+    calls: list[Call] | None = None,
 ) -> tuple[Tensor, TCLIFState]:
     """:func:`pmsn_plugins.functional.tclif_step` on the chosen backend; arguments and errors as in
     :func:`tclif_sequence`.
@@ -177,6 +187,7 @@ def tclif_step(
         leak=leak,
         backend=backend,
         overwrite=overwrite,
+        calls=calls,
     )
     assert output.state is not None  # asked for by default
     return output.spikes.squeeze(0), output.state

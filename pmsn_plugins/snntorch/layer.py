@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import snntorch as snn
@@ -23,7 +23,7 @@ from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
 from ..kernels import check_backend
 from ..kernels.calls import Call
-from ..kernels.prepared import PreparedStep, prepared_step
+from ..kernels.prepared import PreparedStep, prepared_step, prepared_step_with_states
 from ..kernels.unwatched import unwatched
 from ..recomputation import KeepsState
 from ..unseen import Later, States
@@ -50,6 +50,9 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     _prepared: PreparedStep | None = None
     """For a step that goes on from it."""
+
+    _prepared_with_states: PreparedStep | None = None
+    """For a step that is given its states."""
 
     _reset_advice: str
     """How this neuron resets, and what to do instead of choosing another ``reset_mechanism``."""
@@ -215,7 +218,29 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
         prepared = self._prepared
         if prepared is None or self._repeated(continues=True):
             return None
-        return prepared(x, self._parameters, self.spike_grad)
+        made = prepared(x, self._parameters, self.spike_grad)
+        return None if made is None else made[0]
+
+    def _prepared_step_with_states(self, x: Tensor, states: Sequence[Any]) -> list[Tensor] | None:
+        """The spikes and the next states of a step, given its states, that is like the last one; None if it is not, and
+        nothing was done. In the order of the kernel."""
+        prepared = self._prepared_with_states
+        if prepared is None or self._forward_hooks or self._unseen is not None or self.in_backward():
+            return None
+        return prepared(x, self._parameters, self.spike_grad, states)
+
+    def _calls_with_states(self) -> list[Call] | None:
+        """Where the call of a step that is given its states is kept, if the next one can be prepared with it."""
+        plain = not self.init_hidden and not self.single_state and self.graded_spikes_factor is None
+        return [] if plain and unwatched() and not self.in_backward() else None
+
+    def _prepare_with_states(
+        self, calls: list[Call] | None, x: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]
+    ) -> None:
+        if calls:
+            learned = self._parameters_of_kernels()
+            step = prepared_step_with_states(calls, x, before, after, learned, self.spike_grad)
+            self.__dict__["_prepared_with_states"] = step
 
     def _parameters_of_kernels(self) -> dict[str, Tensor | None]:
         """By name, those that alone say what the kernels of a step are called with; none: it cannot be told."""
@@ -239,8 +264,11 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self._hidden and self._unseen is not None:
             self._reveal()
+        # anything that is set may be a setting that they were not prepared for
         if self._prepared is not None:
-            self.__dict__["_prepared"] = None  # anything that is set may be a setting that it was not prepared for
+            self.__dict__["_prepared"] = None
+        if self._prepared_with_states is not None:
+            self.__dict__["_prepared_with_states"] = None
         super().__setattr__(name, value)
 
     def _compartments(self, state: object) -> dict[str, Tensor]:
@@ -285,7 +313,7 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which get states of their own: torch cannot copy one that is part of a graph."""
         states = {name: getattr(self, name).detach().clone() for name in self._hidden}
-        return {**self.__dict__, **states, "_has_continued": False}
+        return {**self.__dict__, **states, "_has_continued": False, "_prepared_with_states": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

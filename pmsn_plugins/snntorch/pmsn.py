@@ -251,8 +251,12 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             ``(spk, state)``; ``state.v`` is the membrane, and with ``single_state=True`` ``state`` itself is. With
             ``init_hidden=True`` the layer keeps the state and returns ``spk``, or ``(spk, mem)`` with ``output=True``.
         """
-        if state is None and unwatched() and (spk := self._prepared_step(x)) is not None:
-            return spk
+        if unwatched():
+            if state is None:
+                if (spk := self._prepared_step(x)) is not None:
+                    return spk
+            elif type(state) is PMSNState and (made := self._prepared_step_with_states(x, state)) is not None:
+                return made[0], PMSNState(*made[1:])
         if self.context == "global":
             raise ValueError("context='global' averages over the whole sequence and has no single step; call the layer")
         check_floating("x", x)
@@ -276,6 +280,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         if self.channel_axis == 1:
             check_step(x, self.channels)
         fold = self._fold(x, 0)
+        with_states = None if before is None else self._calls_with_states()
         spk, state = kernels.pmsn_step(
             fold.folded(x, 0),
             self.neuron_parameters(),
@@ -286,6 +291,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             burst=self.burst,
             backend=self.backend,
             overwrite=calls,
+            calls=with_states,
         )
         state = fold.unfolded_state(state)
         spk = self._grade(fold.unfolded(spk, 0), self._axis_after(0))
@@ -298,7 +304,9 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
             self.mem = state.v  # for a monitor
         if self.single_state:
             return spk, Membrane.of(mem, dict(zip(self._hidden, state, strict=True)))
-        return spk, PMSNState(mem, state.h_real, state.h_imag)
+        after = PMSNState(mem, state.h_real, state.h_imag)
+        self._prepare_with_states(with_states, x, before or (), after)
+        return spk, after
 
     def _keep(self, state: PMSNState) -> None:
         self.mem, self.h_real, self.h_imag = state

@@ -153,8 +153,14 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         self, x: Tensor, dend: Tensor | None = None, mem: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
         """Run one time step ``x`` [B, *] (or a single number, as in snnTorch's first tutorials); see the class."""
-        if dend is None and mem is None and unwatched() and (spk := self._prepared_step(x)) is not None:
-            return spk
+        if unwatched():
+            if dend is None and mem is None:
+                if (spk := self._prepared_step(x)) is not None:
+                    return spk
+            elif (made := self._prepared_step_with_states(x, (mem, dend))) is not None:
+                spk, mem, dend = made
+                self.__dict__.update(zip(self._hidden, (dend, mem), strict=True))
+                return spk, dend, mem
         if self.init_hidden and (dend is not None or mem is not None):
             raise TypeError("dend and mem must not be passed while init_hidden=True: the layer keeps them")
         if self.single_state and (dend is not None or mem is not None):
@@ -169,15 +175,17 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             dend, mem = before[0] if dend is None else dend, before[1] if mem is None else mem
         given = dend, mem
         calls: list[Call] | None = [] if self.init_hidden and before is self._unseen else None
+        with_states = None if before or x.ndim == 0 else self._calls_with_states()
         dend, mem = fit_state("dend", dend, x.shape, x), fit_state("mem", mem, x.shape, x)
         if x.ndim == 0:
             # clone: snnTorch detaches states in place, which a view refuses
             spk, dend, mem = (out[0].clone() for out in self._step(x[None], dend[None], mem[None]))
         else:
-            spk, dend, mem = self._step(x, dend, mem, calls)
+            spk, dend, mem = self._step(x, dend, mem, calls, with_states)
         if keep:
             seen = self.output or not self.init_hidden or x.ndim == 0
             self._keep_states((dend, mem), before or given, seen, x, calls)
+            self._prepare_with_states(with_states, x, given[::-1], (mem, dend))
         if self.init_hidden and not self.output:
             return spk
         if not self.single_state:
@@ -185,7 +193,12 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         return spk, mem if self.init_hidden else Membrane.of(mem, {"syn": dend, "mem": mem})
 
     def _step(
-        self, x: Tensor, dend: Tensor, mem: Tensor, overwrite: list[Call] | None = None
+        self,
+        x: Tensor,
+        dend: Tensor,
+        mem: Tensor,
+        overwrite: list[Call] | None = None,
+        calls: list[Call] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         spk, state = kernels.tclif_step(
             x,
@@ -199,6 +212,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
             leak=self.leak,
             backend=self.backend,
             overwrite=overwrite,
+            calls=calls,
         )
         return self._grade(spk, channel_axis=1), state.v_dendrite, state.v
 

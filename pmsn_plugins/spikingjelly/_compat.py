@@ -241,7 +241,8 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
         if prepared is None or self._repeated(continues=True):
             return None
         function = self._modules.get("surrogate_function") or self.__dict__.get("surrogate_function")
-        return prepared(x, self._parameters, function)
+        made = prepared(x, self._parameters, function)
+        return None if made is None else made[0]
 
     def multi_step_forward(self, x_seq: Tensor) -> Tensor:
         """Spikes [T, N, *] of a sequence [T, N, *]; reads and writes the memories."""
