@@ -212,3 +212,39 @@ def test_a_copy_is_prepared_by_itself(runs):
         x = torch.ones(N, C)
         twin.c1.data.add_(1)
         assert same(other(x, *state), unprepared(twin, x, state))
+
+
+def test_states_that_the_kernel_gets_as_copies(runs):
+    """Channels at the end: what the kernel takes and makes are other tensors than the layer's."""
+    layer, twin = twins("PMSN", channel_axis=-1)
+    with torch.no_grad():
+        go_on(layer, twin, (), shape=(N, 4, C))
+
+
+def test_a_monitor_that_comes_later_sees_the_membrane(runs):
+    layer, twin = twins("PMSN")
+    with torch.no_grad():
+        state = go_on(layer, twin, ())
+        assert runs
+        seen = []
+        layer.register_forward_hook(lambda layer, given, out: seen.append(layer.mem))
+        for _ in range(2):
+            _, state = layer(torch.ones(N, C), *state)
+            state = (state,)
+            assert seen.pop() is state[0].v
+
+
+def test_a_step_within_backward_leaves_nothing(runs):
+    layer, twin = twins("TCLIF")
+    with torch.no_grad():
+        state = go_on(layer, twin, ())
+    before = layer.mem
+
+    def step(grad):
+        with torch.no_grad():
+            layer(torch.ones(N, C), *state)
+
+    leaf = torch.ones(2, requires_grad=True)
+    leaf.register_hook(step)
+    leaf.sum().backward()
+    assert layer.mem is before
