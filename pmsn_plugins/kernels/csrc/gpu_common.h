@@ -136,32 +136,32 @@ struct Nothing {
     PMSN_FN void operator()(int) const {}
 };
 
-// `step(i, x)` for every step i, from its input x on: planes of M elements; `begin(i)` before every interval's first.
-// While the steps of a batch are computed, the loads of the next are under way: a GPU has few warps where neurons are
-// few.
+// `step(i, x)` for every step i, from its input x on: planes of M elements; `begin(i)` before every interval's first,
+// but not before step 0. While the steps of a batch are computed, the loads of the next are under way: a GPU has few
+// warps where neurons are few.
 template <int MOST, class Step, class Begin = Nothing>
 PMSN_FN void for_steps(const Element* x, index_t M, int steps, Step step, Begin begin = Begin()) {
+    static_assert(PMSN_INTERVAL % (2 * MOST) == 0, "an interval is some pairs of batches");
     const int whole = steps / MOST * MOST;
-    R next[MOST];
-    if (whole) load_steps<MOST>(x, M, next);
+    R even[MOST], odd[MOST];  // batches in turn: no number is moved, for a move would wait for its load
+    const auto run = [&](int first, const R* now, R* next) {
+        x += MOST * M;
+        if (first + MOST < whole) load_steps<MOST>(x, M, next);
+        loads_are_issued();
+        PMSN_UNROLL
+        for (int i = 0; i < MOST; ++i) step(first + i, now[i]);
+    };
+    if (whole) load_steps<MOST>(x, M, even);
     PMSN_AS_IT_IS
-    for (int start = 0; start < whole; start += PMSN_INTERVAL) {
-        begin(start);
-        const int end = whole - start < PMSN_INTERVAL ? whole : start + PMSN_INTERVAL;
+    for (int first = 0; first < whole;) {
+        const int end = whole - first < PMSN_INTERVAL ? whole : first + PMSN_INTERVAL;
         PMSN_AS_IT_IS
-        for (int first = start; first < end; first += MOST) {
-            R x_of[MOST];
-            PMSN_UNROLL
-            for (int i = 0; i < MOST; ++i) x_of[i] = next[i];
-            x += MOST * M;
-            if (first + MOST < whole) load_steps<MOST>(x, M, next);
-            loads_are_issued();
-            PMSN_UNROLL
-            for (int i = 0; i < MOST; ++i) step(first + i, x_of[i]);
+        for (; first < end; first += 2 * MOST) {
+            run(first, even, odd);
+            if (first + MOST < whole) run(first + MOST, odd, even);
         }
+        if (end % PMSN_INTERVAL == 0 && end < steps) begin(end);
     }
-    if (whole == steps) return;
-    if (whole % PMSN_INTERVAL == 0) begin(whole);
     in_batches<4>(steps - whole, [&](auto batch, int first) {
         R x_of[batch.count];
         load_steps<batch.count>(x, M, x_of);

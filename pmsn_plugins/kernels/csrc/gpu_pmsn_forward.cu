@@ -11,7 +11,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
         State state;
         state.load(args, n.threshold, item.start, element);
         const auto keep = [&](int i) {
-            if (i == 0 || !args.checkpoints) return;
+            if (!args.checkpoints) return;
             state.store(checkpoint(args, item.start + i, element), M);
         };
         const auto step = [&](int i, R x) {

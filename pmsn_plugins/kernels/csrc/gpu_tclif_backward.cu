@@ -16,7 +16,7 @@ PMSN_FN R slope_of(const TclifArgs& args, R u, R theta, index_t at) {
 
 using namespace PMSN_NAMESPACE;
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) tclif_backward(const TclifArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, sizeof(R) == 4 ? 4 : 1) tclif_backward(const TclifArgs args) {
     TclifSums<R> sums = {};
     for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem&) {
         const Layout& layout = args.layout;

@@ -10,7 +10,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) tclif_forward(const Tcl
         Element* out = (Element*)args.out + element;
         R v = read(args.v, element), d = read(args.d, element), u_soma, u_dendrite;
         const auto keep = [&](int i) {
-            if (i == 0 || !args.checkpoints) return;
+            if (!args.checkpoints) return;
             R* to = checkpoint(args, i, element);
             to[0] = v, to[M] = d;
         };
