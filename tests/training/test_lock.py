@@ -85,7 +85,8 @@ def holder(one_holder, tmp_path):
 def wait_until(condition, process):
     deadline = time.monotonic() + 90
     while not condition():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it takes too long"  # and goes on: what it prints has no end yet
         time.sleep(0.01)
 
 
