@@ -200,13 +200,15 @@ def relative_error(actual, expected):
 
 def assert_equal(actual: Result, expected: Result, tolerance: float, complex_state: bool = False):
     """Spikes exactly, everything else to a relative tolerance; with ``complex_state`` that of real and imaginary parts
-    (outputs 1 and 2) is of both together: the imaginary part of a real compartment dies away."""
+    (outputs 1 and 2, and their gradients, 7 and 8) is of both together: the imaginary part of a real compartment dies
+    away."""
     assert torch.equal(actual.spikes, expected.spikes)
     for name, values, wanted in zip(("output", "gradient"), actual[1:], expected[1:], strict=True):
         for i, (value, want) in enumerate(zip(values, wanted, strict=True)):
             assert value.shape == want.shape and value.dtype == want.dtype
-            if complex_state and name == "output" and i in (1, 2):
-                value, want = (torch.stack([part[1], part[2]]) for part in (values, wanted))
+            both = {"output": [1, 2], "gradient": [7, 8]}[name]
+            if complex_state and i in both:
+                value, want = (torch.stack([part[j] for j in both]) for part in (values, wanted))
             assert relative_error(value, want) <= tolerance, f"{name} {i}: {relative_error(value, want)}"
 
 

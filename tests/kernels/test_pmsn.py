@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pmsn_plugins import functional, kernels
@@ -47,6 +47,7 @@ def test_float64_on_every_backend(tools, backend, poisoned, shape, reset_mode, b
     reset_mode=st.sampled_from(RESET_MODES),
     with_state=st.booleans(),
 )
+@example(shape=(35, 1, 1, 13), k=1, v_threshold=1.0, reset_mode="modulo", with_state=True)
 def test_any_shape(tools, shape, k, v_threshold, reset_mode, with_state):
     if not kernels.backends()["cpu"].available:
         pytest.skip(kernels.backends()["cpu"].reason)
