@@ -285,4 +285,5 @@ def test_every_variant_is_checked(capsys, monkeypatch):
     assert f"{len(chosen)} of {len(chosen)} variants agree with the reference on cpu" in capsys.readouterr().out
     monkeypatch.setattr(variants.PmsnVariant, "trial", lambda *args: "spikes differ")
     assert command.main(["--device", "cpu", "--check"]) == 1
-    assert "WRONG PmsnVariant(" in capsys.readouterr().out
+    wrong = sum(isinstance(variant, variants.PmsnVariant) for variant, _ in chosen)
+    assert f"WRONG, {wrong} of {len(chosen)} variants: spikes differ\n  PmsnVariant(" in capsys.readouterr().out
