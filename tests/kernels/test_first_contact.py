@@ -186,3 +186,29 @@ def test_the_report_where_memory_runs_out(check, monkeypatch):
     assert status == 1
     assert lines[0] == "WRONG, 1 of 2 variants: not tried, the device has no memory left"
     assert lines[-1] == "1 of 2 variants agree with the reference on cpu: PMSN 0 of 1, TC-LIF 1 of 1"
+
+
+def test_nothing_is_tried_while_a_graph_is_captured(unknown_device, monkeypatch):
+    capturing, tries = [True], []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+
+    def found():
+        return first_contact.obstacle("a variant", torch.device("cuda", 0), lambda: tries.append(0), compares=True)
+
+    assert found() is None and not tries
+    capturing[0] = False
+    assert found() is None and len(tries) == 1  # a later call tries it
+    assert found() is None and len(tries) == 1  # once
+
+
+def test_nothing_is_tried_in_a_trace(tools, unknown_device):
+    x, coefficients, _ = tools.pmsn_case((40, 2, 3), 2, torch.float32, False)
+
+    def layer(x):
+        return kernels.pmsn_sequence(x, coefficients, backend="cpu").spikes
+
+    with torch.no_grad():
+        torch.jit.trace(layer, x, check_trace=False)
+        assert not first_contact._found
+        layer(x)
+    assert len(first_contact._found) == 2  # a later call tries it

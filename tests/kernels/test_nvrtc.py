@@ -86,7 +86,7 @@ def test_compiles(case, architecture, capsys):
         assert found
         for kernel, (registers, spilled, local) in found.items():
             assert registers <= 255
-            assert spilled <= (256 if options.get("K") == 16 else 0), kernel
+            assert spilled <= (288 if options.get("K") == 16 else 0), kernel  # outside of all loops
             assert local <= 1280, kernel  # of every thread that could run: the driver sets it aside
 
 
