@@ -30,6 +30,8 @@ Case = tuple[PmsnVariant | TclifVariant, SpikeFunction | None]
 _NEURONS = {PmsnVariant: "PMSN", TclifVariant: "TC-LIF"}
 
 
+NOT_TRIED = "NOT TRIED, the device has no memory left"
+
 SHOWN = 3
 """Variants that are named where many fail in the same way."""
 
@@ -53,13 +55,14 @@ def check_variants(device: torch.device) -> int:
         try:
             found = attempt(partial(variant.trial, backend, device, surrogate_function), device)
         except torch.OutOfMemoryError:
-            found = "not tried, the device has no memory left"
+            found = NOT_TRIED
         if found is None:
             agree[_NEURONS[type(variant)]] += 1
         else:
             faults.setdefault(found, []).append(name)
     for found, names in faults.items():
-        print(f"WRONG, {len(names)} of {len(cases)} variants: {found}")
+        count = f"{len(names)} of {len(cases)} variants"
+        print(f"{found}: {count}" if found == NOT_TRIED else f"WRONG, {count}: {found}")
         for name in names[:SHOWN]:
             print(f"  {name}")
         if len(names) > SHOWN:

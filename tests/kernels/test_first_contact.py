@@ -184,7 +184,7 @@ def test_the_report_where_memory_runs_out(check, monkeypatch):
     monkeypatch.setattr(PmsnVariant, "trial", full)
     status, lines = check(WHOLE, TCLIF)
     assert status == 1
-    assert lines[0] == "WRONG, 1 of 2 variants: not tried, the device has no memory left"
+    assert lines[0] == "NOT TRIED, the device has no memory left: 1 of 2 variants"
     assert lines[-1] == "1 of 2 variants agree with the reference on cpu: PMSN 0 of 1, TC-LIF 1 of 1"
 
 
