@@ -164,7 +164,9 @@ def print_table(runs: list[Run]) -> None:
 
 def save_curves(runs: list[Run], args: argparse.Namespace) -> None:
     """Accuracies after every epoch: all of them as JSON, their mean and range over the seeds as a figure."""
-    settings = {key: getattr(args, key) for key in ("epochs", "batch_size", "label_smoothing", "lr", "neuron_lr", "options")}
+    settings = {
+        key: getattr(args, key) for key in ("epochs", "batch_size", "label_smoothing", "lr", "neuron_lr", "options")
+    }
     results = {**settings, "runs": [run._asdict() for run in runs]}
     (args.output / "mnist1d.json").write_text(json.dumps(results, indent=1) + "\n")
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -3,8 +3,9 @@
 //     dx[t] = sum_{s >= t} r[s-t] dI[s]        dr[m] = sum_t x[t] dI[t+m]
 // That is (T + 1) / 2 products per step in place of 6 k, and no state.
 //
-// Cycles for a lane of 8 float and one step (AVX2, Zen 4; a membrane and a spike are about 4, 2 products take 1), of the
-// whole kernels, parameters and memory with it; before they went through memory row by row (cpu_pmsn_short.h) beside:
+// Cycles for a lane of 8 float and one step (AVX2, Zen 4; a membrane and a spike are about 4, 2 products take 1), of
+// the whole kernels, parameters and memory with it. "before": as long as they went block by block, and not row by row
+// (cpu_pmsn_short.h):
 //                                                                   forward   before   backward   before
 //     [4, 32, 256], in the second cache                               11        14        26         31
 //     [8, 32, 256]                                                    17        17        34         41
