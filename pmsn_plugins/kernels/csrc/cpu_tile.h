@@ -274,9 +274,9 @@ struct Prefetch {
     // of a whole strip: from one block to the next, and what is added from block `wrap` on
     index_t block_stride = 0, wrap = 0, jump = 0;
 
-    // Of `count` blocks it asks for the end: where lanes lie across lines, the blocks before had the beginning. (With the
-    // beginning alone every other store waited for its line, or with lanes of a line every one: two to three times as
-    // long.)
+    // Of `count` blocks it asks for the end: where lanes lie across lines, the blocks before had the beginning. With
+    // the beginning alone every other store waited for its line, or with lanes of a line every one: two to three times
+    // as long.
     template <class L>
     Prefetch(const Steps<L>& steps, const Planes& planes, index_t b, int count = 1) {
         const index_t bytes = steps.storage == STORAGE_DOUBLE ? 8 : steps.storage == STORAGE_FLOAT ? 4 : 2;

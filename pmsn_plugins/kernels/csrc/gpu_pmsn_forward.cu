@@ -26,7 +26,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
     });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, resident(PMSN_STATE ? 7 : 8)) pmsn_hidden_local(const PmsnArgs args) {
+extern "C" __global__ void __launch_bounds__(THREADS, resident(PMSN_STATE ? 7 : 8))
+    pmsn_hidden_local(const PmsnArgs args) {
     for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
         if (item.end == args.layout.T) return;
         const index_t M = args.layout.M;
