@@ -6,11 +6,11 @@ import ctypes
 import importlib.util
 import math
 import re
+import threading
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -184,28 +184,40 @@ class CupyDevice:
 
     def launch(self, program: Program, launches: list[Launch], args: ctypes.Structure, device: torch.device) -> None:
         """Launch the kernels one after the other, with the arguments by value."""
-        by_value = np.frombuffer(bytes(args), dtype=f"V{ctypes.sizeof(args)}")
-        with torch.cuda.device(device), _cupy_stream(torch.cuda.current_stream(device).cuda_stream):
-            for name, grid, threads in launches:
-                _kernel(program, name, device.index)(grid, (threads, 1, 1), (by_value,))
+        if torch.cuda.current_device() != device.index:
+            with torch.cuda.device(device):
+                return self.launch(program, launches, args, device)
+        launch = _launch_function()
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        parameters = ctypes.c_void_p(ctypes.addressof(args))  # a kernel has one
+        for name, (x, y, z), threads in launches:
+            address = _kernel(program, name, device.index)
+            launch(address, x, y, z, threads, 1, 1, 0, stream, ctypes.addressof(parameters), 0)
 
 
-class _TorchStream:
-    """PyTorch's stream in the protocol that CuPy 14 asks for."""
+class _Thread(threading.local):
+    """Whether the driver knows the thread: what PyTorch does leaves that to its first launch."""
 
-    def __init__(self, address: int) -> None:
-        self.address = address
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.address
+    is_known = False
 
 
-def _cupy_stream(address: int) -> Any:
-    import cupy
+_thread = _Thread()
 
-    if hasattr(cupy.cuda.Stream, "from_external"):
-        return cupy.cuda.Stream.from_external(_TorchStream(address))
-    return cupy.cuda.ExternalStream(address)
+
+def _launch_function() -> Any:
+    """The driver's own, without CuPy's arrays and streams around it: they take longer than the launch."""
+    driver, runtime = _cupy_interfaces()
+    if not _thread.is_known:
+        runtime.setDevice(runtime.getDevice())
+        _thread.is_known = True
+    return driver.launchKernel
+
+
+@cache
+def _cupy_interfaces() -> tuple[Any, Any]:
+    from cupy.cuda import driver, runtime
+
+    return driver, runtime
 
 
 def _temporary(call: Call, args: ctypes.Structure, layout: Layout, sums: int) -> list[Tensor]:
@@ -243,5 +255,6 @@ def _module(program: Program, device: int) -> Any:
 
 
 @cache
-def _kernel(program: Program, name: str, device: int) -> Any:
-    return _module(program, device).get_function(name)
+def _kernel(program: Program, name: str, device: int) -> int:
+    """Its address for the driver."""
+    return _module(program, device).get_function(name).kernel.ptr

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pmsn_plugins import functional, kernels
+from pmsn_plugins.bench.variants import variants
 from pmsn_plugins.kernels import gpu
 
 pytestmark = pytest.mark.gpu
@@ -13,6 +14,11 @@ pytestmark = pytest.mark.gpu
 def _needs_cupy():
     if not gpu.status()[0]:
         pytest.skip(gpu.status()[1])
+
+
+@pytest.mark.parametrize(("variant", "surrogate_function"), [*variants()], ids=str)
+def test_every_variant(variant, surrogate_function):
+    assert variant.trial("cupy", torch.device("cuda"), surrogate_function) is None
 
 
 def test_auto_takes_cupy(tools):

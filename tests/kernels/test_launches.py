@@ -1,6 +1,8 @@
 """What reaches the driver of a GPU, on a machine without one: the driver is a fake that computes nothing."""
 
 import contextlib
+import ctypes
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +13,18 @@ from pmsn_plugins.kernels import cpu, gpu, operators
 
 
 class FakeDriver:
-    """Counts what is compiled, what is looked up, and what is launched."""
+    """Counts what is compiled, what is looked up, and what is launched, and which threads it got to know."""
 
     def __init__(self):
-        self.compiled, self.found, self.launched = [], [], []
+        self.compiled, self.found, self.launched, self.threads = [], [], [], []
+
+        self.device = None  # that of CPU tensors
+
+    @contextlib.contextmanager
+    def switched(self, device):
+        before, self.device = self.device, device.index
+        yield
+        self.device = before
 
     def module(self, program, device):
         self.compiled.append(program.name)
@@ -22,7 +32,13 @@ class FakeDriver:
 
     def get_function(self, name):
         self.found.append(name)
-        return lambda grid, block, arguments: self.launched.append((name, grid, block, arguments[0].nbytes))
+        return SimpleNamespace(kernel=SimpleNamespace(ptr=len(self.found) - 1))
+
+    def launch(self, function, x, y, z, threads, y_threads, z_threads, shared, stream, parameters, extra):
+        assert threading.get_ident() in self.threads and (y_threads, z_threads, shared, extra) == (1, 1, 0, 0)
+        kernel = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))[0]  # the address of its one argument
+        T = ctypes.cast(kernel, ctypes.POINTER(ctypes.c_longlong))[0]
+        self.launched.append((self.found[function], (x, y, z), threads, stream, T))
 
 
 @pytest.fixture
@@ -30,9 +46,12 @@ def driver(monkeypatch):
     fake = FakeDriver()
     gpu._kernel.cache_clear()
     monkeypatch.setattr(gpu, "_module", fake.module)
-    monkeypatch.setattr(gpu, "_cupy_stream", lambda address: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=0))
+    runtime = SimpleNamespace(getDevice=lambda: 0, setDevice=lambda device: fake.threads.append(threading.get_ident()))
+    monkeypatch.setattr(gpu, "_cupy_interfaces", lambda: (SimpleNamespace(launchKernel=fake.launch), runtime))
+    monkeypatch.setattr(gpu, "_thread", gpu._Thread())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: fake.device)
+    monkeypatch.setattr(torch.cuda, "device", fake.switched)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 17, raising=False)
     device = gpu.CupyDevice()
     device.multiprocessors = 132
     monkeypatch.setattr(cpu, "library", cpu.library or object())
@@ -90,3 +109,28 @@ def test_a_membrane_without_a_gradient_is_a_zero_gradient(driver):
     x = torch.zeros(5, 2, 3, requires_grad=True)
     kernels.tclif_sequence(x, -0.5, 0.5, backend="cpu").state.v.sum().backward()
     assert [name for name, *_ in driver.launched] == ["tclif_forward", "tclif_backward", "tclif_reduce"]
+
+
+def test_arguments_stream_and_device(driver):
+    driver.device = 1
+    with torch.no_grad():
+        layer(100)
+    assert [(name, stream, T) for name, _, _, stream, T in driver.launched][-1] == ("pmsn_forward", 17, 100)
+    assert driver.device == 1
+
+
+def test_every_thread_is_made_known_once(driver):
+    both = threading.Barrier(2)
+
+    def work():
+        both.wait(10)
+        for _ in range(3):
+            layer(9).sum().backward()
+        both.wait(10)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(driver.threads) == len(set(driver.threads)) >= 2
