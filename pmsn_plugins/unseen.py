@@ -53,8 +53,8 @@ class Later:
     def __init__(self, module: nn.Module, x_seq: Tensor, compute: Callable[[Any, Tensor], States]) -> None:
         self.module, self.x_seq, self.compute = _twin(module), x_seq, compute
         self.version, self.recorded = x_seq._version, torch.is_grad_enabled()
-        with torch.no_grad():
-            self.copies: dict[str, Any] = {name: p.detach().clone() for name, p in _own_parameters(module).items()}
+        self.looks = {name: (p.shape, p.dtype) for name, p in _own_parameters(module).items()}
+        self.copy = _bytes(module)
 
     @disable  # versions are nothing that a graph can look at
     def __call__(self) -> States:
@@ -67,9 +67,12 @@ class Later:
                 "reset the neuron"
             )
         parameters = _own_parameters(self.module)
-        changed = any(not torch.equal(parameters[key].detach(), copy) for key, copy in self.copies.items())
+        changed = not torch.equal(_bytes(self.module), self.copy)
         if changed:
-            self.module._parameters = {**self.module._parameters, **self.copies}
+            sizes = [shape.numel() * dtype.itemsize for shape, dtype in self.looks.values()]
+            parts: Any = zip(self.looks.items(), self.copy.split(sizes), strict=True)
+            copies = {name: part.clone().view(dtype).view(shape) for (name, (shape, dtype)), part in parts}
+            self.module._parameters = {**self.module._parameters, **copies}
         with torch.set_grad_enabled(self.recorded and not changed):
             states = self.compute(self.module, self.x_seq)
         if changed and self.recorded:
@@ -93,6 +96,13 @@ class _Stale(Function):
 
 def _own_parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in module._parameters.items() if p is not None}
+
+
+def _bytes(module: nn.Module) -> Tensor:
+    """What its parameters are, in one piece: for each a copy of its own would take as long as for all."""
+    with torch.no_grad():
+        parts = [p.reshape(-1).view(torch.uint8) for p in _own_parameters(module).values()]
+        return torch.cat(parts) if parts else torch.empty(0)
 
 
 def _twin(module: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """Gradients of the fused operators, for PyTorch's autograd and for ``torch.func`` (grad, vjp, vmap, jacrev).
 
 PyTorch inspects the signature of a function with ``setup_context`` in every call, which takes as long as a small
-kernel. So every function is here twice: as autograd calls it, and as ``torch.func`` needs it.
+kernel. So every function is here twice: as autograd calls it, and as ``torch.func`` needs it. The forward operator has
+a third one, past the dispatcher, for calls that nobody watches (:mod:`.unwatched`).
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ from torch.autograd import Function, forward_ad
 
 from ..functional.surrogate import transforming
 from .batching import fold, one_after_the_other, one_of, unfold
+from .unwatched import intercepted, is_plain
 
 if TYPE_CHECKING:
     from .operators import Operator
 
 
 class Functions(NamedTuple):
-    """One operator as an autograd function, and as one that ``torch.func`` can transform."""
+    """One operator as an autograd function, as one that ``torch.func`` can transform, and as one that calls no
+    operator."""
 
     plain: type[Function]
     transformable: type[Function]
+    direct: type[Function] | None = None
 
 
 def register(library: torch.library.Library, operator: torch._ops.OpOverload, functions: Functions) -> None:
@@ -97,7 +101,28 @@ def forward_functions(op: Operator) -> Functions:
             outputs = Transformable.apply(*folded, *options.folded(info.batch_size), *wanted)
             return unfold(outputs, op.result_roles, info.batch_size, geometry)
 
-    return Functions(Recomputed, Transformable)
+    class Direct(Recomputed):
+        @staticmethod
+        def forward(ctx: Any, *flat: Any) -> tuple[Tensor, ...]:
+            tensors, options, wanted = op.split(flat, "forward")
+            outputs = tuple(op.compute_known(tensors, options, wanted.saving(), op.expected(tensors, options)))
+            remember(ctx, tensors, options, wanted, outputs)
+            return outputs
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            if torch.is_grad_enabled() or intercepted() or not all(g is None or is_plain(g) for g in grads):
+                return Recomputed.backward(ctx, *grads)
+            saved = ctx.saved_tensors
+            gradients = op.gradients._make((*compress(grads, op.with_gradient), *saved[: op.keeps]))
+            state_gradients = any(compress(ctx.needs_input_grad, op.is_state))
+            wanted = ctx.wanted.gradients(state_gradients)
+            results = op.compute_backward(gradients, op.tensors._make(saved[op.keeps :]), ctx.options, wanted)
+            if not state_gradients:
+                results = results[: op.always_differentiated]
+            return (*results, *(None,) * (len(ctx.needs_input_grad) - len(results)))
+
+    return Functions(Recomputed, Transformable, Direct)
 
 
 def backward_functions(op: Operator) -> Functions:

@@ -47,9 +47,9 @@ def firing(
     return Firing(fire, "given") if given else Firing("membrane")
 
 
-def recorded(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether autograd will ask for the slopes."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def recorded(tensors: Iterable[Tensor | float | None]) -> bool:
+    """Whether autograd will ask for gradients, and so for slopes."""
+    return torch.is_grad_enabled() and any([isinstance(t, Tensor) and t.requires_grad for t in tensors])
 
 
 def slopes(spikes: SpikeFunction, x: Tensor) -> Tensor:
@@ -82,3 +82,8 @@ def converted(dtype: torch.dtype, tensors: Iterable[Tensor]) -> list[Tensor]:
 def contiguous(x: Tensor) -> Tensor:
     """As the kernels read it, forward and backward: one that lies otherwise (channels_last) is copied once."""
     return x if x.is_contiguous() else x.contiguous()
+
+
+def in_one_piece(tensors: Iterable[Tensor]) -> bool:
+    """Whether all are contiguous."""
+    return all([t.is_contiguous() for t in tensors])

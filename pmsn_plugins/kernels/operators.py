@@ -121,14 +121,23 @@ class Operator:
 
     def compute_forward(self, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
         """Check, allocate, let the backend run."""
-        expected = self._checked(tensors, options)
+        return self.compute_known(tensors, options, wanted, self._checked(tensors, options))
+
+    def compute_known(self, tensors: Any, options: Any, wanted: Any, expected: Expected) -> Sequence[Tensor]:
+        """The same of a call that has been checked."""
         results = self._allocate_results(tensors, expected.results, wanted)
         self.run_forward(tensors, options, wanted.backend, self.results._make(results), expected.geometry)
         return results
 
+    def record_known(self, tensors: Any, options: Any, wanted: Any) -> Any:
+        """The results, a record, of a known call (:mod:`.unwatched`), and their gradients, past the dispatcher."""
+        direct = self.forward_functions.direct
+        assert direct is not None
+        return self.results._make(direct.apply(*tensors, *options, *wanted))
+
     def compute_unwatched(self, tensors: Any, options: Any, wanted: Any, expected: Expected, into: Any = None) -> Call:
-        """The same of a known call (:mod:`.unwatched`), past the dispatcher: its results have None for what is not
-        wanted. ``into``: a record of tensors to be written, where it has one, in place of new ones."""
+        """The call itself, of one that is known, past the dispatcher: its results have None for what is not wanted.
+        ``into``: a record of tensors to be written, where it has one, in place of new ones."""
         results = self._allocate_results(tensors, expected.results, wanted, into or self.nothing)
         results = self.results._make(results)
         return self._run("forward", wanted.backend, tensors, options, results, (), (), expected.geometry)

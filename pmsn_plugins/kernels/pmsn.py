@@ -15,9 +15,9 @@ from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, default_
 from ..functional.surrogate import SpikeFunction, spike_function
 from .backend import Choice, check_backend, choose, fused_for, is_compiled_here, launched, proven
 from .calls import Call, DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
-from .firing import Firing, contiguous, converted, firing, recorded, slopes, threshold
+from .firing import Firing, contiguous, converted, firing, in_one_piece, recorded, slopes, threshold
 from .operators import DISCRETIZE, PMSN, PMSN_LAYER, Operator
-from .unwatched import Known, known, look, not_converted, remember, unwatched
+from .unwatched import Known, intercepted, known, look, not_converted, remember
 from .variants import PmsnVariant
 
 _RECORDS = (PMSNParameters, PMSNCoefficients)
@@ -67,9 +67,9 @@ def pmsn_sequence(
         torch.Size([10, 8, 3])
     """
     given, appearance = (x_seq,), None
-    if unwatched() and type(coefficients) in _RECORDS and (state is None or type(state) is PMSNState):
+    if not intercepted() and type(coefficients) in _RECORDS and (state is None or type(state) is PMSNState):
         given = x_seq, *coefficients, *(state or ())
-        words = reset_mode, burst, context, method, return_v_seq, return_state, backend, as_steps
+        words = reset_mode, burst, context, method, return_v_seq, return_state, backend, as_steps, recorded(given)
         appearance = look(type(coefficients), given, v_threshold, surrogate_function, words)
         if (call := known(appearance)) is not None:
             return _known_sequence(call, given, state, overwrite, calls)
@@ -138,7 +138,8 @@ def pmsn_sequence(
         spikes = partial(fire, v_threshold=v_threshold, surrogate_function=function, burst=burst)
         tensors = tensors._replace(slopes=slopes(spikes, u))
     wanted = Wanted(return_state, return_v_seq, False, choice.backend, as_steps)
-    if appearance is not None and fires.fire != "membrane" and not_converted(given, tensors):
+    own = fires.fire != "membrane" and tensors.slopes is None
+    if appearance is not None and own and not_converted(given, tensors):
         remember(appearance, Known(compute, options, wanted, compute.expected(tensors, options)))
     results = compute(tensors, options, wanted)
     out = results.out
@@ -156,19 +157,26 @@ def _known_sequence(
     overwrite: list[Call] | None,
     calls: list[Call] | None,
 ) -> PMSNOutput:
+    tensors, wanted = call.operator.tensors(*given), call.wanted
     into = None
-    if overwrite is not None and state is not None and len(given[0]) == 1 and all([s.is_contiguous() for s in state]):
-        into = None, *state, None, None
-    done = call.operator.compute_unwatched(
-        call.operator.tensors(*given), call.options, call.wanted, call.expected, into
-    )
-    if overwrite is not None and into is not None:
-        overwrite.append(done)
-    elif calls is not None:
-        calls.append(done)
-    results = done.results
-    final = PMSNState(results.v_after, results.h_real_after, results.h_imag_after) if call.wanted.with_state else None
-    return PMSNOutput(results.out, final, results.v_seq)
+    if recorded(given):
+        results = call.operator.record_known(tensors, call.options, wanted)
+    else:
+        if (
+            overwrite is not None
+            and state is not None
+            and len(given[0]) == 1
+            and all([s.is_contiguous() for s in state])
+        ):
+            into = None, *state, None, None
+        done = call.operator.compute_unwatched(tensors, call.options, wanted, call.expected, into)
+        if overwrite is not None and into is not None:
+            overwrite.append(done)
+        elif calls is not None:
+            calls.append(done)
+        results = done.results
+    final = PMSNState(results.v_after, results.h_real_after, results.h_imag_after) if wanted.with_state else None
+    return PMSNOutput(results.out, final, results.v_seq if wanted.with_v_seq else None)
 
 
 def pmsn_step(

@@ -14,9 +14,9 @@ from ..functional.surrogate import SpikeFunction, spike_function
 from ..functional.tclif import check_tclif_inputs
 from .backend import Choice, choose, is_compiled_here, proven
 from .calls import Call, TclifOptions, TclifTensors, Wanted
-from .firing import Firing, contiguous, converted, firing, recorded, slopes, threshold
+from .firing import Firing, contiguous, converted, firing, in_one_piece, recorded, slopes, threshold
 from .operators import TCLIF
-from .unwatched import Known, known, look, not_converted, remember, unwatched
+from .unwatched import Known, intercepted, known, look, not_converted, remember
 from .variants import TclifVariant
 
 
@@ -55,9 +55,9 @@ def tclif_sequence(
         tensor([0., 1., 1., 1.])
     """
     given, appearance = (x_seq,), None
-    if unwatched() and type(leak) is tuple and (state is None or type(state) is TCLIFState):
+    if not intercepted() and type(leak) is tuple and (state is None or type(state) is TCLIFState):
         given = x_seq, b1, b2, *(state or ())
-        words = gamma, soma_feedback, detach_reset, *leak, return_v_seq, return_state, backend
+        words = gamma, soma_feedback, detach_reset, *leak, return_v_seq, return_state, backend, recorded(given)
         appearance = look("tclif", given, v_threshold, surrogate_function, words)
         if (call := known(appearance)) is not None:
             return _known_sequence(call, given, state, overwrite, calls)
@@ -81,7 +81,7 @@ def tclif_sequence(
         variant = TclifVariant(
             *(x_seq.dtype, dtype, soma_feedback, detach_reset, fires.fire == "strict", fires.surrogate),
             *(state is not None, return_v_seq),
-            recorded([t for t in (x_seq, b1, b2, *(state or ())) if isinstance(t, Tensor)]),
+            recorded((x_seq, b1, b2, *(state or ()))),
         )
         choice = proven(choice, backend, x_seq.device, variant, surrogate_function)
     if choice.backend == "torch":
@@ -120,7 +120,7 @@ def tclif_sequence(
         u = torch.cat([before[None], soma])
         tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
     wanted = Wanted(return_state, return_v_seq, False, choice.backend)
-    if appearance is not None and not_converted((x_seq, *flat, *(state or ())), tensors):
+    if appearance is not None and tensors.slopes is None and not_converted((x_seq, *flat, *(state or ())), tensors):
         remember(appearance, Known(TCLIF, options, wanted, TCLIF.expected(tensors, options), (couplings, dtype)))
     results = TCLIF(tensors, options, wanted)
     final = TCLIFState(results.v_after, results.d_after) if return_state else None
@@ -137,17 +137,20 @@ def _known_sequence(
     x, b1, b2, *before = given
     couplings, dtype = call.more
     tensors = TclifTensors(x, *(_flat(b, couplings, dtype, x) for b in (b1, b2)), *before)
-    into = None
-    if overwrite is not None and state is not None and len(x) == 1 and all([s.is_contiguous() for s in state]):
-        into = None, *state, None, None
-    done = TCLIF.compute_unwatched(tensors, call.options, call.wanted, call.expected, into)
-    if overwrite is not None and into is not None:
-        overwrite.append(done)
-    elif calls is not None:
-        calls.append(done)
-    results = done.results
-    final = TCLIFState(results.v_after, results.d_after) if call.wanted.with_state else None
-    return TCLIFOutput(results.out, final, results.v_seq)
+    wanted, into = call.wanted, None
+    if recorded(given):
+        results = TCLIF.record_known(tensors, call.options, wanted)
+    else:
+        if overwrite is not None and state is not None and len(x) == 1 and in_one_piece(state):
+            into = None, *state, None, None
+        done = TCLIF.compute_unwatched(tensors, call.options, wanted, call.expected, into)
+        if overwrite is not None and into is not None:
+            overwrite.append(done)
+        elif calls is not None:
+            calls.append(done)
+        results = done.results
+    final = TCLIFState(results.v_after, results.d_after) if wanted.with_state else None
+    return TCLIFOutput(results.out, final, results.v_seq if wanted.with_v_seq else None)
 
 
 def tclif_step(

@@ -1,12 +1,14 @@
-"""Calls that only the kernels need to see: no gradients are recorded, and nobody traces, transforms or intercepts them.
+"""Calls that only the kernels need to see: nobody traces, transforms or intercepts them.
 
 They go past PyTorch's dispatcher; and a call that looks like one that has passed all checks is not checked again. For a
-time step of a few thousand neurons dispatch and checks would take ten times as long as the kernel.
+time step of a few thousand neurons dispatch and checks would take ten times as long as the kernel, and on a GPU they
+would for whole sequences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ from torch.nn import Parameter
 
 from ..functional import describe
 from ..functional.surrogate import SpikeFunction
-from .backend import fused_for
+from .backend import FUSED, fused_for
 
 
 class Known(NamedTuple):
@@ -35,7 +37,7 @@ _MOST = 1024
 
 
 def unwatched() -> bool:
-    """Whether an operator that is called now would only be called."""
+    """Whether an operator that is called now would only be called: not recorded either."""
     return not (torch.is_grad_enabled() or intercepted())
 
 
@@ -61,21 +63,23 @@ def look(
 ) -> Hashable | None:
     """All that the checks of a call of ``function`` look at: equal for calls that they treat alike.
 
-    None where the values of a tensor would be looked at, or one is anything but a dense tensor on the CPU.
+    None where the values of a tensor would be looked at, or one is not plain, or on another device than the first.
     """
     if isinstance(v_threshold, Tensor):
         return None
     spikes: Hashable = None
     if surrogate_function is not None:
         spikes = describe(surrogate_function) or surrogate_function
-    seen: list[Any] = [function, fused_for("cpu")]
+    seen: list[Any] = [function]
+    device: torch.device | None = None
     value: Any  # (a type checker does not see what `kind` says of it)
     for value in tensors:
         kind = type(value)
         if kind is Tensor or kind is Parameter:
-            if not (value.is_cpu and value.layout is torch.strided) or value.is_nested:
-                return None
-            if value.is_neg() or value._is_zerotensor():  # what lies in memory is not what it holds
+            if device is None:
+                device = value.device
+                seen += device, fused_for(device.type)
+            if not (is_plain(value) and value.device == device):
                 return None
             seen += value.shape, value.dtype
         elif isinstance(value, Tensor):
@@ -85,6 +89,22 @@ def look(
     for word in (v_threshold, spikes, *words):
         seen += type(word), word  # 1 and True are equal
     return tuple(seen)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether what lies in memory is what it holds, and only a kernel of its device would be called with it: not where
+    it is sparse, nested, to be negated, part of a batch of ``torch.func``, ..."""
+    return torch._C._dispatch_keys(tensor).raw_repr() in _plain_keys(tensor.device.type)
+
+
+@cache
+def _plain_keys(device_type: str) -> frozenset[int]:
+    if all(backend.device_type != device_type for backend in FUSED):
+        return frozenset()
+    tensors = [torch.empty(0, device=device_type)]
+    with torch.inference_mode():
+        tensors.append(torch.empty(0, device=device_type))
+    return frozenset(torch._C._dispatch_keys(tensor).raw_repr() for tensor in tensors)
 
 
 def known(appearance: Hashable | None) -> Known | None:

@@ -1,5 +1,6 @@
 """Calls past PyTorch's dispatcher, and calls that are known: the same results and the same errors as any other call."""
 
+import contextlib
 import copy
 
 import pytest
@@ -84,6 +85,101 @@ def test_a_known_call_gives_what_the_operator_gives(neuron, options, with_state,
             assert len(unwatched._known) == 1
     with torch.inference_mode():
         assert same(function(*arguments, **options), expected)
+
+
+def leaves(arguments):
+    """Tensors that gradients are asked of, and the arguments made of them."""
+    found = []
+
+    def leaf(value):
+        if isinstance(value, torch.Tensor):
+            found.append(value.detach().clone().requires_grad_())
+            return found[-1]
+        return value if value is None else type(value)(*map(leaf, value))
+
+    return found, tuple(map(leaf, arguments))
+
+
+def gradients(function, arguments, watching=None, **options):
+    """Outputs, and gradients of a random function of them."""
+    found, arguments = leaves(arguments)
+    with watching or contextlib.nullcontext():
+        outputs = flat(function(*arguments, **options))
+        generator = torch.Generator().manual_seed(3)
+        sent = [t for t in outputs if t.requires_grad]
+        weights = [torch.randn(t.shape, generator=generator).to(t) for t in sent]
+        made = torch.autograd.grad(sent, found, weights, allow_unused=True)
+    return [t.detach() for t in outputs], [torch.zeros(()) if g is None else g for g in made]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize(("neuron", "options"), CASES)
+def test_a_known_recorded_call_gives_what_the_operator_gives(neuron, options, with_state, dtype):
+    function, case = NEURONS[neuron]
+    arguments = case(T=7, dtype=dtype, with_state=with_state)
+    options = {"surrogate_function": functional.triangle(strict=True), "v_threshold": 0.7, **options}
+    watching = Watching()
+    expected = gradients(function, arguments, watching, **options)
+    assert {name.split(".")[1] for name in watching.seen if "pmsn_plugins" in name} >= {
+        f"{operator}_{direction}"
+        for operator in ("pmsn_layer" if neuron == "pmsn" else "tclif",)
+        for direction in ("forward", "backward")
+    }
+    assert not unwatched._known
+    for _ in range(3):
+        actual = gradients(function, arguments, **options)
+        assert same(actual[0], expected[0]) and same(actual[1], expected[1])
+        assert len(unwatched._known) == 1
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_recorded_and_other_calls_are_told_apart(neuron):
+    function, case = NEURONS[neuron]
+    arguments = case()
+    for _ in range(2):
+        expected = gradients(function, arguments)
+        with torch.no_grad():
+            assert same(function(*arguments), expected[0])
+        assert not function(*arguments).spikes.requires_grad
+        assert function(*leaves(arguments)[1]).spikes.requires_grad
+    assert len(unwatched._known) == 2
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_gradients_of_every_kind(neuron):
+    """Negated, zero, batched, and with a graph of their own."""
+    function, case = NEURONS[neuron]
+    arguments = case()
+    for _ in range(2):  # the second call is known
+        (x, *_), given = leaves(arguments)
+        spikes = function(*given, surrogate_function=functional.triangle()).spikes
+        weight = torch.randn_like(spikes)
+
+        def gradient(g, spikes=spikes, x=x, **options):
+            return torch.autograd.grad(spikes, x, g, retain_graph=True, **options)[0]
+
+        expected = gradient(weight)
+        assert torch.equal(gradient(torch._neg_view(-weight)), expected)
+        assert torch.equal(gradient(weight.mT.contiguous().mT), expected)
+        assert not gradient(torch._efficientzerotensor(weight.shape)).any()
+        both = gradient(torch.stack([weight, 2 * weight]), is_grads_batched=True)
+        assert torch.allclose(both, torch.stack([expected, 2 * expected]))
+        again = gradient(weight, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            again.sum().backward()
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+def test_a_parameter_that_was_changed_before_backward_is_noticed(neuron):
+    function, case = NEURONS[neuron]
+    for _ in range(2):
+        found, given = leaves(case())
+        spikes = function(*given).spikes
+        with torch.no_grad():
+            found[1].add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            spikes.sum().backward()
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
@@ -201,6 +297,11 @@ def test_whoever_watches_sees_the_operator(neuron):
         with torch.profiler.profile() as profile:
             function(*arguments)
         assert any("pmsn_plugins" in event.name for event in profile.events())
+    for _ in range(3):
+        spikes = function(*leaves(arguments)[1]).spikes
+    with torch.profiler.profile() as profile:
+        spikes.sum().backward()
+    assert any("_backward" in event.name and "pmsn_plugins" in event.name for event in profile.events())
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
