@@ -162,12 +162,7 @@ def _known_sequence(
     if recorded(given):
         results = call.operator.record_known(tensors, call.options, wanted)
     else:
-        if (
-            overwrite is not None
-            and state is not None
-            and len(given[0]) == 1
-            and all([s.is_contiguous() for s in state])
-        ):
+        if overwrite is not None and state is not None and len(given[0]) == 1 and in_one_piece(state):
             into = None, *state, None, None
         done = call.operator.compute_unwatched(tensors, call.options, wanted, call.expected, into)
         if overwrite is not None and into is not None:
