@@ -40,7 +40,27 @@ def steps(shape: tuple[int, ...]) -> dict[str, Step]:
         "snnTorch Leaky": snntorch.Leaky(0.9, init_hidden=True),
         "TCLIF": TCLIF(init_hidden=True),
         "PMSN": PMSN(shape[1], step_mode="s", init_hidden=True),
+        "TCLIF, states passed": _Passing(TCLIF()),
+        "PMSN, states passed": _Passing(PMSN(shape[1], step_mode="s")),
     }
+
+
+class _Passing(nn.Module):
+    """An snnTorch layer in a loop that hands its states from step to step."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+        self.reset()
+
+    def reset(self) -> None:
+        self.states = self.layer.reset_mem()
+        if not isinstance(self.states, tuple) or hasattr(self.states, "_fields"):
+            self.states = (self.states,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes, *self.states = self.layer(x, *self.states)
+        return spikes
 
 
 def _operations(shape: tuple[int, ...]) -> Step:
