@@ -13,6 +13,7 @@ from torch import Tensor
 from .._checks import check_choice
 from .._compiler import assume_constant_result
 from ..functional.surrogate import SpikeFunction
+from . import first_contact
 from .calls import Call
 from .cpu import CpuDevice
 from .first_contact import obstacle
@@ -202,6 +203,12 @@ def proven(
         "with what python -m pmsn_plugins.bench --check prints)"
     )
     return tried
+
+
+def is_settled(choice: Choice, device: torch.device, variant: Any) -> bool:
+    """Whether calls like this one need not come to :func:`proven` again. One that is made while nothing can be tried,
+    or as a trial, is not."""
+    return choice.backend not in _COMPILING or first_contact.is_settled((choice.backend, variant), device)
 
 
 @assume_constant_result

@@ -49,6 +49,11 @@ def obstacle(variant: Hashable, device: torch.device, trial: Callable[[], str | 
     return _found[key]
 
 
+def is_settled(variant: Hashable, device: torch.device) -> bool:
+    """Whether a comparison has been made, or is not wanted: then nothing has to be found out any more."""
+    return (variant, device) in _found or os.environ.get("PMSN_SELF_CHECK") == "0"
+
+
 def attempt(trial: Callable[[], str | None], device: torch.device) -> str | None:
     """What is wrong, with what the trial raises (but that there is no memory)."""
     token = _trying.set(True)

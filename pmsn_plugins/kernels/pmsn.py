@@ -13,7 +13,7 @@ from .. import functional
 from ..functional import PMSNCoefficients, PMSNOutput, PMSNParameters, PMSNState
 from ..functional.pmsn import check_pmsn_inputs, check_pmsn_parameters, default_surrogate, fire
 from ..functional.surrogate import SpikeFunction, spike_function
-from .backend import Choice, check_backend, choose, fused_for, is_compiled_here, launched, proven
+from .backend import Choice, check_backend, choose, fused_for, is_compiled_here, is_settled, launched, proven
 from .calls import Call, DiscretizeTensors, LayerTensors, NoOptions, PmsnOptions, PmsnTensors, Wanted, Where
 from .firing import Firing, contiguous, converted, firing, in_one_piece, recorded, slopes, threshold
 from .operators import DISCRETIZE, PMSN, PMSN_LAYER, Operator
@@ -90,6 +90,7 @@ def pmsn_sequence(
         surrogate_function = default_surrogate(reset_mode)
     fires = firing(surrogate_function, v_threshold, burst, reset_mode == "serial")
     choice = choose_pmsn(x_seq, coefficients, state, v_threshold, reset_mode, method, backend, fires)
+    variant = None
     if is_compiled_here(choice):
         k = coefficients[1].shape[-1]
         variant = PmsnVariant(
@@ -139,7 +140,7 @@ def pmsn_sequence(
         tensors = tensors._replace(slopes=slopes(spikes, u))
     wanted = Wanted(return_state, return_v_seq, False, choice.backend, as_steps)
     own = fires.fire != "membrane" and tensors.slopes is None
-    if appearance is not None and own and not_converted(given, tensors):
+    if appearance is not None and own and not_converted(given, tensors) and is_settled(choice, x.device, variant):
         remember(appearance, Known(compute, options, wanted, compute.expected(tensors, options)))
     results = compute(tensors, options, wanted)
     out = results.out

@@ -12,7 +12,7 @@ from .. import functional
 from ..functional import TCLIFOutput, TCLIFState
 from ..functional.surrogate import SpikeFunction, spike_function
 from ..functional.tclif import check_tclif_inputs
-from .backend import Choice, choose, is_compiled_here, proven
+from .backend import Choice, choose, is_compiled_here, is_settled, proven
 from .calls import Call, TclifOptions, TclifTensors, Wanted
 from .firing import Firing, contiguous, converted, firing, in_one_piece, recorded, slopes, threshold
 from .operators import TCLIF
@@ -77,6 +77,7 @@ def tclif_sequence(
     )
     fires = firing(surrogate_function, v_threshold, burst=False, through_reset=True)
     choice = choose_tclif(x_seq, b1, b2, state, gamma, v_threshold, leak, backend, fires)
+    variant = None
     if is_compiled_here(choice):
         variant = TclifVariant(
             *(x_seq.dtype, dtype, soma_feedback, detach_reset, fires.fire == "strict", fires.surrogate),
@@ -120,7 +121,8 @@ def tclif_sequence(
         u = torch.cat([before[None], soma])
         tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
     wanted = Wanted(return_state, return_v_seq, False, choice.backend)
-    if appearance is not None and tensors.slopes is None and not_converted((x_seq, *flat, *(state or ())), tensors):
+    own = tensors.slopes is None and not_converted((x_seq, *flat, *(state or ())), tensors)
+    if appearance is not None and own and is_settled(choice, x.device, variant):
         remember(appearance, Known(TCLIF, options, wanted, TCLIF.expected(tensors, options), (couplings, dtype)))
     results = TCLIF(tensors, options, wanted)
     final = TCLIFState(results.v_after, results.d_after) if return_state else None

@@ -1,6 +1,7 @@
 """Kernels that are compiled where they are used are tried before they are trusted: with the emulated device, sound,
 spoilt and broken."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from pmsn_plugins import functional, kernels
 from pmsn_plugins.bench import __main__ as bench
 from pmsn_plugins.bench import variants
 from pmsn_plugins.functional import triangle
-from pmsn_plugins.kernels import backend, cpu, first_contact, gpu
+from pmsn_plugins.kernels import backend, cpu, first_contact, gpu, unwatched
 from pmsn_plugins.kernels.variants import PmsnVariant, TclifVariant
 
 
@@ -19,6 +20,7 @@ def unknown_device(emulated, monkeypatch):
     """The emulated device, met for the first time; ``spoil(kernel, old, new)`` changes its sources."""
     monkeypatch.setattr(backend, "_COMPILING", {"cpu": backend.FUSED[0]})
     monkeypatch.setattr(first_contact, "_found", {})
+    monkeypatch.setattr(unwatched, "_known", {})
     monkeypatch.setattr(cpu.CpuDevice, "launch_once", lambda self, device: emulated.launch_once(device), raising=False)
     backend._announce_once.cache_clear()
     sources = {}
@@ -212,3 +214,23 @@ def test_nothing_is_tried_in_a_trace(tools, unknown_device):
         assert not first_contact._found
         layer(x)
     assert len(first_contact._found) == 2  # a later call tries it
+
+
+def test_what_was_not_tried_is_not_taken_as_known(tools, unknown_device, monkeypatch):
+    x, coefficients, _ = tools.pmsn_case((40, 2, 3), 2, torch.float32, False)
+    monkeypatch.setattr(first_contact, "_at_liberty", lambda device: False)
+    for _ in range(2):
+        kernels.pmsn_sequence(x, coefficients)
+        kernels.tclif_sequence(x, -0.5, 0.5)
+    assert not first_contact._found and not unwatched._known
+
+
+def test_a_trial_is_not_taken_as_known(tools, unknown_device):
+    """A call that looks like the trial of a kernel that is wrong."""
+    unknown_device("tclif_forward", "Memory::store(out, ", "Memory::store(out, 1 - ")
+    x = torch.randn(35, 2, 3)
+    expected = functional.tclif_sequence(x, -torch.full((3,), 0.5), torch.full((3,), 0.5), v_threshold=0.7).spikes
+    for said in (pytest.warns(UserWarning, match="do not work"), contextlib.nullcontext()):
+        with said:
+            found = kernels.tclif_sequence(x, -torch.full((3,), 0.5), torch.full((3,), 0.5), v_threshold=0.7).spikes
+        assert torch.equal(found, expected)
