@@ -61,6 +61,18 @@ PMSN_FN void loads_are_issued() {
 #endif
 }
 
+// Wait for a load, before others are issued. ptxas counts all loads of a loop with one counter (a scoreboard), so a wait
+// for one is a wait for all that are under way: one that comes after the next batch's loads waits for these too.
+PMSN_FN void wait_for(R loaded) {
+#if defined(__CUDACC__)
+    asm volatile(
+        "{ .reg .pred any; .reg .b32 lanes, some;"
+        " setp.ne.f32 any, %0, 0f0BADBAD0; activemask.b32 lanes; vote.sync.ballot.b32 some, any, lanes;"
+        " or.b32 lanes, lanes, some; bar.warp.sync lanes; }" ::"f"((float)loaded)
+        : "memory");
+#endif
+}
+
 #if defined(__CUDACC__)
 #define PMSN_AS_IT_IS _Pragma("unroll 1")  // a loop that is unrolled where it is worth it
 #else
@@ -113,6 +125,7 @@ PMSN_FN void in_batches_back(int steps, Load load, Run run) {
     while (steps >= MOST) {
         Loaded<MOST> now = next;
         steps -= MOST;
+        wait_for(now.last());
         if (steps >= MOST) load(next);
         loads_are_issued();
         run(now, steps);
@@ -143,9 +156,10 @@ template <int MOST, class Step, class Begin = Nothing>
 PMSN_FN void for_steps(const Element* x, index_t M, int steps, Step step, Begin begin = Begin()) {
     static_assert(PMSN_INTERVAL % (2 * MOST) == 0, "an interval is some pairs of batches");
     const int whole = steps / MOST * MOST;
-    R even[MOST], odd[MOST];  // batches in turn: no number is moved, for a move would wait for its load
+    R even[MOST], odd[MOST];  // batches in turn: no number is moved
     const auto run = [&](int first, const R* now, R* next) {
         x += MOST * M;
+        wait_for(now[MOST - 1]);
         if (first + MOST < whole) load_steps<MOST>(x, M, next);
         loads_are_issued();
         PMSN_UNROLL

@@ -74,6 +74,7 @@ template <int COUNT>
 struct BackStep {  // what is loaded for so many steps
     static constexpr int count = COUNT;
     R dI[COUNT], x[COUNT], grad_v[COUNT];  // of dI only the gradient of what was sent
+    PMSN_FN R last() const { return dI[COUNT - 1]; }
 };
 
 // Backward through steps whose `slope` has been recomputed; at_last: the last one's element. LOCAL: only to find
