@@ -120,6 +120,7 @@ def work(kind: Kind, layout: Layout | None) -> Work:
         return Work(_program(neuron, known), launches, 0)
     known["MEMORY"] = _MEMORY.get(memory, "Plain")
     known.update(INTERVAL=layout.interval, STATE=int(has_state), RECORDED=int(recorded), T=layout.T)
+    known["STEPS"] = min(layout.T, layout.interval)
     sums = sizes.sums
     from_rest = not has_state and not hidden
     if from_rest and gpu_takes_response(layout.T, sizes.k, real == torch.float64):

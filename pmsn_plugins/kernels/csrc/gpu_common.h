@@ -61,12 +61,12 @@ PMSN_FN void loads_are_issued() {
 #endif
 }
 
-// Wait for a load, before others are issued. ptxas counts all loads of a loop with one counter (a scoreboard), so a wait
-// for one is a wait for all that are under way: one that comes after the next batch's loads waits for these too.
+// Wait for a load, before others are issued. ptxas counts all loads of a loop with one counter (a scoreboard), so a
+// wait for one is a wait for all that are under way: one that comes after the next batch's loads waits for these too.
 PMSN_FN void wait_for(R loaded) {
 #if defined(__CUDACC__)
     asm volatile(
-        "{ .reg .pred any; .reg .b32 lanes, some;"
+        "{ .reg .pred any; .reg .b32 lanes; .reg .b32 some;"
         " setp.ne.f32 any, %0, 0f0BADBAD0; activemask.b32 lanes; vote.sync.ballot.b32 some, any, lanes;"
         " or.b32 lanes, lanes, some; bar.warp.sync lanes; }" ::"f"((float)loaded)
         : "memory");
@@ -143,6 +143,18 @@ template <int COUNT>
 PMSN_FN void load_steps(const Element* x, index_t M, R* to) {
     PMSN_UNROLL
     for (int i = 0; i < COUNT; ++i) to[i] = Memory::load(x + i * M);
+}
+
+// To the next step, by one addition: left to the compiler, an unrolled loop keeps a register pair for every step's
+// place.
+template <class T>
+PMSN_FN void advance(T*& at, index_t by) {
+    at += by;
+#if defined(__CUDACC__)
+    size_t global = __cvta_generic_to_global(at);
+    asm("" : "+l"(global));
+    at = (T*)__cvta_global_to_generic(global);
+#endif
 }
 
 struct Nothing {
