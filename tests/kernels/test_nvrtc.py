@@ -88,7 +88,8 @@ def test_compiles(case, architecture, capsys):
         for kernel, (registers, spilled, local) in found.items():
             assert registers <= 255
             assert spilled <= (288 if options.get("K") == 16 else 0), kernel  # outside of all loops
-            assert local <= (0 if neuron == "tclif" else 1280), kernel  # of every thread that could run: the driver sets it aside
+            # of every thread that could run: the driver sets it aside
+            assert local <= (0 if neuron == "tclif" else 1280), kernel
 
 
 def test_sources_need_no_system_header():

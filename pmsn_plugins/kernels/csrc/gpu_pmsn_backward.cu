@@ -8,6 +8,13 @@ enum { BACK = K > 8 ? 1 : K > 4 ? 4 : 8 };  // steps of backward whose loads are
 // Steps that are recomputed at a time, into memory of the thread: bounded, for the driver sets it aside for every
 // thread that could run. A longer interval is gone through again for each of its parts.
 enum { SCRATCH = PMSN_INTERVAL < 128 ? PMSN_INTERVAL : 128 };
+// Or, where it is not too much of it, into shared memory: what a thread keeps there never goes to the L2 cache.
+#if defined(__CUDACC__) && __CUDA_ARCH__ < 800
+enum { IS_SHARED = false };
+#else
+enum { IS_SHARED = SCRATCH * THREADS * sizeof(R) <= 32768 };
+#endif
+enum { APART = IS_SHARED ? THREADS : 1 };  // from one step's place to the next
 
 struct Adjoint {
     R v;
@@ -66,7 +73,7 @@ PMSN_FN void recompute(const PmsnArgs& args, const Neuron& n, index_t element, i
     for_steps<AHEAD>(x, M, steps, [&](int i, R x) {
         const R current = state.step(n, x, u, out);
         const R found = slope_of(args, u, n.threshold.theta, first + (skipped + i) * M);
-        slope[i] = PMSN_RESET == RESET_MODULO && current <= 0 ? R(0) : found;
+        slope[i * APART] = PMSN_RESET == RESET_MODULO && current <= 0 ? R(0) : found;
     });
 }
 
@@ -103,7 +110,7 @@ PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int st
         for (int i = 0; i < N; ++i) {
             const int at = first + N - 1 - i;
             if (PMSN_RECORDED) a.v += loaded.grad_v[i];
-            dI[i] = membrane_adjoint_step<PMSN_RESET>(slope[at], dI[i], a.v, n.threshold.theta);
+            dI[i] = membrane_adjoint_step<PMSN_RESET>(slope[at * APART], dI[i], a.v, n.threshold.theta);
         }
         if (!GRAD_V) {
             a.h.enter(dI[0]);
@@ -125,7 +132,9 @@ PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int st
 template <bool LOCAL, bool GRAD_V>
 PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const WorkItem& item, Adjoint& a,
                    HiddenSums<R, K>& sums, R& sum_D) {
-    R slope[SCRATCH];
+    __shared__ R shared[IS_SHARED ? SCRATCH * THREADS : 1];
+    R own[IS_SHARED ? 1 : SCRATCH];
+    R* slope = IS_SHARED ? shared + threadIdx.x : own;
     for (index_t start = quotient(item.end - 1, PMSN_INTERVAL) * PMSN_INTERVAL; start >= item.start;
          start -= PMSN_INTERVAL) {
         int end = (int)(item.end - start < PMSN_INTERVAL ? item.end - start : PMSN_INTERVAL);
