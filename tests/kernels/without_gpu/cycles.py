@@ -10,6 +10,7 @@ Needs CuPy (its NVRTC; no driver), g++ and nvdisasm. A model: take +-50 % for a 
 - a multiprocessor has four schedulers, each issues one instruction a cycle, each warp in order, waiting for its
   operands and for its unit; latencies are fixed numbers; all loads of a kernel come from DRAM, or from L2 when
   three tensors of the input's size fit there; no bank conflicts, no cache of x between recompute and sweep
+- who waits for a load waits for all that are under way: ptxas counts them with one counter (a scoreboard)
 - the steps of a loop are its global stores, or its loads if fewer; both sides of branches inside a loop are executed;
   of loops for as many steps, the one with most loads, then the shortest, is meant
 - of a loop that loads ahead for its next iteration, the wait for the first one is not counted
@@ -248,6 +249,7 @@ def simulate(code, warps, load_latency, gpu, iterations=8) -> float:
     units = [unit(base) for base, *_ in code]
     ready, position, round_, next_ = [{} for _ in range(warps)], [0] * warps, [0] * warps, [7 * w for w in range(warps)]
     free, now, turn, marks = collections.Counter(), 0, 0, []
+    loading, loaded = [set() for _ in range(warps)], [0] * warps  # one counter: who waits for a load waits for all
     while min(round_) < iterations:
         earliest = 1 << 60
         for j in range(warps):
@@ -257,9 +259,16 @@ def simulate(code, warps, load_latency, gpu, iterations=8) -> float:
             base, _, reads, writes = code[position[w]]
             where, takes = units[position[w]]
             at = max(next_[w], free[where], max((ready[w].get(r, 0) for r in reads | writes), default=0))
+            waits = bool(loading[w] & (reads | writes))
+            at = max(at, loaded[w] if waits else 0)
             if at > now:
                 earliest = min(earliest, at)
                 continue
+            if waits:
+                loading[w].clear()
+            if base == "LDG":
+                loading[w] |= writes
+                loaded[w] = now + load_latency
             for r in writes:
                 ready[w][r] = now + (load_latency if base == "LDG" else LATENCY.get(base, 4))
             free[where], next_[w], turn, earliest = now + takes, now + 1, (w + 1) % warps, now + 1
