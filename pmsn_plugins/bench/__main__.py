@@ -13,7 +13,7 @@ import torch
 from .. import __version__, kernels
 from ..report import processor
 from .checks import run_checks
-from .contenders import FUSED, contenders
+from .contenders import FUSED, Contender, contenders
 from .measure import LEAST_BYTES, Measurement, copy_bandwidth, measure
 from .recurrent import run_recurrent
 from .steps import run_steps
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     results: list[Measurement] = []
     for shape in arguments.shape or (QUICK_SHAPES if arguments.quick else SHAPES):
-        rows = _measure_shape(shape, device, budget_s=0.4 if arguments.quick else 0.8)
+        rows = _measure_shape(shape, device, 0.4 if arguments.quick else 0.8, arguments.only)
         _print_shape(shape, rows, bandwidth)
         results += rows
         if arguments.json:  # after every shape: an interrupted run keeps what it has measured
@@ -86,14 +86,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _measure_shape(shape: tuple[int, ...], device: torch.device, budget_s: float) -> list[Measurement]:
+def _measure_shape(
+    shape: tuple[int, ...], device: torch.device, budget_s: float, only: list[str] | None = None
+) -> list[Measurement]:
     """Every contender twice, one after the other: a machine that is slow for a while is not slow for one alone."""
     from tqdm import tqdm
 
     rows: dict[str, Measurement] = {}
     left_out = set()
     torch.compiler.reset()  # it gives up on a function that it has compiled for many shapes
-    able = [c for c in contenders(device) if shape[0] <= c.longest]
+    able = [c for c in _chosen(contenders(device), only) if shape[0] <= c.longest]
     for contender in tqdm(able + able, desc=f"{list(shape)}", leave=False, disable=None):
         name, first = contender.name, rows.get(contender.name)
         if name in left_out or (first and first.forward_backward_s > budget_s / 4):  # too slow for a second time
@@ -108,6 +110,16 @@ def _measure_shape(shape: tuple[int, ...], device: torch.device, budget_s: float
             continue
         rows[name] = row.faster(first) if first else row
     return list(rows.values())
+
+
+def _chosen(found: list[Contender], only: list[str] | None) -> list[Contender]:
+    """The first, which all are compared with, and those whose names contain one of the words."""
+    if only is None:
+        return found
+    for word in only:
+        if not any(word in contender.name for contender in found):
+            raise SystemExit(f"--only {word!r}: in the name of no contender ({', '.join(c.name for c in found)})")
+    return found[:1] + [c for c in found[1:] if any(word in c.name for word in only)]
 
 
 def _print_shape(shape: tuple[int, ...], rows: list[Measurement], bandwidth: float) -> None:
@@ -155,6 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and runs: under a minute on two cores")
     parser.add_argument("--shape", nargs="+", type=_shape, metavar="T,N,C,*", help="of the input, in place of ours")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="contenders with such a word in their name, and ours")
     parser.add_argument("--check", action="store_true", help="compare every variant of the kernels with the reference")
     parser.add_argument("--recurrent", action="store_true", help="time recurrent layers instead, on one thread and two")
     parser.add_argument("--steps", action="store_true", help="time single time steps instead")

@@ -80,6 +80,16 @@ def test_steps_without_a_framework(missing, monkeypatch):
     assert everything.keys() - steps.steps((4, 5)).keys() == theirs
 
 
+def test_only_what_was_asked_for_is_timed(tmp_path, capsys):
+    record = tmp_path / "record.json"
+    common = ["--device", "cpu", "--quick", "--json", str(record), "--shape", "8,2,16", "--only"]
+    assert command.main([*common, "FFT", "TC-LIF (torch)"]) == 0
+    names = [row["name"] for row in json.loads(record.read_text())["results"]]
+    assert names[1:] == ["TC-LIF (torch)", "PMSN, FFT (the paper's method)"] and names[0].startswith("PMSN (")
+    with pytest.raises(SystemExit, match=r"--only 'fft': in the name of no contender \(PMSN \("):
+        command.main([*common, "fft"])
+
+
 def test_the_fastest_round_counts(monkeypatch):
     now = 0.0
     monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=lambda: now))
