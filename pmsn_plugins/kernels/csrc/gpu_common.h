@@ -119,19 +119,16 @@ PMSN_FN void in_batches_back(int steps, Batch batch) {
 // batch are under way.
 template <template <int> class Loaded, int MOST, class Load, class Run>
 PMSN_FN void in_batches_back(int steps, Load load, Run run) {
-    Loaded<MOST> even, odd;  // batches in turn: a number that is moved is waited for where it is moved
-    const auto turn = [&](const Loaded<MOST>& now, Loaded<MOST>& next) {
+    Loaded<MOST> next;
+    if (steps >= MOST) load(next);
+    PMSN_AS_IT_IS
+    while (steps >= MOST) {
+        Loaded<MOST> now = next;
         steps -= MOST;
         wait_for(now.last());
         if (steps >= MOST) load(next);
         loads_are_issued();
         run(now, steps);
-    };
-    if (steps >= MOST) load(even);
-    PMSN_AS_IT_IS
-    while (steps >= MOST) {
-        turn(even, odd);
-        if (steps >= MOST) turn(odd, even);
     }
     if (MOST == 1) return;
     in_batches_back<4>(steps, [&](auto batch, int first) {

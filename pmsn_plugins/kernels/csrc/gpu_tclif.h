@@ -28,8 +28,7 @@ struct State {
 
     PMSN_FN void load(const TclifArgs& args, index_t time, index_t element) {
         const R* kept = checkpoint(args, time, element);
-        v = read(time ? kept : args.v, time ? 0 : element);
-        d = read(time ? kept : args.d, time ? args.layout.M : element);
+        v = time ? kept[0] : read(args.v, element), d = time ? kept[args.layout.M] : read(args.d, element);
     }
     PMSN_FN void store(const TclifArgs& args, index_t time, index_t element) const {
         R* to = checkpoint(args, time, element);

@@ -76,8 +76,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) tclif_backward(con
         R x[STEPS];
         State state;
         const auto load = [&](index_t start, int steps) {
-            state.load(args, start, element);
             load_interval((const Element*)args.x + start * M + element, M, x, steps);
+            state.load(args, start, element);
         };
         const auto run = [&](auto is_whole, index_t start, int steps, auto look_ahead) {
             const index_t first = start * M + element;
