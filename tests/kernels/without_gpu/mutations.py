@@ -125,7 +125,20 @@ MUTATIONS = [
     Mutation(
         "checkpoints: a place too far", "gpu_pmsn.h", "PMSN_INTERVAL) - 1) * STATE", "PMSN_INTERVAL)) * STATE", LONG
     ),
-    Mutation("back: the slope of the next step", "gpu_pmsn_backward.cu", "slope[at],", "slope[at + 1],", WHOLE),
+    Mutation(
+        "back: the slope of the next step",
+        "gpu_pmsn_backward.cu",
+        "(slope[at * APART],",
+        "(slope[(at + 1) * APART],",
+        WHOLE,
+    ),
+    Mutation(
+        "sweep: two threads keep their slopes in one place",
+        "gpu_pmsn_backward.cu",
+        "shared + threadIdx.x",
+        "shared + threadIdx.x / 2",
+        WHOLE,
+    ),
     Mutation(
         "hidden_local: two segments leave their state in one place",
         "gpu_pmsn_forward.cu",
@@ -171,9 +184,25 @@ MUTATIONS = [
     Mutation(
         "tclif: the gradient of the step before",
         "gpu_tclif_backward.cu",
-        "+ at - i * M);\n                    if",
-        "+ at - (i + 1) * M);\n                    if",
+        "n, a, sums, grad_spike[t],",
+        "n, a, sums, grad_spike[t ? t - 1 : t],",
         TCLIF,
+        "test_tclif.py",
+    ),
+    Mutation(
+        "tclif: the soma before a step is that after it",
+        "gpu_tclif_backward.cu",
+        "State::after(n, u_soma[t - 1])",
+        "State::after(n, u_soma[t])",
+        TCLIF,
+        "test_tclif.py",
+    ),
+    Mutation(
+        "tclif: backward starts at the wrong checkpoint",
+        "gpu_tclif.h",
+        "const R* kept = checkpoint(args, time, element);",
+        "const R* kept = checkpoint(args, PMSN_INTERVAL, element);",
+        "on_every_backend and emulated and every",
         "test_tclif.py",
     ),
 ]
