@@ -123,7 +123,7 @@ def work(kind: Kind, layout: Layout | None) -> Work:
     known["STEPS"] = min(layout.T, layout.interval)
     sums = sizes.sums
     from_rest = not has_state and not hidden
-    if from_rest and gpu_takes_response(layout.T, sizes.k, real == torch.float64):
+    if from_rest and gpu_takes_response(layout.T, sizes.k, real == torch.float64, direction):
         neuron, sums = f"{neuron}_short", layout.T
     launches = gpu_launches(neuron, direction, layout, options.carried(direction) or (), sizes.k)
     return Work(_program(f"{neuron}_{direction}", known), launches, sums)

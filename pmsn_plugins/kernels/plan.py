@@ -137,11 +137,11 @@ def _rows(N: int, C: int, S: int, fill: int) -> tuple[int, int]:
     return S, sample * next((r for r in samples if waste(r) <= 1.1), samples[-1])
 
 
-def gpu_takes_response(T: int, k: int, is_double: bool) -> bool:
+def gpu_takes_response(T: int, k: int, is_double: bool, direction: str) -> bool:
     """Whether a neuron of k linear compartments, over T steps from rest, is less work by their impulse response:
-    (T + 1) / 2 products per step in place of 6 k. All steps must fit into registers. (On an H100, forward and backward
-    take as long either way at about T = 15 and 20 with k = 1 and 2, and beyond 32 with more.)"""
-    longest = 16 if k <= 2 or is_double else 32
+    (T + 1) / 2 products per step in place of 6 k. All steps must fit into registers. On an H100 forward takes as long
+    either way at T = 20 to 28, backward at T = 14 and 19 with k = 1 and 2, beyond 32 with more."""
+    longest = 16 if is_double or (direction == "backward" and k <= 2) else 24 if direction == "forward" else 32
     return k > 0 and longest >= T
 
 

@@ -37,7 +37,7 @@ class PmsnVariant(NamedTuple):
     def steps_for(T: int, k: int, memory: torch.dtype, real: torch.dtype) -> int:
         """As short as a sequence of T steps; or beyond a checkpoint; or, few neurons as it has, cut in time."""
         interval = checkpoint_interval(1 + 2 * k, real.itemsize, memory.itemsize)
-        if gpu_takes_response(T, k, real == torch.float64):
+        if any(gpu_takes_response(T, k, real == torch.float64, direction) for direction in ("forward", "backward")):
             return T
         is_cut = 4 * interval < T
         return (4 * interval if is_cut else interval) + 3

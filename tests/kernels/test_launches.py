@@ -72,7 +72,9 @@ def layer(T, **options):
     ("T", "return_state", "forward", "backward"),
     [
         (4, False, ["pmsn_short_forward"], ["pmsn_short_backward", "pmsn_short_reduce"]),
-        (32, False, ["pmsn_short_forward"], ["pmsn_short_backward", "pmsn_short_reduce"]),
+        (24, False, ["pmsn_short_forward"], ["pmsn_short_backward", "pmsn_short_reduce"]),
+        (32, False, ["pmsn_forward"], ["pmsn_short_backward", "pmsn_short_reduce"]),
+        (33, False, ["pmsn_forward"], ["pmsn_backward", "pmsn_reduce"]),
         (4, True, ["pmsn_forward"], ["pmsn_short_backward", "pmsn_short_reduce"]),
         (100, False, ["pmsn_forward"], ["pmsn_backward", "pmsn_reduce"]),
         (
