@@ -142,8 +142,9 @@ def head(
 def packed(head: bytes, call: Call) -> bytes:
     """The struct of a call, as it lies in memory: pointers and numbers all take eight bytes."""
     tensors = (*call.tensors, *call.results, *call.gradients, *call.tensor_gradients)
-    # the address of an empty tensor is null
-    pointers = struct.pack(f"{len(tensors)}P", *[0 if t is None else t.data_ptr() for t in tensors])
+    # the address of an empty tensor is null; some are known by their address alone
+    addresses = [0 if t is None else t if type(t) is int else t.data_ptr() for t in tensors]
+    pointers = struct.pack(f"{len(tensors)}P", *addresses)
     return (head + pointers).ljust(ctypes.sizeof(STRUCTURES[call.neuron]), b"\0")
 
 

@@ -26,6 +26,8 @@ class Backend(Protocol):
     name: str
     device_type: str
     """Of the tensors it takes: ``'cpu'``, ``'cuda'``, ..."""
+    takes_layers: bool
+    """Whether it computes a PMSN from its parameters, ``'pmsn_layer'``, or only from coefficients."""
 
     def status(self) -> tuple[bool, str]:
         """Whether it can be used here, and why (or why not)."""

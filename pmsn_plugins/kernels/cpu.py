@@ -102,6 +102,7 @@ class CpuDevice:
 
     name = "cpu"
     device_type = "cpu"
+    takes_layers = False
 
     def status(self) -> tuple[bool, str]:
         return library is not None, reason

@@ -7,6 +7,7 @@ import importlib.util
 import math
 import re
 import threading
+from collections.abc import Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .arguments import fill, head, numbers
-from .calls import Call, DiscretizeResults, DiscretizeTensors, Geometry, NoOptions, Sizes
+from .calls import Call, DiscretizeResults, DiscretizeTensors, Geometry, NoOptions, PmsnTensors, Sizes
 from .plan import GPU_BLOCK, GPU_REDUCERS, Launch, Layout, gpu_launches, gpu_layout, gpu_takes_response
 
 _SOURCES = Path(__file__).with_name("csrc")
@@ -148,6 +149,7 @@ class CupyDevice:
 
     name = "cupy"
     device_type = "cuda"
+    takes_layers = True
 
     multiprocessors: int | None = None
     """For tests; None: as many as the device has."""
@@ -156,6 +158,10 @@ class CupyDevice:
         return status()
 
     def run(self, call: Call) -> None:
+        for part in _parts(call):
+            self._run(part)
+
+    def _run(self, call: Call) -> None:
         sizes, memory, real = call.geometry.sizes, call.first.dtype, call.tensors.real
         layout = self._layout(call) if call.geometry.T else None
         args = fill(_head(call.neuron, layout, call.options, sizes, memory, real), call)
@@ -219,6 +225,33 @@ def _cupy_interfaces() -> tuple[Any, Any]:
     from cupy.cuda import driver, runtime
 
     return driver, runtime
+
+
+def _parts(call: Call) -> Iterator[Call]:
+    """A call of a layer as calls on coefficients, and on the parameters that these are made of. What lies between is
+    given by its address: to make tensors of it would take longer than to compute it."""
+    if call.neuron != "pmsn_layer":
+        yield call
+        return
+    modes, rest = call.tensors.log_decay, call.tensors[8:]
+    is_forward = call.direction == "forward"
+    memory = modes.new_empty((4 if is_forward else 8) * modes.numel())
+    start, size = memory.data_ptr(), modes.nbytes
+    coefficients = DiscretizeResults(start, start + size, start + 2 * size, start + 3 * size)
+    parameters = DiscretizeTensors._make(call.tensors[1:8])
+    timeless = Geometry(0, (), call.geometry.sizes, 0, 0)
+    yield Call("discretize", "forward", parameters, NoOptions(), coefficients, (), (), timeless, False)
+    inner = call._replace(neuron="pmsn", tensors=PmsnTensors._make((call.first, *coefficients, *rest)))
+    if is_forward:
+        yield inner
+        return
+    gradients = [address + 4 * size for address in coefficients]
+    grad_x, *made = call.tensor_gradients
+    yield inner._replace(tensor_gradients=(grad_x, *gradients, *made[7:]))
+    yield Call("discretize", "backward", parameters, NoOptions(), _NOTHING, gradients, made[:7], timeless, False)
+
+
+_NOTHING: Any = (None,) * len(DiscretizeResults._fields)
 
 
 def _temporary(call: Call, args: ctypes.Structure, layout: Layout, sums: int) -> list[Tensor]:

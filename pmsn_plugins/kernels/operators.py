@@ -332,7 +332,11 @@ class Operator:
 
 
 class LayerOperator(Operator):
-    """PMSN on a layer's parameters: the discretisation and PMSN on its coefficients, in one."""
+    """PMSN on a layer's parameters: the discretisation and PMSN on its coefficients, in one.
+
+    A backend that takes layers does both. For another, parameters that have not changed since the last call, to the
+    bit, are not discretised again.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -341,12 +345,16 @@ class LayerOperator(Operator):
     def compute_unwatched(
         self, tensors: LayerTensors, options: PmsnOptions, wanted: Wanted, expected: Expected, into: Any = None
     ) -> Call:
+        if _takes_layers(wanted.backend, tensors):
+            return super().compute_unwatched(tensors, options, wanted, expected, into)
         _, inner = self._inner(tensors, wanted.backend, expected.geometry)
         return PMSN.compute_unwatched(inner, options, wanted, expected, into)
 
     def run_forward(
         self, tensors: LayerTensors, options: PmsnOptions, backend: str, results: PmsnResults, geometry: Geometry
     ) -> None:
+        if _takes_layers(backend, tensors):
+            return super().run_forward(tensors, options, backend, results, geometry)
         _, inner = self._inner(tensors, backend, geometry)
         PMSN.run_forward(inner, options, backend, results, geometry)
 
@@ -359,9 +367,11 @@ class LayerOperator(Operator):
         made: Sequence[Tensor],
         geometry: Geometry,
     ) -> None:
+        if _takes_layers(backend, tensors):
+            return super().run_backward(gradients, tensors, options, backend, made, geometry)
         parameters, inner = self._inner(tensors, backend, geometry)
         grad_x, *grad_parameters, grad_D, grad_v, grad_h_real, grad_h_imag = made
-        grad_coefficients = DISCRETIZE.gradients._make(_four_like(inner.E_real))
+        grad_coefficients = DISCRETIZE.gradients._make(map(torch.empty_like, inner[1:5]))
         made = grad_x, *grad_coefficients, grad_D, grad_v, grad_h_real, grad_h_imag
         PMSN.run_backward(gradients, inner, options, backend, made, geometry)
         DISCRETIZE.run_backward(
@@ -369,21 +379,22 @@ class LayerOperator(Operator):
         )
 
     def _inner(self, tensors: LayerTensors, backend: str, geometry: Geometry) -> tuple[DiscretizeTensors, PmsnTensors]:
-        """On the CPU, parameters that have not changed since the last call, to the bit, are not discretised again."""
         parameters = DiscretizeTensors._make(_contiguous(tensors[1:8]))
         like = parameters.log_decay
         key = like.data_ptr(), like.shape, like.dtype
-        found = self._discretized.get(key) if backend == "cpu" else None
+        found = self._discretized.get(key)
         if found is None or not same_bits(found[0], parameters):
-            coefficients = DiscretizeResults._make(_four_like(like))
+            coefficients = DiscretizeResults._make(torch.empty_like(like) for _ in DiscretizeResults._fields)
             DISCRETIZE.run_forward(parameters, NoOptions(), backend, coefficients, _timeless(geometry))
-            found = [], coefficients
-            if backend == "cpu":  # elsewhere, to compare would be to wait
-                found = [p.clone() for p in parameters], coefficients
-                if len(self._discretized) >= 256:
-                    self._discretized.clear()
-                self._discretized[key] = found
+            found = [p.clone() for p in parameters], coefficients
+            if len(self._discretized) >= 256:
+                self._discretized.clear()
+            self._discretized[key] = found
         return parameters, PmsnTensors._make((tensors.x, *found[1], *tensors[8:]))
+
+
+def _takes_layers(backend: str, tensors: LayerTensors) -> bool:
+    return backend_of(backend, tensors.x.device.type).takes_layers
 
 
 def _parts(records: Iterable[type]) -> list[tuple[type, slice]]:
@@ -393,11 +404,6 @@ def _parts(records: Iterable[type]) -> list[tuple[type, slice]]:
         parts.append((record, slice(start, end)))
         start = end
     return parts
-
-
-def _four_like(modes: Tensor) -> tuple[Tensor, ...]:
-    """Four new tensors, in one piece of memory: to ask for it takes longer on a GPU than to divide it."""
-    return modes.new_empty((4, *modes.shape)).unbind()
 
 
 def _timeless(geometry: Geometry) -> Geometry:

@@ -87,6 +87,7 @@ def emulated(monkeypatch, emulated_device):
     """The CPU operators run the CUDA kernels."""
     monkeypatch.setattr(cpu, "library", cpu.library or object())
     monkeypatch.setattr(cpu.CpuDevice, "run", lambda self, call: emulated_device.run(call))
+    monkeypatch.setattr(cpu.CpuDevice, "takes_layers", True)
     return emulated_device
 
 
