@@ -27,6 +27,7 @@ class Mutation(NamedTuple):
 
 
 WHOLE = "without_the_final_state and emulated and 40-modulo-4"
+SHARED = "without_the_final_state and emulated and 40-modulo-1"  # slopes of an interval lie in shared memory
 SHORT = "without_the_final_state and emulated and 4-modulo-4 and not 40"
 CUT = "time_cut_into and 300-modulo"
 LONG = "on_every_backend and emulated and shape1-modulo-False"
@@ -108,12 +109,7 @@ MUTATIONS = [
         "from rest: the input is complex", "gpu_pmsn.h", "plus_product(E_imag * h_real[j],", "plus_product(x,", LONG
     ),
     Mutation(
-        "batches: a step is left out",
-        "gpu_common.h",
-        "for (; i < steps; ++i)",
-        "for (; i + 1 < steps; ++i)",
-        TCLIF,
-        "test_tclif.py",
+        "batches: a step is left out", "gpu_common.h", "for (; i < steps; ++i)", "for (; i + 1 < steps; ++i)", WHOLE
     ),
     Mutation(
         "rows: a row is done twice",
@@ -137,7 +133,7 @@ MUTATIONS = [
         "gpu_pmsn_backward.cu",
         "shared + threadIdx.x",
         "shared + threadIdx.x / 2",
-        WHOLE,
+        SHARED,
     ),
     Mutation(
         "hidden_local: two segments leave their state in one place",
@@ -202,7 +198,15 @@ MUTATIONS = [
         "gpu_tclif.h",
         "const R* kept = checkpoint(args, time, element);",
         "const R* kept = checkpoint(args, PMSN_INTERVAL, element);",
-        "on_every_backend and emulated and every",
+        TCLIF,
+        "test_tclif.py",
+    ),
+    Mutation(
+        "tclif: backward looks ahead at the interval that it is in",
+        "gpu_tclif_backward.cu",
+        "load(start - STEPS, STEPS);",
+        "load(start, STEPS);",
+        "test_float32 and emulated",
         "test_tclif.py",
     ),
 ]

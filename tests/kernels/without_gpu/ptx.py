@@ -104,7 +104,7 @@ def entries(ptx: str) -> dict[str, tuple[str, str]]:
 def statements(body: str) -> list[tuple[str, str]]:
     found = []
     for s in body.split(";"):
-        while m := re.match(r"\s*(\$?\w+):(.*)", s, re.S):
+        while m := re.match(r"[{}\s]*(\$?\w+):(.*)", s, re.S):
             found.append(("label", m[1].replace("$", "L")))
             s = m[2]
         s = re.sub(r"^[{}\s]+", "", " ".join(s.split()))

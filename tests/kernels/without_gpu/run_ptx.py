@@ -4,8 +4,9 @@
     python tests/kernels/without_gpu/run_ptx.py tests/kernels -k ...  others: arguments of pytest
 
 The chosen ones: forward and backward, every reset, both neurons, with and without a final state, time cut as on a GPU
-with 132 multiprocessors, half precision, T = 1, 4, 16, 17; on sm_90 with products and sums contracted to fma. They take
-some minutes on one core, most of it in g++; what was compiled is kept for the next run.
+with 132 multiprocessors, half precision, T = 1, 4, 16, 17, 40, 100, slopes of an interval in shared memory (k = 1) and
+in local memory; on sm_90 with products and sums contracted to fma. They take some minutes on one core, most of it in
+g++; what was compiled is kept for the next run.
 
 PTX_ARCH, PTX_SMS (multiprocessors: more of them cut time and rows into more pieces), PTX_FMA, PTX_RACES (races in
 global memory are looked for in calls of up to so many steps * elements) and PTX_CACHE (where compiled C++ is kept) can
@@ -25,9 +26,12 @@ ROOT = HERE.parents[2]
 CHOSEN = [
     "tests/kernels/test_pmsn.py",
     "tests/kernels/test_tclif.py",
+    "tests/kernels/test_memory.py",
     "-k",
-    "time_cut_into or half_precision_in_memory or (without_the_final_state and 4 and not 40 and not 300)"
-    " or (on_every_backend and (shape1 or shape2 or channels or scalar))",
+    "time_cut_into or half_precision_in_and_out or (without_the_final_state and 4 and not 40 and not 300)"
+    " or (without_the_final_state and 40-modulo-1)"
+    " or (on_every_backend and (shape1 or shape2 or channels or scalar))"
+    " or (test_tclif and test_float32)",
 ]
 RUNS = [{"PTX_ARCH": "sm_80", "PTX_SMS": "1"}, {"PTX_ARCH": "sm_90", "PTX_SMS": "132", "PTX_FMA": "1"}]
 
