@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..functional import PMSNCoefficients, PMSNState, TCLIFState, triangle
+from ..functional import PMSNParameters, PMSNState, TCLIFState, triangle
 from ..functional.surrogate import SpikeFunction
 from .first_contact import disagreement
 from .plan import checkpoint_interval, gpu_takes_response
@@ -48,12 +48,13 @@ class PmsnVariant(NamedTuple):
 
         def arguments(seed: int) -> dict[str, Any]:
             generator = torch.Generator().manual_seed(seed)
-            modes = functional.discretize(functional.pmsn_initial_parameters(_C, self.k + 1, generator=generator))
-            coefficients = PMSNCoefficients(*(c.to(device, self.real) for c in modes))
+            # not coefficients: so the kernels that make these are tried too
+            drawn = functional.pmsn_initial_parameters(_C, self.k + 1, generator=generator)
+            parameters = PMSNParameters(*(p.to(device, self.real) for p in drawn))
             shapes = ((_N, _C), (self.k, _N, _C), (self.k, _N, _C))
             state = PMSNState(*(_draw(generator, shape, device, self.real) for shape in shapes))
             x = _draw(generator, (self.steps, _N, _C), device, self.memory)
-            return dict(x_seq=x, coefficients=coefficients, state=state if self.with_state else None)
+            return dict(x_seq=x, coefficients=parameters, state=state if self.with_state else None)
 
         options: dict[str, Any] = dict(reset_mode=self.reset_mode, burst=self.burst, v_threshold=0.7)
         options |= dict(return_v_seq=self.return_v_seq, return_state=self.return_state)

@@ -66,6 +66,7 @@ SPOILT = {
     "forward": ("pmsn_forward", "state.step(n, x, u, sent);", "state.step(n, x, u, sent); sent = 1 - sent;"),
     "backward": ("pmsn_backward", "sum_D += dI[i] * x_now;", "sum_D += dI[i];"),
     "input's gradient": ("pmsn_backward", "Memory::store(dx, grad_x);", "Memory::store(dx, grad_x * R(1.01));"),
+    "a parameter's gradient": ("discretize", "write(args.grad_freq, i, g.freq);", "write(args.grad_freq, i, -g.freq);"),
     "not even C++": ("pmsn_forward", "state.step(n, x, u, sent);", "state.step(;"),
 }
 
