@@ -134,6 +134,18 @@ def test_a_known_recorded_call_gives_what_the_operator_gives(neuron, options, wi
 
 
 @pytest.mark.parametrize("neuron", NEURONS)
+def test_slopes_are_asked_for_in_every_call(neuron):
+    """Of a function that the kernels know as a step, but not its slope."""
+    function, case = NEURONS[neuron]
+    options = {"surrogate_function": functional.TableSurrogate("rect", alpha=0.7)}
+    options |= {"reset_mode": "serial"} if neuron == "pmsn" else {}
+    expected = gradients(function, case(), Watching(), **options)
+    for _ in range(3):
+        actual = gradients(function, case(), **options)
+        assert same(actual[0], expected[0]) and same(actual[1], expected[1])
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
 def test_recorded_and_other_calls_are_told_apart(neuron):
     function, case = NEURONS[neuron]
     arguments = case()
