@@ -121,8 +121,8 @@ def tclif_sequence(
         u = torch.cat([before[None], soma])
         tensors = tensors._replace(slopes=slopes(spike_function(surrogate_function), u - v_threshold))
     wanted = Wanted(return_state, return_v_seq, False, choice.backend)
-    own = tensors.slopes is None and not_converted((x_seq, *flat, *(state or ())), tensors)
-    if appearance is not None and own and is_settled(choice, x.device, variant):
+    may_be_known = appearance is not None and tensors.slopes is None and is_settled(choice, x.device, variant)
+    if may_be_known and not_converted((x_seq, *flat, *(state or ())), tensors):
         remember(appearance, Known(TCLIF, options, wanted, TCLIF.expected(tensors, options), (couplings, dtype)))
     results = TCLIF(tensors, options, wanted)
     final = TCLIFState(results.v_after, results.d_after) if return_state else None
