@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if arguments.check:
         return check_variants(device)
+    _chosen(contenders(device), arguments.only)  # a wrong word is said before anything runs
     checks = run_checks(device, arguments.quick)
     print(f"{'kernel':26} {'type':8} {'shape':14} spikes that differ   gradient error")
     for check in checks:

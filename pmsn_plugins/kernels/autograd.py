@@ -7,6 +7,7 @@ a third one, past the dispatcher, for calls that nobody watches (:mod:`.unwatche
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +58,17 @@ def forward_functions(op: Operator) -> Functions:
         ctx.set_materialize_grads(not op.keeps)
         ctx.mark_non_differentiable(*[getattr(results, name) for name in options.constant], *kept)
 
+    def recompute(
+        ctx: Any, grads: tuple[Tensor | None, ...], gradient: Callable[..., Sequence[Tensor]]
+    ) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad
+        state_gradients = any(compress(needed, op.is_state))
+        wanted = ctx.wanted.gradients(state_gradients)
+        results = gradient(*compress(grads, op.with_gradient), *ctx.saved_tensors, *ctx.options, *wanted)
+        if not state_gradients:
+            results = results[: op.always_differentiated]
+        return (*results, *(None,) * (len(needed) - len(results)))
+
     class Recomputed(Function):
         @staticmethod
         def forward(ctx: Any, *flat: Any) -> tuple[Tensor, ...]:
@@ -67,14 +79,7 @@ def forward_functions(op: Operator) -> Functions:
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-            needed = ctx.needs_input_grad
-            state_gradients = any(compress(needed, op.is_state))
-            wanted = ctx.wanted.gradients(state_gradients)
-            gradient = op.backward_functions.transformable.apply if transforming() else op.backward
-            results = gradient(*compress(grads, op.with_gradient), *ctx.saved_tensors, *ctx.options, *wanted)
-            if not state_gradients:
-                results = results[: op.always_differentiated]
-            return (*results, *(None,) * (len(needed) - len(results)))
+            return recompute(ctx, grads, op.backward_functions.transformable.apply if transforming() else op.backward)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> None:
@@ -113,14 +118,7 @@ def forward_functions(op: Operator) -> Functions:
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             if torch.is_grad_enabled() or intercepted() or not all(g is None or is_plain(g) for g in grads):
                 return Recomputed.backward(ctx, *grads)
-            saved = ctx.saved_tensors
-            gradients = op.gradients._make((*compress(grads, op.with_gradient), *saved[: op.keeps]))
-            state_gradients = any(compress(ctx.needs_input_grad, op.is_state))
-            wanted = ctx.wanted.gradients(state_gradients)
-            results = op.compute_backward(gradients, op.tensors._make(saved[op.keeps :]), ctx.options, wanted)
-            if not state_gradients:
-                results = results[: op.always_differentiated]
-            return (*results, *(None,) * (len(ctx.needs_input_grad) - len(results)))
+            return recompute(ctx, grads, lambda *flat: op.compute_backward(*op.split(flat, "backward")))
 
     return Functions(Recomputed, Transformable, Direct)
 
