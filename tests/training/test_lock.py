@@ -219,9 +219,10 @@ def test_the_second_command_in_a_folder_says_who_holds_it(tmp_path, capsys):
         job = start(*COMMAND, "--output-dir", tmp_path, launcher=TORCHRUN)
         _, err = job.communicate(timeout=120)
         assert job.returncode == 1 and re.search(refused, err), err
-        progress = snapshot.load(tmp_path / "last.pt")["progress"]  # whole, and still being written
+        snapshot.load(tmp_path / "last.pt")  # whole, and still being written
         first.kill()  # not the process that loads its data, which lives on
         first.wait(timeout=60)
+        progress = snapshot.load(tmp_path / "last.pt")["progress"]  # now, or it may be the first that has gone on
         again = start(*args, "--resume", start_new_session=True)
 
         def goes_on():
