@@ -34,10 +34,12 @@ SHAPES = [
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; returns 1 if a kernel is wrong."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
+    if device.type != "cpu" and arguments.steps:
+        raise SystemExit("--steps: only with --device cpu")
     for path in (arguments.json, arguments.plot):
         if path and not path.parent.is_dir():
             raise SystemExit(f"{path}: the folder {path.parent} does not exist")
@@ -66,8 +68,6 @@ def main(argv: list[str] | None = None) -> int:
             arguments.json.write_text(json.dumps({**machine, "recurrent": times}, indent=1))
         return 0
     if arguments.steps:
-        if device.type != "cpu":
-            raise SystemExit("--steps: only with --device cpu")
         times = run_steps(arguments.quick)
         if arguments.json:
             arguments.json.write_text(json.dumps({**machine, "steps": times}, indent=1))
@@ -163,18 +163,29 @@ def _shape(text: str) -> tuple[int, ...]:
     return shape
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m pmsn_plugins.bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and runs: under a minute on two cores")
     parser.add_argument("--shape", nargs="+", type=_shape, metavar="T,N,C,*", help="of the input, in place of ours")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="contenders with such a word in their name, and ours")
-    parser.add_argument("--check", action="store_true", help="compare every variant of the kernels with the reference")
-    parser.add_argument("--recurrent", action="store_true", help="time recurrent layers instead, on one thread and two")
-    parser.add_argument("--steps", action="store_true", help="time single time steps instead")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--check", action="store_true", help="compare every variant of the kernels with the reference")
+    instead.add_argument("--recurrent", action="store_true", help="time recurrent layers, on one thread and two")
+    instead.add_argument("--steps", action="store_true", help="time single time steps")
     parser.add_argument("--json", type=Path, help="write machine and measurements here")
     parser.add_argument("--plot", type=Path, help="write the acceleration figure (PMSN paper, Fig. 5) here")
-    return parser
+    arguments = parser.parse_args(argv)
+    meaningless = {
+        "check": ("quick", "shape", "only", "json", "plot"),
+        "recurrent": ("shape", "only", "plot"),
+        "steps": ("shape", "only", "plot"),
+    }
+    for mode, options in meaningless.items():
+        for option in options:
+            if getattr(arguments, mode) and getattr(arguments, option):
+                parser.error(f"argument --{option}: says nothing about what --{mode} runs, leave it out")
+    return arguments
 
 
 if __name__ == "__main__":

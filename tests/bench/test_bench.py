@@ -90,6 +90,23 @@ def test_only_what_was_asked_for_is_timed(tmp_path, capsys):
         command.main([*common, "fft"])
 
 
+@pytest.mark.parametrize(
+    ("argv", "refused"),
+    [
+        ("--check --quick", "argument --quick: says nothing about what --check runs"),
+        ("--steps --only FFT", "argument --only: says nothing about what --steps runs"),
+        ("--recurrent --shape 8,2,16", "argument --shape: says nothing about what --recurrent runs"),
+        ("--steps --plot figure.png", "argument --plot: says nothing about what --steps runs"),
+        ("--steps --recurrent", "not allowed with argument --steps"),
+    ],
+)
+def test_an_option_without_a_meaning_is_refused_before_anything_runs(argv, refused, monkeypatch, capsys):
+    monkeypatch.setattr(command, "run_checks", None)
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--device", "cpu", *argv.split()])
+    assert refused in capsys.readouterr().err
+
+
 def test_the_fastest_round_counts(monkeypatch):
     now = 0.0
     monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=lambda: now))
