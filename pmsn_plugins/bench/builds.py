@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         "--preset",
         choices=PRESETS,
         default="sequential",
-        help="of PMSN's parameters; with fast oscillations ('general', 'static') its compartments stay complex",
+        help="of PMSN's parameters; 'general' and 'static' have fast oscillations, which are computed in another way",
     )
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument(

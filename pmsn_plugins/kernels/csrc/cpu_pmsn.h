@@ -24,7 +24,7 @@ struct PmsnCpu {
     // and perhaps its h later: steps that go on from there round otherwise. Where there are checkpoints, these are of
     // Filters or of Modes: backward has to find the same answer as forward. So it asks whether time may be cut: the
     // threads of this call may be others than those of forward.
-    const bool from_rest, as_filters;
+    const bool from_rest, as_filters, with_signs;
 
     explicit PmsnCpu(const PmsnArgs& a)
         : args(a),
@@ -37,12 +37,14 @@ struct PmsnCpu {
           width(lane_width<R>()),
           theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)),
           from_rest(!a.h_real),
-          as_filters(from_rest && !layout.cuttable && (a.checkpoints || !a.v_after) && all_suit_filters()) {}
+          as_filters(from_rest && !layout.cuttable && (a.checkpoints || !a.v_after) &&
+                     (SIGNS || !any_oscillates_fast())),
+          with_signs(SIGNS && as_filters && any_oscillates_fast()) {}
 
-    bool all_suit_filters() const {
+    bool any_oscillates_fast() const {
         for (index_t i = 0; i < layout.C * k; ++i)
-            if (!suits_filter(((const R*)args.E_real)[i])) return false;
-        return true;
+            if (oscillates_fast(((const R*)args.E_real)[i])) return true;
+        return false;
     }
 
     index_t sums() const { return coefficient_planes(k); }
@@ -55,7 +57,7 @@ struct PmsnCpu {
     void to_filters(const Tile<L>& parameters, const Tile<L>& filters) const {
         for (index_t b = 0; b < blocks; ++b) {
             *filters.block(b) = *parameters.block(b);
-            filters_from_modes(parameters.block(b) + 1, k, filters.block(b) + 1);
+            filters_from_modes(parameters.block(b) + 1, k, with_signs, filters.block(b) + 1);
         }
     }
 
@@ -80,8 +82,20 @@ struct PmsnCpu {
     template <bool CHANGES, class Sink>
     void charge(const L* parameters, L* state, L* changes, Span span, Columns<L> x, Columns<L> partial,
                 const Sink& sink) const {
+        if constexpr (SIGNS)
+            if (with_signs)
+                return hidden_pass<SignedFilters, CHANGES>(parameters, state, changes, span, x, partial, sink);
         if (as_filters) hidden_pass<Filters, CHANGES>(parameters, state, changes, span, x, partial, sink);
         else hidden_pass<Modes, false>(parameters, state, changes, span, x, partial, sink);
+    }
+    // dI -> dx, by the same way or, where what comes after the sequence has a gradient of h, by Modes.
+    void discharge(bool back_as_filters, const L* parameters, L* adjoint, L* sums, Span span, Saved<L> saved,
+                   Columns<L> partial, Columns<L> dx, PrefetchBackward prefetch) const {
+        if constexpr (SIGNS)
+            if (back_as_filters && with_signs)
+                return adjoint_pass<SignedFilters>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
+        if (back_as_filters) adjoint_pass<Filters>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
+        else adjoint_pass<Modes>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
     }
     // Where a line of memory holds several blocks, forward takes few steps with all blocks of a strip, one after the
     // other, before it goes on: lines that lie side by side are used up while they are there, however far steps lie
@@ -92,14 +106,13 @@ struct PmsnCpu {
     index_t chunk_lanes() const { return Scratch<L>::apart(rows * chunk()); }
 
     index_t forward_scratch() const {
-        return sizeof(L) * (blocks * (2 * coefficient_planes(k) + rows * planes) +
+        return sizeof(L) * (blocks * (coefficient_planes(k) + filter_planes(k) + rows * planes) +
                             4 * Scratch<L>::apart((in_chunks() ? blocks : 1) * chunk_lanes()));
     }
 
     void forward(index_t index, void* memory) const {
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)),
-                      filters = scratch.tile(1, coefficient_planes(k));
+        const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)), filters = scratch.tile(1, filter_planes(k));
         const Tile<L> state = scratch.tile(rows, planes);
         const index_t pitch = chunk_lanes(), lanes = (in_chunks() ? blocks : 1) * pitch;
         L* const x = scratch.lanes(lanes);
@@ -172,7 +185,7 @@ struct PmsnCpu {
     void to_hidden(const Tile<L>& parameters, const Tile<L>& state, const Batch& batch) const {
         for (index_t b = 0; b * width < batch.valid; ++b)
             for (index_t s = 0; s < batch.rows; ++s)
-                hidden_from_filters(parameters.block(b) + 1, k, state.block(b) + s * planes + 1);
+                hidden_from_filters(parameters.block(b) + 1, k, with_signs, state.block(b) + s * planes + 1);
     }
 
     // Time cut into segments (RESET_MODULO, and RESET_MEMORYLESS, of whose membrane only NaN goes on), before
@@ -305,7 +318,7 @@ struct PmsnCpu {
     }
 
     index_t backward_scratch() const {
-        const index_t tiles = 4 * coefficient_planes(k) + rows * (planes + coefficient_planes(k));
+        const index_t tiles = 3 * coefficient_planes(k) + filter_planes(k) + rows * (planes + coefficient_planes(k));
         return sizeof(L) * (blocks * tiles + 2 * Scratch<L>::apart(TOGETHER * pitch()) +
                             5 * Scratch<L>::apart(rows * (depth + 1)) + 2 * Scratch<L>::apart(rows * depth * k));
     }
@@ -314,9 +327,8 @@ struct PmsnCpu {
     void backward(index_t index, void* memory, void* partial) const {
         const bool from_zero = !args.grad_h_real_after && !args.grad_h_imag_after;
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)),
-                      filters = scratch.tile(1, coefficient_planes(k)), sums = scratch.tile(1, coefficient_planes(k)),
-                      initial = scratch.tile(1, coefficient_planes(k));
+        const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)), filters = scratch.tile(1, filter_planes(k)),
+                      sums = scratch.tile(1, coefficient_planes(k)), initial = scratch.tile(1, coefficient_planes(k));
         const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, coefficient_planes(k));
         L* const xs = scratch.lanes(TOGETHER * pitch());
         L* const grads = scratch.lanes(TOGETHER * pitch());  // of what is sent; become those of x
@@ -340,6 +352,7 @@ struct PmsnCpu {
         gather(parameters, item);
         if (as_filters) to_filters(parameters, filters);
         const Tile<L>& coefficients = as_filters ? filters : parameters;
+        const Tile<L>& back_coefficients = back_as_filters ? filters : parameters;
         if (!back_as_filters) clear(initial.lanes, blocks * initial.pitch);
         clear(sums.lanes, blocks * sums.pitch);
         for (Batch batch(layout, item, item.row, rows); batch.rows;) {
@@ -412,12 +425,8 @@ struct PmsnCpu {
                         }
                         const Columns<L> dx = most > 1 || local ? in_grad : dx_steps.write(grad, here, b);
                         const Saved<L> saved = {x, dI, state.block(b), changes, grad_changes};
-                        if (back_as_filters)
-                            adjoint_pass<Filters>(filters.block(b), adjoint.block(b), sums.block(b), span, saved,
-                                                  in_grad, dx, prefetch);
-                        else
-                            adjoint_pass<Modes>(parameters.block(b), adjoint.block(b), sums.block(b), span, saved,
-                                                in_grad, dx, prefetch);
+                        discharge(back_as_filters, back_coefficients.block(b), adjoint.block(b), sums.block(b), span,
+                                  saved, in_grad, dx, prefetch);
                         if (most == 1 && !local) dx_steps.finish(grad, here, b);
                     },
                     send);
@@ -435,7 +444,7 @@ struct PmsnCpu {
         }
         if (local) return;
         for (index_t b = 0; b < blocks; ++b) {
-            if (back_as_filters) gradients_from_filters(parameters.block(b) + 1, k, sums.block(b) + 1);
+            if (back_as_filters) gradients_from_filters(parameters.block(b) + 1, k, with_signs, sums.block(b) + 1);
             else finish(parameters.block(b), sums.block(b), initial.block(b));
         }
         sum_by_channel((R*)partial, sums, layout, item);

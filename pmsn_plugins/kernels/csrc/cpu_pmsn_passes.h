@@ -13,6 +13,10 @@
 
 namespace PMSN_NAMESPACE {
 
+// Over complex compartments filters with signs gain a tenth to a fifth of backward in 32 registers. With 16 the signs
+// come from memory, each several times per step, and forward loses as much as backward gains.
+enum { SIGNS = PMSN_LANE_BYTES == 64 };
+
 // Hidden compartments share only x and I, so any number of them is done in groups that fit the registers. With 16 of
 // these the adjoint of a group of filters and its sums do not fit together, and are two passes.
 #if PMSN_LANE_BYTES == 64 || defined(__aarch64__)
@@ -142,7 +146,7 @@ static void hidden_group(const L* all_parameters, L* all_states, L* changes, Spa
                     for (int j = 0; j < K; ++j) changes[change + j] = h_imag[j];
                 }
                 change += span.k;
-                const L sum = hidden_step<L, K>(hidden, h_real, h_imag, x_t);
+                const L sum = hidden_step(hidden, h_real, h_imag, x_t);
                 return FIRST ? plus_product(sum, D, x_t) : sum + partial.load(s, t);
             };
             // what becomes of a current comes a step later, when it no longer has to be waited for
@@ -224,8 +228,8 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
             L part = L{};
             if constexpr (filters) {
                 L here[K], *const grad_d = with_sums && back ? here : saved.grad_changes + change + t * k;
-                if (back) part = filters_adjoint_step<L, K>(hidden, a, grad_d, dI[t]);
-                if (with_sums) filters_sums_step<L, K>(total, w, grad_d, saved.changes + change + t * k, dI[t]);
+                if (back) part = filters_adjoint_step(hidden, a, grad_d, dI[t]);
+                if (with_sums) filters_sums_step(hidden, total, w, grad_d, saved.changes + change + t * k, dI[t]);
             } else part = hidden_adjoint_step<L, K>(hidden, a, total, x[t], dI[t]);
             if (back) dx.store(s, t, part + (FIRST ? D * dI[t + 1] : partial.load(s, t)));
             if (FIRST && with_sums) total_D += dI[t + 1] * x[t];
