@@ -55,9 +55,9 @@ NEURONS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 class Spiking(nn.Module):
     """[T, N, 1] to class scores [N, 10], read from the mean over time."""
 
-    def __init__(self, width: int, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, width: int, name: str, steps: int, options: dict[str, Any]) -> None:
         super().__init__()
-        self.layers = residual(1, width, 2, CLASSES, neuron_factory(name, T=T, **options))
+        self.layers = residual(1, width, 2, CLASSES, neuron_factory(name, T=steps, **options))
 
     def forward(self, x_seq: Tensor) -> Tensor:
         return self.layers(x_seq).mean(0)
@@ -75,16 +75,24 @@ class GRU(nn.Module):
         return self.readout(self.gru(x_seq)[0][-1])
 
 
-def build(name: str, width: int, options: dict[str, Any]) -> nn.Module:
-    return GRU(width, **options) if name == "gru" else Spiking(width, name.partition("-")[0], options)
+def build(name: str, width: int, steps: int, options: dict[str, Any]) -> nn.Module:
+    return GRU(width, **options) if name == "gru" else Spiking(width, name.partition("-")[0], steps, options)
 
 
-def width_for(name: str, parameters: int, options: dict[str, Any]) -> int:
+def width_for(name: str, parameters: int, steps: int, options: dict[str, Any]) -> int:
     """The width with which the net comes nearest to a number of parameters; that number grows with the width."""
+
+    def count(width: int) -> int:
+        return count_parameters(build(name, width, steps, options))
+
     width = 1
-    while count_parameters(build(name, width + 1, options)) <= parameters:
+    if count(width) > parameters:  # PSN's weights are those between all steps
+        raise SystemExit(
+            f"--parameters {parameters}: with {steps} steps {name} has {count(1)} at width 1, leave it out"
+        )
+    while count(width + 1) <= parameters:
         width += 1
-    return min(width, width + 1, key=lambda w: abs(count_parameters(build(name, w, options)) - parameters))
+    return min(width, width + 1, key=lambda w: abs(count(w) - parameters))
 
 
 class Run(NamedTuple):
@@ -116,7 +124,7 @@ def load_sequences() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def train(name: str, seed: int, width: int, data: tuple[Tensor, ...], args: argparse.Namespace) -> Run:
     x_train, x_test, y_train, y_test = data
     torch.manual_seed(seed)
-    net = build(name, width, args.options[name])
+    net = build(name, width, T * args.repeat, args.options[name])
     # neuron parameters need their own rates and no weight decay; a net without such parameters gets one group
     groups = param_groups(net, lr=args.lr, neuron_lr=args.neuron_lr, weight_decay=0.01)
     optimizer = torch.optim.AdamW(groups)
@@ -165,7 +173,8 @@ def print_table(runs: list[Run]) -> None:
 def save_curves(runs: list[Run], args: argparse.Namespace) -> None:
     """Accuracies after every epoch: all of them as JSON, their mean and range over the seeds as a figure."""
     settings = {
-        key: getattr(args, key) for key in ("epochs", "batch_size", "label_smoothing", "lr", "neuron_lr", "options")
+        key: getattr(args, key)
+        for key in ("repeat", "epochs", "batch_size", "label_smoothing", "lr", "neuron_lr", "options")
     }
     results = {**settings, "runs": [run._asdict() for run in runs]}
     (args.output / "mnist1d.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -177,7 +186,8 @@ def save_curves(runs: list[Run], args: argparse.Namespace) -> None:
         epochs = range(1, curves.shape[1] + 1)
         axes.plot(epochs, curves.mean(0), line, color=color, linewidth=2, label=shown)
         axes.fill_between(epochs, curves.amin(0), curves.amax(0), color=color, alpha=0.15, linewidth=0)
-    axes.set(title="MNIST-1D, T = 40", xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 100))
+    repeated = f", each step {args.repeat} times" if args.repeat > 1 else ""
+    axes.set(title=f"MNIST-1D, T = {T}{repeated}", xlabel="epoch", ylabel="test accuracy (%)", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(args.output / "mnist1d.png", dpi=120)
@@ -232,6 +242,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--neuron", type=neuron_names, default=",".join(NEURONS), help="joined by commas")
     parser.add_argument("--seeds", type=positive(int), default=3, help="runs of every neuron, seeds 0, 1, ...")
     parser.add_argument("--parameters", type=positive(int), default=14_300, help="about so many in every net")
+    parser.add_argument("--repeat", type=positive(int), default=1, help="show every time step so many times")
     parser.add_argument("--epochs", type=positive(int), default=40, help="passes over the training sequences")
     parser.add_argument("--batch-size", type=positive(int), default=64, help="sequences per training step")
     parser.add_argument("--label-smoothing", type=fraction, default=0.0, help="of the loss, from 0 to 1")
@@ -256,11 +267,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     torch.set_num_threads(1)  # layers this small gain little from more, and lose much where cores are shared
-    data = load_sequences()
+    x_train, x_test, *labels = load_sequences()
+    data = (x_train.repeat_interleave(args.repeat, 0), x_test.repeat_interleave(args.repeat, 0), *labels)
+    widths = {name: width_for(name, args.parameters, T * args.repeat, args.options[name]) for name in args.neuron}
     runs: list[Run] = []
     try:
-        for name in args.neuron:
-            width = width_for(name, args.parameters, args.options[name])
+        for name, width in widths.items():
             for seed in range(args.seeds):
                 runs.append(train(name, seed, width, data, args))
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ import torch
 from .test_examples import call_main, is_png, load, run
 
 pytest.importorskip("spikingjelly")
-TINY = ["--epochs", "2", "--parameters", "600", "--batch-size", "1000"]
+TINY = ["--epochs", "2", "--parameters", "6000", "--batch-size", "1000"]
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_it_runs_as_a_script_that_has_the_name_of_the_package(example, tmp_path)
 
 def test_widths_come_nearest_to_the_number_of_parameters(example):
     def parameters(name, width):
-        return sum(p.numel() for p in example.build(name, width, example.NEURONS[name][3]).parameters())
+        return sum(p.numel() for p in example.build(name, width, example.T, example.NEURONS[name][3]).parameters())
 
     for name in example.NEURONS:
-        width = example.width_for(name, 14_300, example.NEURONS[name][3])
+        width = example.width_for(name, 14_300, example.T, example.NEURONS[name][3])
         distance = [abs(parameters(name, width + change) - 14_300) for change in (-1, 0, 1)]
         assert min(distance) == distance[1] < 300, name
 
@@ -73,6 +73,23 @@ def test_options_reach_the_neuron(example, small_data, monkeypatch, tmp_path):
     arguments = ["--neuron", "pmsn", "--seeds", "1", "--option", "pmsn:time_scale=40", "--output", str(tmp_path)]
     assert call_main(example, monkeypatch, *TINY, *arguments) == 0
     assert built and all(options == {"T": 40, "time_scale": 40} for options in built)
+
+
+def test_every_step_is_shown_again(example, small_data, monkeypatch, tmp_path):
+    seen = []
+    forward = example.Spiking.forward
+    monkeypatch.setattr(example.Spiking, "forward", lambda net, x: seen.append(x) or forward(net, x))
+    arguments = ["--neuron", "slidingpsn", "--seeds", "1", "--repeat", "3", "--output", str(tmp_path)]
+    assert call_main(example, monkeypatch, *TINY, *arguments) == 0
+    assert {len(x) for x in seen} == {3 * example.T}
+    assert all((x.unflatten(0, (-1, 3)) == x[::3, None]).all() for x in seen)
+    assert json.loads((tmp_path / "mnist1d.json").read_text())["repeat"] == 3
+
+
+def test_a_net_that_has_too_many_parameters_at_any_width(example, small_data, monkeypatch):
+    """PSN's weights are those between all steps."""
+    with pytest.raises(SystemExit, match=r"--parameters 14300: with 160 steps psn has \d+ at width 1, leave it out"):
+        call_main(example, monkeypatch, "--neuron", "pmsn,psn", "--repeat", "4")
 
 
 def test_data_are_computed_without_a_network(example, monkeypatch):
