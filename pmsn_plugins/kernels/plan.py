@@ -67,8 +67,10 @@ def checkpoint_count(T: int, interval: int) -> int:
 
 
 @lru_cache(1024)
-def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_time: bool) -> Layout:
-    """Cut a sequence [T, N, C, S] for the CPU.
+def cpu_layout(
+    T: int, N: int, C: int, S: int, interval: int, threads: int, cut_time: bool, narrowest: int = 16
+) -> Layout:
+    """Cut a sequence [T, N, C, S] for the CPU, into strips of ``narrowest`` positions where neurons are few.
 
     A strip of time steps takes 16 to 32 KiB of cache. There are about 64 items, but none shorter than 256 steps, for
     every item has to fetch its parameters. Time can be cut where neurons are few, the sequence is long, and the neuron
@@ -80,7 +82,7 @@ def cpu_layout(T: int, N: int, C: int, S: int, interval: int, threads: int, cut_
     rows = -(-elements // row)
     strip = min(256, max(128, 4096 // depth // 16 * 16))
     if rows * -(-row // strip) < 8:
-        strip = 16  # few neurons: every lane counts
+        strip = narrowest
     strip = min(strip, -(-row // 16) * 16)
     groups = max(1, min(rows, 64 // -(-row // strip), rows * T // 256))
     items = groups * -(-row // strip)

@@ -1,4 +1,5 @@
-// TC-LIF on the CPU: a work item brings columns of several blocks to the passes, tclif.h over them.
+// TC-LIF on the CPU: a work item goes through its strip row by row and interval by interval, a few neighbouring blocks
+// at a time, whose state is in registers.
 #pragma once
 #include "cpu_surrogate.h"
 #include "cpu_tile.h"
@@ -6,136 +7,117 @@
 
 namespace PMSN_NAMESPACE {
 
-// Lanes of one block, of one row where there are several.
-enum { TCLIF_PARAMETERS = 2, TCLIF_STATE = 2, TCLIF_ADJOINT = 3, TCLIF_SUMS = 2 };
+enum { TCLIF_PARAMETERS = 2, TCLIF_SUMS = 2, TCLIF_STATE = 2, TCLIF_ADJOINT = 3 };
 
-// Blocks that are done together: each step waits for the one before, and the others fill the wait. Where these are four
-// lines of memory, a few steps of many rows are more than the first cache holds: there they go through memory row by
-// row (over 16 rows of four lines, up to 1.6 times as fast; with lanes of 32 bytes a tenth slower). Four blocks in
-// lanes of 32 bytes are 4 to 16 % faster forward from T = 250 on, no faster backward, and a fifth slower at T = 4.
-#if PMSN_LANE_BYTES == 64
-enum { TCLIF_TOGETHER = 4, TCLIF_ROW_BY_ROW = 1 };
-#else
-enum { TCLIF_TOGETHER = 2, TCLIF_ROW_BY_ROW = 0 };
-#endif
+// Blocks that are done together: each step waits for the one before, and the others fill the wait.
+enum { TCLIF_TOGETHER = 4 };
 
-// The passes run over `blocks` neighbouring blocks from b on, W at a time: `rows` rows of `steps` steps. In every array
-// the blocks are `pitch` lanes apart.
-template <class L, int W>
-struct TclifPass {
-    TclifCoefficients<L> c;
-    const Tile<L>& parameters;
-    index_t b, blocks, rows, steps, pitch;
+// Calls use(a, b, ...) with those flags as types.
+template <class Use>
+static void with_flags(const Use& use) {
+    use();
+}
+template <class Use, class... Flags>
+static void with_flags(const Use& use, bool flag, Flags... flags) {
+    if (flag) with_flags([&](auto... others) { use(Constant<1>(), others...); }, flags...);
+    else with_flags([&](auto... others) { use(Constant<0>(), others...); }, flags...);
+}
 
-    // x -> spikes
-    template <bool PRE_RESET>
-    void forward(const Tile<L>& state, Columns<L> x, Columns<L> out, L* v_seq, Prefetch prefetch_x,
-                 Prefetch prefetch_out) const {
-        for_units(nullptr, [&](index_t s, index_t first, const TclifCoefficients<L>* c,
-                               TclifSums<L>*) __attribute__((always_inline)) {
-            const Columns<L> from = x.block(first), to = out.block(first);
-            const Prefetch ask_x = prefetch_x.shifted(first), ask_out = prefetch_out.shifted(first);
-            L* const v_at = v_seq ? v_seq + first * pitch + s * steps : nullptr;
-            L v[W], d[W], u_soma, u_dendrite;
-            for (int w = 0; w < W; ++w) load(state, first + w, s, v[w], d[w]);
-            for (index_t t = 0; t < steps; ++t) {
-                ask_x.template ask<W * sizeof(L)>(s, t), ask_out.template ask<W * sizeof(L)>(s, t);
-                PMSN_UNROLL
-                for (int w = 0; w < W; ++w) {
-                    const L spike = tclif_step<PRE_RESET>(c[w], from.load(s, t, w), v[w], d[w], u_soma, u_dendrite);
-                    to.store(s, t, spike, w);
-                    if (v_at) v_at[w * pitch + t] = v[w];
-                }
-            }
-            for (int w = 0; w < W; ++w) {
-                L* const after = state.block(b + first + w) + s * TCLIF_STATE;
-                after[0] = v[w], after[1] = d[w];
-            }
-        });
+// Time steps of neighbouring blocks as a pass walks through them: in memory, or in cache as [step][block].
+template <class L>
+struct StepsOfBlocks {
+    typedef real_of<L> R;
+    char* first;
+    index_t stride;  // bytes
+
+    PMSN_FN L load(index_t t, int w) const { return Plain<L>::load(at(t) + w * lane_width<R>()); }
+    PMSN_FN void store(index_t t, int w, L lane) const { Plain<L>::store(at(t) + w * lane_width<R>(), lane); }
+    // Asks for the lines of W blocks that lie `ahead` elements further on.
+    template <int W>
+    PMSN_FN void ask(index_t t, index_t ahead) const {
+        const char* line = (const char*)(at(t) + ahead + W * lane_width<R>() - 1);  // their end, see Prefetch
+        PMSN_UNROLL
+        for (int i = 0; i < W * int(sizeof(L)); i += 64) __builtin_prefetch(line - i, 0, 2);
     }
 
-    // what the adjoint needs of each step
-    template <bool PRE_RESET>
-    void recompute(const Tile<L>& state, Columns<L> x, L* v_before, L* u_soma, L* u_dendrite, Prefetch prefetch_x,
-                   Prefetch prefetch_grad) const {
-        for_units(nullptr, [&](index_t s, index_t first, const TclifCoefficients<L>* c,
-                               TclifSums<L>*) __attribute__((always_inline)) {
-            const Columns<L> from = x.block(first);
-            const Prefetch ask_x = prefetch_x.shifted(first), ask_grad = prefetch_grad.shifted(first);
-            const index_t start = first * pitch + s * steps;
-            L v[W], d[W];
-            for (int w = 0; w < W; ++w) load(state, first + w, s, v[w], d[w]);
-            for (index_t t = 0; t < steps; ++t) {
-                ask_x.template ask<W * sizeof(L)>(s, t), ask_grad.template ask<W * sizeof(L)>(s, t);
-                PMSN_UNROLL
-                for (int w = 0; w < W; ++w) {
-                    const index_t at = start + w * pitch + t;
-                    v_before[at] = v[w];
-                    tclif_step<PRE_RESET>(c[w], from.load(s, t, w), v[w], d[w], u_soma[at], u_dendrite[at]);
-                }
-            }
-        });
+private:
+    PMSN_FN R* at(index_t t) const { return (R*)(first + t * stride); }
+};
+
+// A sequence of planes of M elements in memory, of any type: null reads as zero, and is not written.
+template <class L>
+struct TclifSequence {
+    typedef real_of<L> R;
+    typedef StepsOfBlocks<L> Blocks;
+    void* const memory;
+    const index_t storage, M;
+    const bool plain;  // of the arithmetic's own type
+
+    TclifSequence(const void* m, index_t type, const Layout& layout)
+        : memory((void*)m),
+          storage(type),
+          M(layout.M),
+          plain(m && type == (sizeof(R) == 4 ? STORAGE_FLOAT : STORAGE_DOUBLE)) {}
+
+    // W blocks, the last one with `valid` elements in all, from element `at` on: where they are if that can be, else
+    // brought to `lanes`.
+    template <int W>
+    PMSN_FN Blocks read(index_t at, index_t valid, index_t steps, L* lanes) const {
+        if (!direct<W>(valid)) load(at, valid, steps, lanes, W);
+        return write<W>(at, valid, lanes);
+    }
+    // To write to; `finish` brings them to memory if need be.
+    template <int W>
+    PMSN_FN Blocks write(index_t at, index_t valid, L* lanes) const {
+        if (direct<W>(valid)) return {(char*)((R*)memory + at), M * index_t(sizeof(R))};
+        return {(char*)lanes, W * index_t(sizeof(L))};
+    }
+    template <int W>
+    PMSN_FN void finish(index_t at, index_t valid, index_t steps, const L* lanes) const {
+        if (!direct<W>(valid)) store(at, valid, steps, lanes, W);
     }
 
-    // grad_out -> grad_x; advances the adjoint and the sums
-    template <bool PRE_RESET, bool DETACH>
-    void adjoint(const Tile<L>& adjoint, const Tile<L>& sums, Columns<L> grad_out, Columns<L> grad_x,
-                 const L* grad_v_seq, const L* slope, const L* v_before, const L* u_dendrite,
-                 Prefetch prefetch_dx) const {
-        for_units(&sums, [&](index_t s, index_t first, const TclifCoefficients<L>* c,
-                             TclifSums<L>* total) __attribute__((always_inline)) {
-            const Columns<L> grads = grad_out.block(first), dx = grad_x.block(first);
-            const Prefetch ask_dx = prefetch_dx.shifted(first);
-            const index_t start = first * pitch + s * steps;
-            TclifAdjoint<L> a[W];
-            for (int w = 0; w < W; ++w) {
-                const L* from = adjoint.block(b + first + w) + s * TCLIF_ADJOINT;
-                a[w] = {from[0], from[1], from[2]};
-            }
-            for (index_t t = steps - 1; t >= 0; --t) {
-                ask_dx.template ask<W * sizeof(L)>(s, t);
-                PMSN_UNROLL
-                for (int w = 0; w < W; ++w) {
-                    const index_t at = start + w * pitch + t;
-                    if (grad_v_seq) a[w].v += grad_v_seq[at];
-                    dx.store(s, t,
-                             tclif_adjoint_step<PRE_RESET, DETACH>(c[w], a[w], total[w], grads.load(s, t, w), slope[at],
-                                                                   v_before[at], u_dendrite[at]),
-                             w);
-                }
-            }
-            for (int w = 0; w < W; ++w) {
-                L* const to = adjoint.block(b + first + w) + s * TCLIF_ADJOINT;
-                to[0] = a[w].v, to[1] = a[w].d, to[2] = a[w].spike;
-            }
+    __attribute__((noinline)) void load(index_t at, index_t valid, index_t steps, L* lanes, int W) const {
+        if (!memory) return clear(lanes, steps * W);
+        for_lanes(at, valid, steps, W, [&](auto type, const auto* from, index_t elements) {
+            typedef typename decltype(type)::memory Memory;
+            *lanes++ = elements == width ? Memory::load(from) : load_part<L, Memory>(from, elements);
+        });
+    }
+    __attribute__((noinline)) void store(index_t at, index_t valid, index_t steps, const L* lanes, int W) const {
+        if (!memory) return;
+        for_lanes(at, valid, steps, W, [&](auto type, auto* to, index_t elements) {
+            typedef typename decltype(type)::memory Memory;
+            elements == width ? Memory::store(to, *lanes) : store_part<L, Memory>(to, *lanes, elements);
+            ++lanes;
         });
     }
 
 private:
-    // Calls `run(row, first block, its coefficients, its sums)` for W blocks of a row at a time.
-    template <class Run>
-    PMSN_FN void for_units(const Tile<L>* sums, const Run& run) const {
-        const auto unit = [&](index_t first, index_t begin, index_t end) __attribute__((always_inline)) {
-            TclifCoefficients<L> own[W];
-            TclifSums<L> total[W] = {};
-            for (int w = 0; w < W; ++w) {
-                const L* couplings = parameters.block(b + first + w);
-                own[w] = c, own[w].b1 = couplings[0], own[w].b2 = couplings[1];
-            }
-            for (index_t s = begin; s < end; ++s) run(s, first, own, total);
-            for (int w = 0; sums && w < W; ++w) {
-                L* const to = sums->block(b + first + w);
-                to[0] += total[w].b1, to[1] += total[w].b2;
-            }
-        };
-        if (TCLIF_ROW_BY_ROW)
-            for (index_t s = 0; s < rows; ++s)
-                for (index_t first = 0; first < blocks; first += W) unit(first, s, s + 1);
-        else unit(0, 0, rows);  // blocks is W
+    static constexpr index_t width = lane_width<R>();
+
+    template <int W>
+    PMSN_FN bool direct(index_t valid) const {
+        return plain && valid == W * width;
     }
-    void load(const Tile<L>& state, index_t block, index_t s, L& v, L& d) const {
-        const L* from = state.block(b + block) + s * TCLIF_STATE;
-        v = from[0], d = from[1];
+    template <class Memory>
+    struct Type {
+        typedef Memory memory;
+    };
+    // Calls move(how they lie in memory, address, elements) for all lanes.
+    template <class Move>
+    void for_lanes(index_t at, index_t valid, index_t steps, int W, const Move& move) const {
+        const auto all = [&](auto type) {
+            typename decltype(type)::memory::element* step = (typename decltype(type)::memory::element*)memory + at;
+            for (index_t t = 0; t < steps; ++t, step += M)
+                for (index_t p = 0; p < W * width; p += width)
+                    move(type, step + p, valid - p < width ? valid - p : width);
+        };
+        if constexpr (sizeof(R) == 4) {
+            if (storage == STORAGE_HALF) return all(Type<Half>());
+            if (storage == STORAGE_BFLOAT16) return all(Type<Bfloat16>());
+        }
+        all(Type<Plain<L>>());
     }
 };
 
@@ -143,10 +125,12 @@ template <class R>
 struct TclifCpu {
     typedef R real;
     typedef lane_of<R> L;
+    typedef StepsOfBlocks<L> Blocks;
+    typedef TclifSequence<L> Sequence;
+    static constexpr index_t width = lane_width<R>();
     const TclifArgs& args;
     const Layout& layout;
-    const index_t blocks, depth, width;  // depth: steps between checkpoints
-    const index_t group, rows;           // blocks and rows of a batch that are done together: 64 lanes, if T is small
+    const index_t blocks, depth, together;  // depth: steps between checkpoints; lanes of the blocks' steps
     const R theta;
 
     explicit TclifCpu(const TclifArgs& a)
@@ -154,16 +138,15 @@ struct TclifCpu {
           layout(a.layout),
           blocks(block_count<R>(layout)),
           depth(layout.interval),
-          width(lane_width<R>()),
-          group(ceil_div(TCLIF_ROW_BY_ROW && is_short() ? 64 / layout.T : 1, TCLIF_TOGETHER) * TCLIF_TOGETHER),
-          rows(!TCLIF_ROW_BY_ROW || blocks <= TCLIF_TOGETHER ? batch_rows(layout)
-               : blocks < group                              ? group / blocks
-                                                             : 1),
+          together(Scratch<L>::apart(TCLIF_TOGETHER * depth)),
           theta(a.theta_tensor ? *(const R*)a.theta_tensor : R(a.theta)) {}
 
-    bool is_short() const { return layout.T <= 32 && layout.T <= layout.interval; }
-
     index_t sums() const { return TCLIF_SUMS; }
+
+    Sequence sequence(const void* memory) const { return {memory, args.x_storage, layout}; }
+    Sequence real_sequence(const void* memory) const {
+        return {memory, sizeof(R) == 4 ? STORAGE_FLOAT : STORAGE_DOUBLE, layout};
+    }
 
     void gather(const Tile<L>& parameters, const WorkItem& item) const {
         gather_parameters(parameters, 0, layout, item, args.b1, 1);
@@ -173,176 +156,265 @@ struct TclifCpu {
         const R fire_at = args.strict ? next_number(theta) : theta;
         return {L{}, L{}, R(args.a1), R(args.a2), R(args.gamma), theta, fire_at};
     }
+    bool leaks() const { return args.a1 != 1 || args.a2 != 1; }
 
-    void load_state(const Tile<L>& state, const Batch& batch, index_t start) const {
-        if (start > 0) return state.load(0, args.checkpoints, checkpoint(batch, start));
-        state.load(0, args.v, batch.planes(layout, 0, 1));
-        state.load(1, args.d, batch.planes(layout, 0, 1));
-    }
-    Planes checkpoint(const Batch& batch, index_t start) const {
-        return batch.planes(layout, (start / depth - 1) * TCLIF_STATE, TCLIF_STATE);
-    }
-    Planes steps_from(const Batch& batch, index_t start) const {
-        return batch.planes(layout, start, layout.T - start < depth ? layout.T - start : depth);
+    // Some components of a state of a strip, one after the other, as planes of `pitch` elements; null reads as zero and
+    // is not written.
+    template <int COUNT>
+    struct Components {
+        R* planes[COUNT];
+
+        template <int W>
+        PMSN_FN void load(int component, index_t p, index_t valid, L (&lanes)[W]) const {
+            const R* from = planes[component];
+            for (int w = 0; w < W; ++w)
+                lanes[w] = !from                ? L{}
+                           : valid == W * width ? Plain<L>::load(from + p + w * width)
+                                                : load_part<L, Plain<L>>(from + p, valid);
+        }
+        template <int W>
+        PMSN_FN void store(int component, index_t p, index_t valid, const L (&lanes)[W]) const {
+            R* to = planes[component];
+            if (!to) return;
+            for (int w = 0; w < W; ++w)
+                valid == W* width ? Plain<L>::store(to + p + w * width, lanes[w])
+                                  : store_part<L, Plain<L>>(to + p, lanes[w], valid);
+        }
+    };
+    static R* from(const void* memory, index_t first) { return memory ? (R*)memory + first : nullptr; }
+    Components<TCLIF_STATE> checkpoint(index_t start, index_t first) const {
+        R* const plane = (R*)args.checkpoints + (start / depth - 1) * TCLIF_STATE * layout.M + first;
+        return {{plane, plane + layout.M}};
     }
 
-    // Calls `run(b, n, W)` for the blocks b..b+n of a batch, W at a time, a number as a type.
+    // A strip of a row, during an interval.
+    struct Strip {
+        index_t first, valid, start, steps;  // first element in a plane; elements of the row; the interval
+        index_t next;                        // elements from here to the strip that comes then
+    };
+    // Calls run(strip) for all rows of an item.
     template <class Run>
-    void for_blocks(const Batch& batch, Run run) const {
-        const index_t count = ceil_div(batch.valid, width), whole = batch.valid / width;
-        index_t b = 0;
-        for (index_t n; (n = whole - b < group ? (whole - b) / TCLIF_TOGETHER * TCLIF_TOGETHER : group) > 0; b += n)
-            run(b, n, Number<TCLIF_TOGETHER>());
-        for (; b < count; ++b) run(b, 1, Number<1>());
+    void for_rows(const WorkItem& item, const Run& run) const {
+        for (index_t row = item.row; row < item.end_row; ++row) {
+            const index_t first = row * layout.P + item.position, rest = layout.M - first;
+            if (rest > 0) run(first, rest < item.width ? rest : item.width);
+        }
+    }
+    // Calls run(number W, first block, its first element, elements, elements to the next unit) for W blocks at a time.
+    template <class Run>
+    static PMSN_FN void for_units(const Strip& strip, const Run& run) {
+        constexpr index_t unit = TCLIF_TOGETHER * width;
+        const index_t valid = strip.valid, whole = valid / width * width, next = strip.next;
+        index_t p = 0;
+        for (; p + unit <= whole; p += unit)
+            run(Constant<TCLIF_TOGETHER>(), p / width, p, unit, p + 2 * unit <= whole ? unit : next - p);
+        for (; p < valid; p += width)
+            run(Constant<1>(), p / width, p, p < whole ? width : valid - p, p + width < valid ? width : next - p);
     }
     template <int W>
-    struct Number {
-        static constexpr int value = W;
-    };
-    struct Yes {
-        static constexpr bool value = true;
-    };
-    struct No {
-        static constexpr bool value = false;
-    };
-
-    // Lanes from one column to the next. Long ones would meet on the same few cache sets.
-    index_t pitch_of(const Planes& here) const {
-        return is_short() ? here.rows * here.count : Scratch<L>::apart(depth);
-    }
-    index_t group_lanes() const {
-        return (blocks < group ? blocks : group) * (is_short() ? rows * depth : Scratch<L>::apart(depth));
+    static PMSN_FN void set_couplings(TclifCoefficients<L> (&c)[W], const TclifCoefficients<L>& same,
+                                      const L* parameters, index_t b) {
+        for (int w = 0; w < W; ++w) {
+            const L* couplings = parameters + (b + w) * TCLIF_PARAMETERS;
+            c[w] = same, c[w].b1 = couplings[0], c[w].b2 = couplings[1];
+        }
     }
 
     index_t forward_scratch() const {
-        const index_t columns = 2 * Scratch<L>::apart(group_lanes());
-        return sizeof(L) * (blocks * (TCLIF_PARAMETERS + rows * TCLIF_STATE) + columns);
+        return sizeof(L) * (blocks * (TCLIF_PARAMETERS + TCLIF_STATE) + 2 * Scratch<L>::apart(together));
     }
 
     void forward(index_t index, void* memory) const {
         Scratch<L> scratch = {(L*)memory, blocks};
-        const Tile<L> parameters = scratch.tile(1, TCLIF_PARAMETERS), state = scratch.tile(rows, TCLIF_STATE);
-        L* const x = scratch.lanes(group_lanes());  // and the spikes
-        L* const v_seq = args.v_seq ? scratch.lanes(group_lanes()) : nullptr;
-        const Steps<L> x_steps(args.x, args.x_storage), out_steps(args.out, args.x_storage),
-            v_steps(args.v_seq, layout.is_double ? STORAGE_DOUBLE : STORAGE_FLOAT);
+        const Tile<L> parameters = scratch.tile(1, TCLIF_PARAMETERS);
+        R* const kept = (R*)scratch.lanes(blocks * TCLIF_STATE);
+        L* const lanes = scratch.next;
         const WorkItem item(layout, index);
         gather(parameters, item);
-        for (Batch batch(layout, item, item.row, rows); batch.rows;) {
-            const Batch next_batch(layout, item, batch.row + batch.rows, rows);
-            load_state(state, batch, 0);
+        with_flags([&](auto pre_reset,
+                       auto leak) { forward_as<pre_reset.value, leak.value>(item, parameters.lanes, kept, lanes); },
+                   args.pre_reset, leaks());
+    }
+    template <bool PRE_RESET, bool LEAK>
+    void forward_as(const WorkItem& item, const L* parameters, R* kept, L* lanes) const {
+        for_rows(item, [&](index_t first, index_t valid) {
+            Components<TCLIF_STATE> before = {{from(args.v, first), from(args.d, first)}};
             for (index_t start = 0; start < layout.T; start += depth) {
-                const Planes here = steps_from(batch, start);
-                const Planes next =
-                    start + depth < layout.T ? steps_from(batch, start + depth) : steps_from(next_batch, 0);
-                if (start > 0 && args.checkpoints) state.store(0, args.checkpoints, checkpoint(batch, start));
-                for_blocks(batch, [&](index_t b, index_t n, auto number) {
-                    constexpr int W = number.value, line = W < LINE_BLOCKS ? W : LINE_BLOCKS;
-                    const index_t pitch = pitch_of(here);
-                    const Columns<L> from = x_steps.read(x, here, b, n, pitch);
-                    const Columns<L> to = out_steps.write(x, here, b, n, pitch);
-                    const NextBlock upcoming(batch, b + n, here, next, width);
-                    const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block, line),
-                        prefetch_out(out_steps, upcoming.planes, upcoming.block, line);
-                    const TclifPass<L, W> pass = {coefficients(), parameters, b, n, here.rows, here.count, pitch};
-                    if (args.pre_reset) pass.template forward<true>(state, from, to, v_seq, prefetch_x, prefetch_out);
-                    else pass.template forward<false>(state, from, to, v_seq, prefetch_x, prefetch_out);
-                    out_steps.finish(x, here, b, n, pitch);
-                    if (v_seq) v_steps.store(v_seq, here, b, n, pitch);
-                });
+                const bool last = start + depth >= layout.T;
+                const Components<TCLIF_STATE> after =
+                    last               ? Components<TCLIF_STATE>{{from(args.v_after, first), from(args.d_after, first)}}
+                    : args.checkpoints ? checkpoint(start + depth, first)
+                                       : Components<TCLIF_STATE>{{kept, kept + blocks * width}};
+                const Strip strip = {first, valid, start, last ? layout.T - start : depth,
+                                     last ? layout.P - start * layout.M : depth * layout.M};
+                forward_pass<PRE_RESET, LEAK>(strip, parameters, before, after, lanes);
+                before = after;
             }
-            state.store(0, args.v_after, batch.planes(layout, 0, 1));
-            state.store(1, args.d_after, batch.planes(layout, 0, 1));
-            batch = next_batch;
-        }
+        });
+    }
+
+    // x -> spikes
+    template <bool PRE_RESET, bool LEAK>
+    PMSN_FN void forward_pass(const Strip& strip, const L* parameters, Components<TCLIF_STATE> before,
+                              Components<TCLIF_STATE> after, L* x_lanes) const {
+        const TclifCoefficients<L> same = coefficients();
+        const Sequence all_x = sequence(args.x), all_out = sequence(args.out), all_v = real_sequence(args.v_seq);
+        L* const v_lanes = x_lanes + together;
+        const index_t begin = strip.start * layout.M + strip.first, steps = strip.steps;
+        const bool with_v_seq = args.v_seq;
+        for_units(strip, [&](auto number, index_t b, index_t p, index_t valid,
+                             index_t ahead) __attribute__((always_inline)) {
+            constexpr int W = number.value;
+            const Blocks x = all_x.template read<W>(begin + p, valid, steps, x_lanes);
+            const Blocks out = all_out.template write<W>(begin + p, valid, x_lanes);
+            const Blocks v_seq = all_v.template write<W>(begin + p, valid, v_lanes);
+            TclifCoefficients<L> c[W];
+            L v[W], d[W];
+            set_couplings(c, same, parameters, b);
+            before.load(0, p, valid, v), before.load(1, p, valid, d);
+            for (index_t t = 0; t < steps; ++t) {
+                x.template ask<W>(t, ahead), out.template ask<W>(t, ahead);
+                PMSN_UNROLL
+                for (int w = 0; w < W; ++w) {
+                    L u_soma, u_dendrite;
+                    out.store(t, w, tclif_step<PRE_RESET, LEAK>(c[w], x.load(t, w), v[w], d[w], u_soma, u_dendrite));
+                }
+                if (with_v_seq)
+                    for (int w = 0; w < W; ++w) v_seq.store(t, w, v[w]);
+            }
+            all_out.template finish<W>(begin + p, valid, steps, x_lanes);
+            all_v.template finish<W>(begin + p, valid, steps, v_lanes);
+            after.store(0, p, valid, v), after.store(1, p, valid, d);
+        });
     }
 
     index_t backward_scratch() const {
-        const index_t tiles = TCLIF_PARAMETERS + TCLIF_SUMS + rows * (TCLIF_STATE + TCLIF_ADJOINT);
-        return sizeof(L) * (blocks * tiles + 6 * Scratch<L>::apart(group_lanes()));
+        const index_t tiles = TCLIF_PARAMETERS + TCLIF_SUMS + TCLIF_ADJOINT;
+        return sizeof(L) * (blocks * tiles + 7 * Scratch<L>::apart(together));
     }
 
     void backward(index_t index, void* memory, void* partial) const {
-        const auto surrogate = surrogate_parameters<R>(args);
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, TCLIF_PARAMETERS), sums = scratch.tile(1, TCLIF_SUMS);
-        const Tile<L> state = scratch.tile(rows, TCLIF_STATE), adjoint = scratch.tile(rows, TCLIF_ADJOINT);
-        const index_t together = group_lanes();
-        L* const x = scratch.lanes(together);
-        L* const grad = scratch.lanes(together);  // of the spikes, then of x
-        L* const v_before = scratch.lanes(together);
-        L* const u_soma = scratch.lanes(together);  // becomes the slopes
-        L* const u_dendrite = scratch.lanes(together);
-        L* const grad_v_seq = args.grad_v_seq ? scratch.lanes(together) : nullptr;
-        const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.x_storage),
-            dx_steps(args.grad_x, args.x_storage),
-            v_steps(args.grad_v_seq, layout.is_double ? STORAGE_DOUBLE : STORAGE_FLOAT);
+        R* const kept = (R*)scratch.lanes(blocks * TCLIF_ADJOINT);
+        L* const lanes = scratch.next;
         const WorkItem item(layout, index);
         gather(parameters, item);
         clear(sums.lanes, blocks * TCLIF_SUMS);
-        for (Batch batch(layout, item, item.row, rows); batch.rows;) {
-            const Batch next_batch(layout, item, batch.row + batch.rows, rows);
-            const Planes plane = batch.planes(layout, 0, 1);
-            const index_t last = (layout.T - 1) / depth * depth;
-            adjoint.load(0, args.grad_v_after, plane);
-            adjoint.load(1, args.grad_d_after, plane);
-            adjoint.load(2, nullptr, plane);
-            for (index_t start = last; start >= 0; start -= depth) {
-                const Planes here = steps_from(batch, start);
-                const Planes next = start > 0 ? steps_from(batch, start - depth) : steps_from(next_batch, last);
-                load_state(state, batch, start);
-                for_blocks(batch, [&](index_t b, index_t n, auto number) {
-                    constexpr int W = number.value, line = W < LINE_BLOCKS ? W : LINE_BLOCKS;
-                    const index_t pitch = pitch_of(here);
-                    const Columns<L> from = x_steps.read(x, here, b, n, pitch);
-                    const NextBlock upcoming(batch, b + n, here, next, width);
-                    const Prefetch prefetch_x(x_steps, upcoming.planes, upcoming.block, line),
-                        prefetch_grad(grad_steps, upcoming.planes, upcoming.block, line),
-                        prefetch_dx(dx_steps, upcoming.planes, upcoming.block, line);
-                    const TclifPass<L, W> pass = {coefficients(), parameters, b, n, here.rows, here.count, pitch};
-                    if (args.pre_reset)
-                        pass.template recompute<true>(state, from, v_before, u_soma, u_dendrite, prefetch_x,
-                                                      prefetch_grad);
-                    else
-                        pass.template recompute<false>(state, from, v_before, u_soma, u_dendrite, prefetch_x,
-                                                       prefetch_grad);
-                    const Planes given = batch.planes(layout, start + 1, here.count);
-                    if (args.slopes) load_column<L, Plain<L>>(u_soma, here.count, args.slopes, given, b, n, pitch);
-                    else if (is_short()) surrogate_pass(args.surrogate, u_soma, n * pitch, theta, surrogate);
-                    else
-                        for (index_t w = 0; w < n; ++w)
-                            surrogate_pass(args.surrogate, u_soma + w * pitch, here.count, theta, surrogate);
-                    if (grad_v_seq) v_steps.load(grad_v_seq, here, b, n, pitch);
-                    const Columns<L> grad_out = grad_steps.read(grad, here, b, n, pitch);
-                    const Columns<L> grad_x = dx_steps.write(grad, here, b, n, pitch);
-                    const auto back = [&](auto pre_reset, auto detach) {
-                        pass.template adjoint<pre_reset.value, detach.value>(
-                            adjoint, sums, grad_out, grad_x, grad_v_seq, u_soma, v_before, u_dendrite, prefetch_dx);
-                    };
-                    if (args.pre_reset) args.detach ? back(Yes(), Yes()) : back(Yes(), No());
-                    else args.detach ? back(No(), Yes()) : back(No(), No());
-                    dx_steps.finish(grad, here, b, n, pitch);
-                });
-            }
-            if (args.pre_reset && args.grad_v) add_first_reset(state, adjoint, batch);
-            adjoint.store(0, args.grad_v, plane);
-            adjoint.store(1, args.grad_d, plane);
-            batch = next_batch;
-        }
+        const auto as = [&](auto pre_reset, auto detach, auto leak, auto by_triangle) {
+            backward_as<pre_reset.value, detach.value, leak.value, by_triangle.value>(item, parameters.lanes,
+                                                                                      sums.lanes, kept, lanes);
+        };
+        with_flags(as, args.pre_reset, args.detach, leaks(), args.surrogate == SURROGATE_TRIANGLE && !args.slopes);
         sum_by_channel((R*)partial, sums, layout, item);
+    }
+    template <bool PRE_RESET, bool DETACH, bool LEAK, bool TRIANGLE>
+    void backward_as(const WorkItem& item, const L* parameters, L* sums, R* kept, L* lanes) const {
+        const index_t last = (layout.T - 1) / depth * depth, plane = blocks * width;
+        for_rows(item, [&](index_t first, index_t valid) {
+            Components<TCLIF_ADJOINT> later = {
+                {from(args.grad_v_after, first), from(args.grad_d_after, first), nullptr}};
+            for (index_t start = last; start >= 0; start -= depth) {
+                const Components<TCLIF_STATE> before =
+                    start > 0 ? checkpoint(start, first)
+                              : Components<TCLIF_STATE>{{from(args.v, first), from(args.d, first)}};
+                const Components<TCLIF_ADJOINT> earlier = {{start > 0 ? kept : from(args.grad_v, first),
+                                                            start > 0 ? kept + plane : from(args.grad_d, first),
+                                                            start > 0 || args.grad_v ? kept + 2 * plane : nullptr}};
+                const Strip strip = {first, valid, start, layout.T - start < depth ? layout.T - start : depth,
+                                     start > 0 ? -depth * layout.M : last * layout.M + layout.P};
+                backward_pass<PRE_RESET, DETACH, LEAK, TRIANGLE>(strip, parameters, sums, before, later, earlier,
+                                                                 lanes);
+                later = earlier;
+            }
+            if (PRE_RESET && args.grad_v) add_first_reset(first, valid, kept + 2 * plane);
+        });
+    }
+
+    // grad_out -> grad_x, by what the adjoint needs of each step, computed again; advances the adjoint and the sums.
+    template <bool PRE_RESET, bool DETACH, bool LEAK, bool TRIANGLE>
+    PMSN_FN void backward_pass(const Strip& strip, const L* parameters, L* sums, Components<TCLIF_STATE> before,
+                               Components<TCLIF_ADJOINT> later, Components<TCLIF_ADJOINT> earlier, L* lanes) const {
+        const TclifCoefficients<L> same = coefficients();
+        const auto surrogate = surrogate_parameters<R>(args);
+        const Sequence all_x = sequence(args.x), all_grad = sequence(args.grad_out), all_dx = sequence(args.grad_x),
+                       all_grad_v = real_sequence(args.grad_v_seq), all_slopes = real_sequence(args.slopes);
+        const index_t apart = Scratch<L>::apart(together), kind = args.surrogate;
+        L *const v_before = lanes, *const u_soma = lanes + apart, *const u_dendrite = lanes + 2 * apart;
+        L *const x_lanes = lanes + 3 * apart, *const grad_lanes = lanes + 4 * apart, *const v_lanes = lanes + 5 * apart;
+        const index_t begin = strip.start * layout.M + strip.first, M = layout.M, steps = strip.steps;
+        const R theta_ = theta;
+        const bool with_v_seq = args.grad_v_seq, with_slopes = args.slopes;
+        for_units(strip, [&](auto number, index_t b, index_t p, index_t valid,
+                             index_t ahead) __attribute__((always_inline)) {
+            constexpr int W = number.value;
+            const Blocks x = all_x.template read<W>(begin + p, valid, steps, x_lanes);
+            TclifCoefficients<L> c[W];
+            L v[W], d[W], spike[W];
+            set_couplings(c, same, parameters, b);
+            before.load(0, p, valid, v), before.load(1, p, valid, d);
+            for (index_t t = 0; t < steps; ++t) {
+                x.template ask<W>(t, ahead);
+                PMSN_UNROLL
+                for (int w = 0; w < W; ++w) {
+                    L soma, dendrite;  // not the places in memory: they would be read again
+                    v_before[t * W + w] = v[w];
+                    tclif_step<PRE_RESET, LEAK>(c[w], x.load(t, w), v[w], d[w], soma, dendrite);
+                    u_soma[t * W + w] = soma, u_dendrite[t * W + w] = dendrite;
+                }
+            }
+            L* const slopes = u_soma;
+            if (with_slopes) all_slopes.load(begin + M + p, valid, steps, slopes, W);
+            else if (!TRIANGLE) surrogate_pass(kind, slopes, steps * W, theta_, surrogate);
+            const Blocks grad = all_grad.template read<W>(begin + p, valid, steps, grad_lanes);
+            const Blocks dx = all_dx.template write<W>(begin + p, valid, x_lanes);
+            if (with_v_seq) all_grad_v.load(begin + p, valid, steps, v_lanes, W);
+            TclifAdjoint<L> a[W];
+            TclifSums<L> total[W];
+            later.load(0, p, valid, v), later.load(1, p, valid, d);
+            if (PRE_RESET) later.load(2, p, valid, spike);
+            for (int w = 0; w < W; ++w) {
+                const L* so_far = sums + (b + w) * TCLIF_SUMS;
+                a[w] = {v[w], d[w], PRE_RESET ? spike[w] : L{}};
+                total[w] = {so_far[0], so_far[1]};
+            }
+            for (index_t t = steps - 1; t >= 0; --t) {
+                grad.template ask<W>(t, ahead), dx.template ask<W>(t, ahead);
+                if (with_v_seq)
+                    for (int w = 0; w < W; ++w) a[w].v += v_lanes[t * W + w];
+                PMSN_UNROLL
+                for (int w = 0; w < W; ++w) {
+                    const index_t at = t * W + w;
+                    const L slope = TRIANGLE ? surrogate_derivative<SURROGATE_TRIANGLE>(u_soma[at] - theta_, surrogate)
+                                             : slopes[at];
+                    dx.store(t, w,
+                             tclif_adjoint_step<PRE_RESET, DETACH, LEAK>(c[w], a[w], total[w], grad.load(t, w), slope,
+                                                                         v_before[at], u_dendrite[at]));
+                }
+            }
+            all_dx.template finish<W>(begin + p, valid, steps, x_lanes);
+            for (int w = 0; w < W; ++w) {
+                L* const to = sums + (b + w) * TCLIF_SUMS;
+                to[0] = total[w].b1, to[1] = total[w].b2;
+                v[w] = a[w].v, d[w] = a[w].d, spike[w] = a[w].spike;
+            }
+            earlier.store(0, p, valid, v), earlier.store(1, p, valid, d);
+            if (PRE_RESET) earlier.store(2, p, valid, spike);
+        });
     }
 
     // With PRE_RESET the initial soma decides the first reset.
-    void add_first_reset(const Tile<L>& state, const Tile<L>& adjoint, const Batch& batch) const {
-        if (args.slopes) state.load(0, args.slopes, batch.planes(layout, 0, 1));
-        else load_state(state, batch, 0);
-        for (index_t b = 0; b * width < batch.valid; ++b)
-            for (index_t s = 0; s < batch.rows; ++s) {
-                L* soma = state.block(b) + s * TCLIF_STATE;
-                L* a = adjoint.block(b) + s * TCLIF_ADJOINT;
-                if (!args.slopes) surrogate_pass(args.surrogate, soma, 1, theta, surrogate_parameters<R>(args));
-                a[0] += a[2] * soma[0];
-            }
+    void add_first_reset(index_t first, index_t valid, const R* spike) const {
+        const Components<1> soma = {{from(args.slopes ? args.slopes : args.v, first)}},
+                            adjoint = {{from(args.grad_v, first)}}, sent = {{(R*)spike}};
+        for (index_t p = 0; p < valid; p += width) {
+            const index_t elements = valid - p < width ? valid - p : width;
+            L slope[1], v[1], s[1];
+            soma.load(0, p, elements, slope), adjoint.load(0, p, elements, v), sent.load(0, p, elements, s);
+            if (!args.slopes) surrogate_pass(args.surrogate, slope, 1, theta, surrogate_parameters<R>(args));
+            v[0] += s[0] * slope[0];
+            adjoint.store(0, p, elements, v);
+        }
     }
 
     void reduce(const void* partials, double* totals, index_t begin, index_t end) const {

@@ -332,9 +332,8 @@ struct TclifRecurrentCpu {
             for (index_t b = 0; b < blocks; ++b) {
                 c.b1 = load_lane<L>(b1, b), c.b2 = load_lane<L>(b2, b);
                 L v = before[n * blocks + b];
-                const L reset = tclif_fire(v, c);
-                if (!PRE_RESET && t) v -= reset * c.theta;
-                soma[n * blocks + b] = tclif_soma<PRE_RESET>(c, v, load_lane<L>(from.row(n), b), reset);
+                if (!PRE_RESET && t) v -= tclif_reset(v, c, c.theta);
+                soma[n * blocks + b] = tclif_soma<PRE_RESET>(c, v, load_lane<L>(from.row(n), b));
             }
     }
 
