@@ -134,7 +134,7 @@ static int forward_as(const PmsnArgs& args, int threads) {
 }
 template <class R>
 static int forward_as(const TclifArgs& args, int threads) {
-    return run_forward<TclifCpu<R>>(args, threads);
+    return run_forward<TclifCpu<R>>(args, TclifCpu<R>::worth(args, threads));
 }
 template <class R>
 static int forward_as(const TclifRecurrentArgs& args, int threads) {
@@ -153,7 +153,7 @@ static int backward_as(const PmsnArgs& args, int threads) {
 }
 template <class R>
 static int backward_as(const TclifArgs& args, int threads) {
-    return run_backward<TclifCpu<R>>(args, threads);
+    return run_backward<TclifCpu<R>>(args, TclifCpu<R>::worth(args, threads));
 }
 
 template <class R>

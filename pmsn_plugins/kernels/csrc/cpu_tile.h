@@ -310,11 +310,6 @@ struct Prefetch {
 
     // What follows takes no notice of the end of a strip.
     PMSN_FN void next_block() { first += block_stride; }
-    PMSN_FN Prefetch shifted(index_t blocks) const {
-        Prefetch there = *this;
-        there.first += blocks * block_stride;
-        return there;
-    }
 
     template <int BYTES, bool FIRST_LEVEL = false>
     PMSN_FN void ask(index_t s, index_t t) const {
