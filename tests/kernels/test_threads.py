@@ -49,8 +49,8 @@ import os, resource, torch
 from pmsn_plugins import functional, kernels
 
 generator = torch.Generator().manual_seed(0)
-parameters = functional.pmsn_initial_parameters(64, generator=generator)
-x = torch.randn(50, 8, 64, generator=generator).requires_grad_()
+parameters = functional.pmsn_initial_parameters(1024, generator=generator)
+x = torch.randn(32, 1, 1024, generator=generator).requires_grad_()  # eight items
 
 def results():
     pmsn = kernels.pmsn_sequence(x, parameters, backend="cpu").spikes
