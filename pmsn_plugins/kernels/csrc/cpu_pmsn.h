@@ -3,9 +3,11 @@
 //
 // What memory adds to their cycles (see there), in lanes of 32 bytes: forward takes 21 to 25 with lines that do not
 // meet in the same sets of the caches and 26 to 32 with steps that lie a power of two apart, where 16 are the pass;
-// backward 55 to 60 and 64 to 68, where 44 are the passes. In the second cache it takes 52: some 3 are calls and
-// columns' ends, the rest are lines that come from there. Bringing the whole strip of the next steps to cache meanwhile
-// took longer than reading them where they are: 60 and 90 to 100.
+// backward 55 to 61 and 63 to 70, where 44 are the passes. Calls and columns' ends make these 49, and the second cache
+// 52 to 57. What lies a power of two apart is first copied, 8 cycles for x, grad_out and grad_x. Asking for it takes 3,
+// and 8 to 10 with steps 64 pages apart: each page is then translated anew every time that it is touched. The rest is
+// what memory gives too late. Slower were: copies within the loops of the passes (70 to 74 and more), asking between
+// the loops, the whole strip as one group, and for all four lines of a page at once on two threads.
 #pragma once
 #include "cpu_pmsn_passes.h"
 
@@ -89,13 +91,14 @@ struct PmsnCpu {
         else hidden_pass<Modes, false>(parameters, state, changes, span, x, partial, sink);
     }
     // dI -> dx, by the same way or, where what comes after the sequence has a gradient of h, by Modes.
+    template <int ALSO>
     void discharge(bool back_as_filters, const L* parameters, L* adjoint, L* sums, Span span, Saved<L> saved,
                    Columns<L> partial, Columns<L> dx, PrefetchBackward prefetch) const {
         if constexpr (SIGNS)
             if (back_as_filters && with_signs)
-                return adjoint_pass<SignedFilters>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
-        if (back_as_filters) adjoint_pass<Filters>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
-        else adjoint_pass<Modes>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
+                return adjoint_pass<SignedFilters, ALSO>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
+        if (back_as_filters) adjoint_pass<Filters, ALSO>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
+        else adjoint_pass<Modes, ALSO>(parameters, adjoint, sums, span, saved, partial, dx, prefetch);
     }
     // Where a line of memory holds several blocks, forward takes few steps with all blocks of a strip, one after the
     // other, before it goes on: lines that lie side by side are used up while they are there, however far steps lie
@@ -288,6 +291,13 @@ struct PmsnCpu {
         return planes_from(batch, start, item, depth);
     }
 
+    // What backward begins an item with; nothing where there is no such item.
+    Planes last_steps(index_t index) const {
+        if (index >= item_count(layout)) return {};
+        const WorkItem item(layout, index);
+        return steps_from(Batch(layout, item, item.row, rows), (item.end - 1) / depth * depth, item);
+    }
+
     // Blocks that are brought to cache together, from `first` on; their columns are `pitch` lanes apart there.
     struct Group {
         index_t first;
@@ -297,10 +307,10 @@ struct PmsnCpu {
 
     // How many. A copy costs more than the line that it saves, except where steps lie so many pages apart that their
     // lines meet in the same few sets of every cache, and their pages in those of the translation of addresses: there
-    // two lines of a page are brought together (over the copy of one at a time, 4 to 8 % of backward).
+    // four lines of a page are brought together. With fewer than three blocks nobody would ask for grad_x, see below.
     int together() const {
         const bool collide = layout.M * sizeof(R) % 4096 == 0;
-        return collide ? TOGETHER : 1;
+        return collide && blocks > 2 ? TOGETHER : 1;
     }
 
     static Columns<L> in_cache(L* lanes, const Planes& planes) { return Columns<L>::in_cache(lanes, planes.count); }
@@ -338,12 +348,18 @@ struct PmsnCpu {
         L* const changes = as_filters ? scratch.lanes(rows * depth * k) : nullptr;
         L* const grad_changes = as_filters && APART ? scratch.lanes(rows * depth * k) : nullptr;
         const int most = together();
+        // What comes next is asked for while the currents are computed again, which is the longest of the loops: of a
+        // group by one block after the other, parts of x, of grad_out and of grad_x, two lines of a page at a time. A
+        // block on its own asks there for its x, and for the others on the way back.
+        const bool in_turns = most > 1 && args.reset == RESET_MODULO;
+        const index_t parts = ceil_div(blocks < most ? blocks : most, ASKED_BLOCKS);
         const bool back_as_filters = as_filters && from_zero;
         const bool bursts = args.fire == FIRE_BURST && !args.slopes;
         L* const slopes = args.slopes || bursts ? scratch.lanes(rows * depth) : nullptr;
         L* const grad_v_seq = args.grad_v_seq ? scratch.lanes(rows * depth) : nullptr;
         const Steps<L> x_steps(args.x, args.x_storage), grad_steps(args.grad_out, args.out_storage),
             dx_steps(args.grad_x, args.x_storage);
+        const Steps<L> tensors[] = {x_steps, grad_steps, dx_steps};
         const auto membrane = MembranePass<L>::select(args.reset, args.fire, KEEP_U);
         const auto membrane_adjoint = membrane_adjoint_of<L>(args.reset);
         const WorkItem item(layout, index);
@@ -370,8 +386,9 @@ struct PmsnCpu {
             }
             for (index_t start = last; start >= item.start; start -= depth) {
                 const Planes here = steps_from(batch, start, item);
-                const Planes next =
-                    start > item.start ? steps_from(batch, start - depth, item) : steps_from(next_batch, last, item);
+                const Planes next = start > item.start ? steps_from(batch, start - depth, item)
+                                    : next_batch.rows  ? steps_from(next_batch, last, item)
+                                                       : last_steps(index + 1);
                 const Span span = {k, batch.rows, here.count};
                 load_state(state, batch, start);
                 for (index_t s = 0; s < batch.rows; ++s) dI[s * (here.count + 1)] = L{};
@@ -386,16 +403,14 @@ struct PmsnCpu {
                     batch, most, bring,
                     [&](index_t b, Group group) {
                         const NextBlock upcoming(batch, group.first + most, here, next, width);
-                        const index_t in_group = b - group.first, in_line = most > 1 ? in_group % LINE_BLOCKS : 0;
-                        const index_t asked = upcoming.block + in_group - in_line;  // first of the line's blocks
-                        const int of_line = most > 1 ? LINE_BLOCKS : 1;
-                        const Planes nothing = {};
-                        const Planes &at_first = in_line == 0 ? upcoming.planes : nothing,
-                                     &at_last = in_line + 1 == of_line || in_group + 1 == group.count ? upcoming.planes
-                                                                                                      : nothing;
-                        const Prefetch prefetch_x(x_steps, at_first, asked, of_line);
-                        const PrefetchBackward prefetch = {Prefetch(grad_steps, at_first, asked, of_line),
-                                                           Prefetch(dx_steps, at_last, asked, of_line)};
+                        const index_t in_group = b - group.first;
+                        const index_t tensor = in_turns ? in_group / parts : 0;
+                        const index_t part = in_turns ? in_group % parts * ASKED_BLOCKS : 0;
+                        const Prefetch prefetch_lines(tensors[tensor % 3], tensor < 3 ? upcoming.planes : Planes{},
+                                                      upcoming.block + part, in_turns ? LINE_BLOCKS : 1);
+                        const PrefetchBackward prefetch = {
+                            Prefetch(grad_steps, upcoming.planes, upcoming.block + in_group),
+                            Prefetch(dx_steps, upcoming.planes, upcoming.block + in_group)};
                         if (start - depth > item.start)
                             ask_planes<L>(args.checkpoints, checkpoint(batch, start - depth), b);
                         L *const x = xs + in_group * pitch(), *const grad = grads + in_group * pitch();
@@ -403,8 +418,8 @@ struct PmsnCpu {
                                          partial = in_cache(current, here);
                         if (args.reset == RESET_MODULO) {
                             with_threshold<L>(theta, [&](auto threshold) {
-                                const RecomputeModulo<L, decltype(threshold)> recompute = {in_x, in_cache(u, here),
-                                                                                           threshold, prefetch_x, L{}};
+                                const RecomputeModulo<L, decltype(threshold)> recompute = {
+                                    in_x, in_cache(u, here), threshold, prefetch_lines, L{}};
                                 charge<true>(coefficients.block(b), state.block(b), changes, span,
                                              most > 1 ? in_x : x_steps.read(x, here, b), partial, recompute);
                             });
@@ -425,8 +440,12 @@ struct PmsnCpu {
                         }
                         const Columns<L> dx = most > 1 || local ? in_grad : dx_steps.write(grad, here, b);
                         const Saved<L> saved = {x, dI, state.block(b), changes, grad_changes};
-                        discharge(back_as_filters, back_coefficients.block(b), adjoint.block(b), sums.block(b), span,
-                                  saved, in_grad, dx, prefetch);
+                        const auto go_back = [&](auto also) {
+                            discharge<decltype(also)::value>(back_as_filters, back_coefficients.block(b),
+                                                             adjoint.block(b), sums.block(b), span, saved, in_grad, dx,
+                                                             prefetch);
+                        };
+                        in_turns ? go_back(Constant<0>()) : go_back(Constant<ASK>());
                         if (most == 1 && !local) dx_steps.finish(grad, here, b);
                     },
                     send);

@@ -105,14 +105,14 @@ template <class L, class Threshold>
 struct RecomputeModulo {
     Columns<L> x, u;
     Threshold threshold;
-    Prefetch prefetch_x;
+    Prefetch prefetch;
     L v;
 
     PMSN_FN RecomputeModulo block(index_t) const { return *this; }
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L x_t, L current) {
         L before, unused;
-        prefetch_x.template ask<sizeof(L)>(s, t);
+        prefetch.template ask<ASKED_BLOCKS * sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, before, unused, threshold);
         x.store(s, t, x_t);
         u.store(s, t, current <= L{} ? splat<L>(-1) : before);
@@ -196,9 +196,10 @@ struct Saved {
 };
 
 // What a pass does of backward.
-enum Way { BACK = 1, SUMS = 2 };
+enum Way { BACK = 1, SUMS = 2, ASK = 4 };
 
-// Compartments first..first+K; the first group also takes D, and asks for grad_out, the last one for dx.
+// Compartments first..first+K; the first group also takes D. To ASK, the first one asks for grad_out, the last one for
+// dx.
 template <template <class, int> class Hidden, int K, int WAY, bool FIRST, bool LAST, class L>
 static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Saved<L> saved,
                           Columns<L> partial, Columns<L> dx, PrefetchBackward prefetch) {
@@ -223,8 +224,8 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
         if constexpr (filters && back) enter(hidden, a, dI[span.steps]);
         if constexpr (filters && with_sums) enter(total, w, state + k, dI[span.steps]);
         for (index_t t = span.steps - 1; t >= 0; --t) {
-            if (FIRST && back) prefetch.grad_out.template ask<sizeof(L)>(s, t);
-            if (LAST && back) prefetch.dx.template ask<sizeof(L)>(s, t);
+            if (FIRST && WAY & ASK) prefetch.grad_out.template ask<sizeof(L)>(s, t);
+            if (LAST && WAY & ASK) prefetch.dx.template ask<sizeof(L)>(s, t);
             L part = L{};
             if constexpr (filters) {
                 L here[K], *const grad_d = with_sums && back ? here : saved.grad_changes + change + t * k;
@@ -247,21 +248,21 @@ static void adjoint_group(const L* parameters, L* adjoint, L* sums, Span span, i
 template <template <class, int> class Hidden, int K, int WAY, class L>
 static void adjoint_groups(const L* parameters, L* adjoint, L* sums, Span span, index_t first, Saved<L> saved,
                            Columns<L> partial, Columns<L> dx, PrefetchBackward prefetch) {
-    const auto run = [&](auto is_first, auto is_last) {
-        adjoint_group<Hidden, K, WAY, decltype(is_first)::value, decltype(is_last)::value>(
-            parameters, adjoint, sums, span, first, saved, partial, is_last.value ? dx : partial, prefetch);
+    const auto run = [&](auto is_first, auto asks) {
+        adjoint_group<Hidden, K, WAY, decltype(is_first)::value, decltype(asks)::value>(
+            parameters, adjoint, sums, span, first, saved, partial, first + K == span.k ? dx : partial, prefetch);
     };
     for (; first + K <= span.k; first += K) {
-        const bool last = first + K == span.k || WAY == SUMS;
-        if (first == 0) last ? run(Constant<true>(), Constant<true>()) : run(Constant<true>(), Constant<false>());
-        else last ? run(Constant<false>(), Constant<true>()) : run(Constant<false>(), Constant<false>());
+        const bool asks = WAY & ASK && first + K == span.k;
+        if (first == 0) asks ? run(Constant<true>(), Constant<true>()) : run(Constant<true>(), Constant<false>());
+        else asks ? run(Constant<false>(), Constant<true>()) : run(Constant<false>(), Constant<false>());
     }
     if constexpr (K > 1)
         adjoint_groups<Hidden, K / 2, WAY>(parameters, adjoint, sums, span, first, saved, partial, dx, prefetch);
 }
 
-// dI -> dx; advances the hidden part of the adjoint, and the sums. `partial` is scratch memory.
-template <template <class, int> class Hidden, class L>
+// dI -> dx; advances the hidden part of the adjoint, and the sums. `partial` is scratch memory. ALSO: 0 or ASK.
+template <template <class, int> class Hidden, int ALSO, class L>
 static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, Saved<L> saved, Columns<L> partial,
                          Columns<L> dx, PrefetchBackward prefetch) {
     const auto groups = [&](auto size, auto way) {
@@ -269,10 +270,10 @@ static void adjoint_pass(const L* parameters, L* adjoint, L* sums, Span span, Sa
                                                                             partial, dx, prefetch);
     };
     if constexpr (Hidden<L, 1>::are_filters && APART) {
-        groups(Constant<APART_ADJOINT_GROUP>(), Constant<BACK>());
+        groups(Constant<APART_ADJOINT_GROUP>(), Constant<BACK | ALSO>());
         groups(Constant<APART_SUMS_GROUP>(), Constant<SUMS>());
     } else {
-        groups(Constant<ADJOINT_GROUP>(), Constant<BACK | SUMS>());
+        groups(Constant<ADJOINT_GROUP>(), Constant<BACK | SUMS | ALSO>());
     }
 }
 

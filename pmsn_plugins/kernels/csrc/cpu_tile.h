@@ -102,8 +102,13 @@ PMSN_FN void store_part<double_lane, Plain<double_lane>>(double* to, double_lane
 }
 #endif
 
-// Blocks that share a line of memory, and those that a column too large for the caches' sets is moved in.
-enum { LINE_BLOCKS = 64 / PMSN_LANE_BYTES, TOGETHER = LINE_BLOCKS > 1 ? 2 * LINE_BLOCKS : 1 };
+// Blocks that share a line of memory; those that are moved together where steps lie a power of two apart, and those
+// whose lines are asked for together.
+enum {
+    LINE_BLOCKS = 64 / PMSN_LANE_BYTES,
+    TOGETHER = LINE_BLOCKS > 1 ? 4 * LINE_BLOCKS : 1,
+    ASKED_BLOCKS = LINE_BLOCKS > 1 ? 4 : 1
+};
 
 // Calls `move(lane, its first element in memory, elements)` for `count` blocks from b on, plane by plane:
 // so a line of memory is used up when it comes. Where planes lie a power of two apart, it would not be there any more
@@ -123,17 +128,15 @@ PMSN_FN void move_planes(L* lanes, index_t depth, index_t pitch, Element* memory
         }
     }
 }
-template <class L, class Element, class Move>
+// The same, COUNT at once as often as that many whole ones are left, and then fewer.
+template <int COUNT, class L, class Element, class Move>
 PMSN_FN void move_columns(L* lanes, index_t depth, index_t pitch, Element* memory, const Planes& planes, index_t b,
                           int count, const Move& move) {
     const index_t width = lane_width<real_of<L>>();
-    const bool whole = planes.valid - b * width >= count * width;
-    if (whole && count == TOGETHER) return move_planes<TOGETHER, true>(lanes, depth, pitch, memory, planes, b, move);
-    if (whole && count == LINE_BLOCKS)
-        return move_planes<LINE_BLOCKS, true>(lanes, depth, pitch, memory, planes, b, move);
-    for (int w = 0; w < count; ++w, lanes += pitch)
-        if (whole || w + 1 < count) move_planes<1, true>(lanes, depth, pitch, memory, planes, b + w, move);
-        else move_planes<1, false>(lanes, depth, pitch, memory, planes, b + w, move);
+    for (; count >= COUNT && planes.valid >= (b + COUNT) * width; count -= COUNT, b += COUNT, lanes += COUNT * pitch)
+        move_planes<COUNT, true>(lanes, depth, pitch, memory, planes, b, move);
+    if constexpr (COUNT > 1) move_columns<COUNT / 2>(lanes, depth, pitch, memory, planes, b, count, move);
+    else if (count > 0) move_planes<1, false>(lanes, depth, pitch, memory, planes, b, move);
 }
 
 // Blocks b..b+count of `rows`: one lane of each plane, `depth` lanes from one row to the next, `pitch` lanes from one
@@ -142,17 +145,19 @@ template <class L, class Memory>
 static void load_column(L* lanes, index_t depth, const void* memory, const Planes& planes, index_t b, int count = 1,
                         index_t pitch = 0) {
     typedef const typename Memory::element Element;
-    move_columns(lanes, depth, pitch, (Element*)memory, planes, b, count, [](L& lane, Element* from, index_t valid) {
-        lane = valid == lane_width<real_of<L>>() ? Memory::load(from) : load_part<L, Memory>(from, valid);
-    });
+    move_columns<TOGETHER>(
+        lanes, depth, pitch, (Element*)memory, planes, b, count, [](L& lane, Element* from, index_t valid) {
+            lane = valid == lane_width<real_of<L>>() ? Memory::load(from) : load_part<L, Memory>(from, valid);
+        });
 }
 template <class L, class Memory>
 static void store_column(const L* lanes, index_t depth, void* memory, const Planes& planes, index_t b, int count = 1,
                          index_t pitch = 0) {
     typedef typename Memory::element Element;
-    move_columns((L*)lanes, depth, pitch, (Element*)memory, planes, b, count, [](L& lane, Element* to, index_t valid) {
-        valid == lane_width<real_of<L>>() ? Memory::store(to, lane) : store_part<L, Memory>(to, lane, valid);
-    });
+    move_columns<TOGETHER>(
+        (L*)lanes, depth, pitch, (Element*)memory, planes, b, count, [](L& lane, Element* to, index_t valid) {
+            valid == lane_width<real_of<L>>() ? Memory::store(to, lane) : store_part<L, Memory>(to, lane, valid);
+        });
 }
 
 template <class L>
