@@ -3,11 +3,11 @@
 //
 // What memory adds to their cycles (see there), in lanes of 32 bytes: forward takes 21 to 25 with lines that do not
 // meet in the same sets of the caches and 26 to 32 with steps that lie a power of two apart, where 16 are the pass;
-// backward 55 to 61 and 63 to 70, where 44 are the passes. Calls and columns' ends make these 49, and the second cache
-// 52 to 57. What lies a power of two apart is first copied, 8 cycles for x, grad_out and grad_x. Asking for it takes 3,
-// and 8 to 10 with steps 64 pages apart: each page is then translated anew every time that it is touched. The rest is
-// what memory gives too late. Slower were: copies within the loops of the passes (70 to 74 and more), asking between
-// the loops, the whole strip as one group, and for all four lines of a page at once on two threads.
+// backward 55 to 61 and 63 to 70, where 44 are the passes, 5 are calls and columns' ends, and 3 lines that come from
+// the second cache. What lies a power of two apart is copied first, which takes 8. To ask for it takes 5, and 10 with
+// steps 64 pages apart, for a page is then translated anew each time that it is touched. The rest comes too late from
+// memory. Slower were: copies within the loops of the passes, asking between these, a whole strip as one group, and
+// asking for four lines of a page at once on two threads; stores past the caches took 0.95 to 1.05 of the time.
 #pragma once
 #include "cpu_pmsn_passes.h"
 
@@ -305,12 +305,12 @@ struct PmsnCpu {
     };
     index_t pitch() const { return Scratch<L>::apart(rows * depth); }
 
-    // How many. A copy costs more than the line that it saves, except where steps lie so many pages apart that their
-    // lines meet in the same few sets of every cache, and their pages in those of the translation of addresses: there
-    // four lines of a page are brought together. With fewer than three blocks nobody would ask for grad_x, see below.
-    int together() const {
+    // Whether they are several. A copy costs more than the line that it saves, except where steps lie so many pages
+    // apart that their lines meet in the same few sets of every cache, and their pages in those of the translation of
+    // addresses. With fewer than three blocks nobody would ask for grad_x, see below.
+    bool in_groups() const {
         const bool collide = layout.M * sizeof(R) % 4096 == 0;
-        return collide && blocks > 2 ? TOGETHER : 1;
+        return collide && blocks > 2;
     }
 
     static Columns<L> in_cache(L* lanes, const Planes& planes) { return Columns<L>::in_cache(lanes, planes.count); }
@@ -335,24 +335,32 @@ struct PmsnCpu {
 
     // Without `partial` only to find the adjoint at the segment's start, from zero at its end.
     void backward(index_t index, void* memory, void* partial) const {
+        if constexpr (TOGETHER > 1)
+            if (in_groups()) return backward_by<TOGETHER>(index, memory, partial);
+        backward_by<1>(index, memory, partial);
+    }
+
+    // By groups of MOST blocks, which are copied to cache and back, or by blocks that are read where they are.
+    template <int MOST>
+    void backward_by(index_t index, void* memory, void* partial) const {
+        constexpr bool copied = MOST > 1;
         const bool from_zero = !args.grad_h_real_after && !args.grad_h_imag_after;
         Scratch<L> scratch = {(L*)memory, blocks};
         const Tile<L> parameters = scratch.tile(1, coefficient_planes(k)), filters = scratch.tile(1, filter_planes(k)),
                       sums = scratch.tile(1, coefficient_planes(k)), initial = scratch.tile(1, coefficient_planes(k));
         const Tile<L> state = scratch.tile(rows, planes), adjoint = scratch.tile(rows, coefficient_planes(k));
-        L* const xs = scratch.lanes(TOGETHER * pitch());
-        L* const grads = scratch.lanes(TOGETHER * pitch());  // of what is sent; become those of x
+        L* const xs = scratch.lanes(MOST * pitch());
+        L* const grads = scratch.lanes(MOST * pitch());  // of what is sent; become those of x
         L* const u = scratch.lanes(rows * depth);
         L* const dI = scratch.lanes(rows * (depth + 1));
         L* const current = scratch.lanes(rows * depth);
         L* const changes = as_filters ? scratch.lanes(rows * depth * k) : nullptr;
         L* const grad_changes = as_filters && APART ? scratch.lanes(rows * depth * k) : nullptr;
-        const int most = together();
         // What comes next is asked for while the currents are computed again, which is the longest of the loops: of a
         // group by one block after the other, parts of x, of grad_out and of grad_x, two lines of a page at a time. A
         // block on its own asks there for its x, and for the others on the way back.
-        const bool in_turns = most > 1 && args.reset == RESET_MODULO;
-        const index_t parts = ceil_div(blocks < most ? blocks : most, ASKED_BLOCKS);
+        const bool in_turns = copied && args.reset == RESET_MODULO;
+        const index_t parts = ceil_div(blocks < MOST ? blocks : MOST, ASKED_BLOCKS);
         const bool back_as_filters = as_filters && from_zero;
         const bool bursts = args.fire == FIRE_BURST && !args.slopes;
         L* const slopes = args.slopes || bursts ? scratch.lanes(rows * depth) : nullptr;
@@ -393,16 +401,16 @@ struct PmsnCpu {
                 load_state(state, batch, start);
                 for (index_t s = 0; s < batch.rows; ++s) dI[s * (here.count + 1)] = L{};
                 const auto bring = [&](Group group) {
-                    if (most > 1) x_steps.load(xs, here, group.first, group.count, pitch());
-                    if (most > 1) grad_steps.load(grads, here, group.first, group.count, pitch());
+                    if (copied) x_steps.load(xs, here, group.first, group.count, pitch());
+                    if (copied) grad_steps.load(grads, here, group.first, group.count, pitch());
                 };
                 const auto send = [&](Group group) {
-                    if (most > 1 && !local) dx_steps.store(grads, here, group.first, group.count, pitch());
+                    if (copied && !local) dx_steps.store(grads, here, group.first, group.count, pitch());
                 };
                 for_blocks(
-                    batch, most, bring,
+                    batch, MOST, bring,
                     [&](index_t b, Group group) {
-                        const NextBlock upcoming(batch, group.first + most, here, next, width);
+                        const NextBlock upcoming(batch, group.first + MOST, here, next, width);
                         const index_t in_group = b - group.first;
                         const index_t tensor = in_turns ? in_group / parts : 0;
                         const index_t part = in_turns ? in_group % parts * ASKED_BLOCKS : 0;
@@ -418,18 +426,18 @@ struct PmsnCpu {
                                          partial = in_cache(current, here);
                         if (args.reset == RESET_MODULO) {
                             with_threshold<L>(theta, [&](auto threshold) {
-                                const RecomputeModulo<L, decltype(threshold)> recompute = {
+                                const RecomputeModulo<copied, L, decltype(threshold)> recompute = {
                                     in_x, in_cache(u, here), threshold, prefetch_lines, L{}};
                                 charge<true>(coefficients.block(b), state.block(b), changes, span,
-                                             most > 1 ? in_x : x_steps.read(x, here, b), partial, recompute);
+                                             copied ? in_x : x_steps.read(x, here, b), partial, recompute);
                             });
                             if (args.slopes) load_column<L, Plain<L>>(slopes, here.count, args.slopes, here, b);
                             if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
                             modulo_adjoint_pass(args, span, u, slopes,
-                                                most > 1 ? in_grad : grad_steps.read(grad, here, b), dI, theta);
+                                                copied ? in_grad : grad_steps.read(grad, here, b), dI, theta);
                         } else {
-                            if (most == 1) x_steps.load(x, here, b);
-                            if (most == 1) grad_steps.load(grad, here, b);
+                            if (!copied) x_steps.load(x, here, b);
+                            if (!copied) grad_steps.load(grad, here, b);
                             if (grad_v_seq) load_column<L, Plain<L>>(grad_v_seq, here.count, args.grad_v_seq, here, b);
                             charge<true>(coefficients.block(b), state.block(b), changes, span, in_x, partial,
                                          KeepCurrent<L>{partial});
@@ -438,15 +446,16 @@ struct PmsnCpu {
                             if (bursts) burst_slope_pass(args, u, slopes, span.rows * span.steps, theta);
                             membrane_adjoint(args, adjoint.block(b), span, u, slopes, grad, grad_v_seq, dI, theta);
                         }
-                        const Columns<L> dx = most > 1 || local ? in_grad : dx_steps.write(grad, here, b);
+                        const Columns<L> dx = copied || local ? in_grad : dx_steps.write(grad, here, b);
                         const Saved<L> saved = {x, dI, state.block(b), changes, grad_changes};
                         const auto go_back = [&](auto also) {
                             discharge<decltype(also)::value>(back_as_filters, back_coefficients.block(b),
                                                              adjoint.block(b), sums.block(b), span, saved, in_grad, dx,
                                                              prefetch);
                         };
-                        in_turns ? go_back(Constant<0>()) : go_back(Constant<ASK>());
-                        if (most == 1 && !local) dx_steps.finish(grad, here, b);
+                        if constexpr (copied) in_turns ? go_back(Constant<0>()) : go_back(Constant<ASK>());
+                        else go_back(Constant<ASK>());
+                        if (!copied && !local) dx_steps.finish(grad, here, b);
                     },
                     send);
             }

@@ -99,9 +99,9 @@ struct FireModulo {
     PMSN_FN void end(L* state) { *state = v; }
 };
 
-// What backward needs of RESET_MODULO: x, and u where the current is positive, or NaN. Elsewhere nothing flows back,
-// and u is said to be negative, which it never is.
-template <class L, class Threshold>
+// What backward needs of RESET_MODULO: x, unless it has been BROUGHT there, and u where the current is positive, or
+// NaN. Elsewhere nothing flows back, and u is said to be negative, which it never is.
+template <bool BROUGHT, class L, class Threshold>
 struct RecomputeModulo {
     Columns<L> x, u;
     Threshold threshold;
@@ -112,9 +112,9 @@ struct RecomputeModulo {
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L x_t, L current) {
         L before, unused;
-        prefetch.template ask<ASKED_BLOCKS * sizeof(L)>(s, t);
+        prefetch.template ask<BROUGHT ? ASKED_BLOCKS * sizeof(L) : sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, before, unused, threshold);
-        x.store(s, t, x_t);
+        if (!BROUGHT) x.store(s, t, x_t);
         u.store(s, t, current <= L{} ? splat<L>(-1) : before);
     }
     PMSN_FN void end(L* state) { *state = v; }
