@@ -305,11 +305,12 @@ struct PmsnCpu {
     };
     index_t pitch() const { return Scratch<L>::apart(rows * depth); }
 
-    // Whether they are several. A copy costs more than the line that it saves, except where steps lie so many pages
-    // apart that their lines meet in the same few sets of every cache, and their pages in those of the translation of
-    // addresses. With fewer than three blocks nobody would ask for grad_x, see below.
+    // Whether they are several. A copy costs more than the line that it saves, up to a fifth of backward, except where
+    // steps lie a multiple of eight pages apart: there their lines meet in the same few sets of every cache, and their
+    // pages in those of the translation of addresses. With fewer than three blocks nobody would ask for grad_x, see
+    // below.
     bool in_groups() const {
-        const bool collide = layout.M * sizeof(R) % 4096 == 0;
+        const bool collide = layout.M * sizeof(R) % (8 * 4096) == 0;
         return collide && blocks > 2;
     }
 
@@ -357,7 +358,8 @@ struct PmsnCpu {
         L* const changes = as_filters ? scratch.lanes(rows * depth * k) : nullptr;
         L* const grad_changes = as_filters && APART ? scratch.lanes(rows * depth * k) : nullptr;
         // What comes next is asked for while the currents are computed again, which is the longest of the loops: of a
-        // group by one block after the other, parts of x, of grad_out and of grad_x, two lines of a page at a time. A
+        // group by one block after the other, parts of x, of grad_out and of grad_x, two lines of a page at a time, and
+        // every other part from the last step to the first: so the pages come first that have just been translated. A
         // block on its own asks there for its x, and for the others on the way back.
         const bool in_turns = copied && args.reset == RESET_MODULO;
         const index_t parts = ceil_div(blocks < MOST ? blocks : MOST, ASKED_BLOCKS);
@@ -412,13 +414,20 @@ struct PmsnCpu {
                     [&](index_t b, Group group) {
                         const NextBlock upcoming(batch, group.first + MOST, here, next, width);
                         const index_t in_group = b - group.first;
-                        const index_t tensor = in_turns ? in_group / parts : 0;
-                        const index_t part = in_turns ? in_group % parts * ASKED_BLOCKS : 0;
-                        const Prefetch prefetch_lines(tensors[tensor % 3], tensor < 3 ? upcoming.planes : Planes{},
-                                                      upcoming.block + part, in_turns ? LINE_BLOCKS : 1);
+                        const index_t tensor = in_turns ? in_group / parts : 0, part = in_turns ? in_group % parts : 0;
+                        const Prefetch forth(tensors[tensor % 3], tensor < 3 ? upcoming.planes : Planes{},
+                                             upcoming.block + part * ASKED_BLOCKS, in_turns ? LINE_BLOCKS : 1);
+                        const bool turns = part % 2 && upcoming.planes.count == here.count;
+                        const Prefetch prefetch_lines = turns ? forth.backwards(here.count) : forth;
                         const PrefetchBackward prefetch = {
                             Prefetch(grad_steps, upcoming.planes, upcoming.block + in_group),
                             Prefetch(dx_steps, upcoming.planes, upcoming.block + in_group)};
+                        // what comes next may have more steps than the loops have here
+                        for (index_t s = 0; s < upcoming.planes.rows; ++s)
+                            for (index_t t = here.count; t < upcoming.planes.count; ++t) {
+                                prefetch_lines.template ask<copied ? ASKED_BLOCKS * sizeof(L) : 64>(s, t);
+                                if (!in_turns) prefetch.ask(s, t);
+                            }
                         if (start - depth > item.start)
                             ask_planes<L>(args.checkpoints, checkpoint(batch, start - depth), b);
                         L *const x = xs + in_group * pitch(), *const grad = grads + in_group * pitch();

@@ -313,6 +313,14 @@ struct Prefetch {
         return there;
     }
 
+    // The same from the last plane to the first.
+    PMSN_FN Prefetch backwards(index_t planes) const {
+        Prefetch there = *this;
+        there.first += (planes - 1) * stride;
+        there.stride = -stride;
+        return there;
+    }
+
     // What follows takes no notice of the end of a strip.
     PMSN_FN void next_block() { first += block_stride; }
 
@@ -327,6 +335,8 @@ struct Prefetch {
 // What backward will need. It asks for this in turn, for one after the other is all that memory keeps up with.
 struct PrefetchBackward {
     Prefetch grad_out, dx;
+
+    PMSN_FN void ask(index_t s, index_t t) const { grad_out.ask<1>(s, t), dx.ask<1>(s, t); }
 };
 
 // The same for few planes of the arithmetic's own type, at once.
