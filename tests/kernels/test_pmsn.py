@@ -28,6 +28,26 @@ def test_float64(tools, cpu_kernels, poisoned, k, reset_mode, burst, with_state)
         tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
 
 
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("final_state", [False, True])
+@pytest.mark.parametrize("reset_mode", ["modulo", "serial"])
+@pytest.mark.parametrize("shape", [(70, 32, 128), (17, 1024, 60), (33, 256, 144)])
+def test_steps_that_lie_a_multiple_of_eight_pages_apart(
+    tools, cpu_kernels, poisoned, shape, reset_mode, final_state, instruction_set
+):
+    """There backward copies groups of columns: whole ones, and fewer where a strip has no more."""
+    assert math.prod(shape[1:]) * 8 % (8 * 4096) == 0
+    case = tools.pmsn_case(shape, 3, torch.float64, False)
+    options = dict(reset_mode=reset_mode, v_threshold=0.7, final_state=final_state)
+    if cpu.library.pmsn_use_instruction_set(instruction_set.encode()):
+        pytest.skip(f"this processor has no {instruction_set}")
+    try:
+        actual = tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options)
+    finally:
+        cpu.library.pmsn_use_instruction_set(cpu.reason.split("(")[1].rstrip(")").encode())
+    tools.assert_equal(actual, tools.run(functional.pmsn_sequence, *case, **options), 1e-9)
+
+
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
 @pytest.mark.parametrize("shape", [(7, 3, 5), (100, 2, 3, 5, 7), (4, 9, 40)])
