@@ -7,7 +7,7 @@ a third one, past the dispatcher, for calls that nobody watches (:mod:`.unwatche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,13 +50,14 @@ def forward_functions(op: Operator) -> Functions:
     def compute(tensors: Any, options: Any, wanted: Any) -> tuple[Tensor, ...]:
         return _below_autograd(op.forward, (*tensors, *options, *wanted.saving()))
 
-    def remember(ctx: Any, tensors: Any, options: Any, wanted: Any, outputs: tuple[Tensor, ...]) -> None:
+    def remember(ctx: Any, tensors: Any, options: Any, wanted: Any, outputs: Iterable[Tensor | None]) -> None:
         ctx.options, ctx.wanted = options, wanted
         results = op.results._make(outputs)
         kept = (results.checkpoints,) if op.keeps else ()
         ctx.save_for_backward(*kept, *op.to_keep(tensors))  # in the order of the backward operator's arguments
         ctx.set_materialize_grads(not op.keeps)
-        ctx.mark_non_differentiable(*[getattr(results, name) for name in options.constant], *kept)
+        constant = [getattr(results, name) for name in options.constant]
+        ctx.mark_non_differentiable(*[result for result in constant if result is not None], *kept)
 
     def recompute(
         ctx: Any, grads: tuple[Tensor | None, ...], gradient: Callable[..., Sequence[Tensor]]
@@ -109,10 +110,11 @@ def forward_functions(op: Operator) -> Functions:
     class Direct(Recomputed):
         @staticmethod
         def forward(ctx: Any, *flat: Any) -> tuple[Tensor, ...]:
-            tensors, options, wanted = op.split(flat, "forward")
-            outputs = tuple(op.compute_known(tensors, options, wanted.saving(), op.expected(tensors, options)))
-            remember(ctx, tensors, options, wanted, outputs)
-            return outputs
+            *fields, options, wanted = flat  # PyTorch goes through all arguments, there and back: these in one piece
+            tensors = op.tensors._make(fields)
+            call = op.compute_unwatched(tensors, options, wanted.saving(), op.expected(tensors, options))
+            remember(ctx, tensors, options, wanted, call.results)
+            return tuple(call.results)  # None for what is not wanted: an empty tensor each takes a while to make
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -121,19 +121,17 @@ class Operator:
 
     def compute_forward(self, tensors: Any, options: Any, wanted: Any) -> Sequence[Tensor]:
         """Check, allocate, let the backend run."""
-        return self.compute_known(tensors, options, wanted, self._checked(tensors, options))
-
-    def compute_known(self, tensors: Any, options: Any, wanted: Any, expected: Expected) -> Sequence[Tensor]:
-        """The same of a call that has been checked."""
+        expected = self._checked(tensors, options)
         results = self._allocate_results(tensors, expected.results, wanted)
         self.run_forward(tensors, options, wanted.backend, self.results._make(results), expected.geometry)
         return results
 
     def record_known(self, tensors: Any, options: Any, wanted: Any) -> Any:
-        """The results, a record, of a known call (:mod:`.unwatched`), and their gradients, past the dispatcher."""
+        """The results, a record, of a known call (:mod:`.unwatched`), and their gradients, past the dispatcher. What
+        is not wanted is None."""
         direct = self.forward_functions.direct
         assert direct is not None
-        return self.results._make(direct.apply(*tensors, *options, *wanted))
+        return self.results._make(direct.apply(*tensors, options, wanted))
 
     def compute_unwatched(self, tensors: Any, options: Any, wanted: Any, expected: Expected, into: Any = None) -> Call:
         """The call itself, of one that is known, past the dispatcher: its results have None for what is not wanted.
@@ -294,9 +292,13 @@ class Operator:
         geometry = Geometry(T, tuple(shape[1:]) if self.keeps else (), sizes, interval, kept)
         dtypes = {"real": real, "memory": memory, "sent": real if sends_membrane else memory}
 
+        def shape_of(words: str) -> tuple[int, ...] | None:
+            one = words == "C" and sizes.C == 1  # a number may have any shape: making it [1] would be recorded
+            return geometry.shape("number" if one else words)
+
         def looks(record: Any) -> list[Look]:
             return [
-                Look(geometry.shape(role.shape), dtypes[role.dtype], role.gradient == "optional" or kind is not Tensor)
+                Look(shape_of(role.shape), dtypes[role.dtype], role.gradient == "optional" or kind is not Tensor)
                 for role, kind in zip(roles(record).values(), kinds(record).values(), strict=True)
             ]
 
@@ -417,10 +419,14 @@ def _contiguous(tensors: Iterable[Any], unread: Collection[int] = ()) -> list[An
 
 def _check(tensors: Any, looks: Sequence[Look], device: torch.device) -> None:
     for tensor, (shape, dtype, optional) in zip(tensors, looks, strict=True):
-        if not optional if tensor is None else tensor.dtype is not dtype or tensor.shape != shape:
-            _refuse(tensors, looks)  # or not, if it is one number of any shape
+        if not optional if tensor is None else tensor.dtype is not dtype or not _has_shape(tensor, shape):
+            _refuse(tensors, looks)
     if device.type != "cpu":  # where one tensor is elsewhere, the dispatcher does not call the CPU
         _check_device(tensors, device)
+
+
+def _has_shape(tensor: Tensor, shape: tuple[int, ...] | None) -> bool:
+    return tensor.numel() == 1 if shape is None else tensor.shape == shape
 
 
 def _check_device(tensors: Any, device: torch.device) -> None:
@@ -436,7 +442,7 @@ def _refuse(tensors: Any, looks: Sequence[Look]) -> None:
                 raise TypeError(f"{name} must be a tensor, got None")
         elif tensor.dtype is not dtype:
             raise TypeError(f"{name} must be {dtype}, got {tensor.dtype}")
-        elif tensor.numel() != 1 if shape is None else tensor.shape != shape:
+        elif not _has_shape(tensor, shape):
             raise ValueError(f"{name} must have shape {shape or '()'}, got {tuple(tensor.shape)}")
 
 

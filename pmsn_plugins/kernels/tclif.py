@@ -138,7 +138,15 @@ def _known_sequence(
 ) -> TCLIFOutput:
     x, b1, b2, *before = given
     couplings, dtype = call.more
-    tensors = TclifTensors(x, *(_flat(b, couplings, dtype, x) for b in (b1, b2)), *before)
+    numbers = couplings.channels == 1  # of any shape: to flatten them would be recorded
+    tensors = TclifTensors(
+        x,
+        *[
+            b if numbers and isinstance(b, Tensor) and b.dtype == dtype else _flat(b, couplings, dtype, x)
+            for b in (b1, b2)
+        ],
+        *before,
+    )
     wanted, into = call.wanted, None
     if recorded(given):
         results = TCLIF.record_known(tensors, call.options, wanted)
