@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import functional
 from ..functional import TCLIFOutput, TCLIFState
-from ..functional.surrogate import SpikeFunction, spike_function
+from ..functional.surrogate import SpikeFunction, spike_function, transforming
 from ..functional.tclif import check_tclif_inputs
 from .backend import Choice, choose, is_compiled_here, is_settled, proven
 from .calls import Call, TclifOptions, TclifTensors, Wanted
@@ -138,15 +138,7 @@ def _known_sequence(
 ) -> TCLIFOutput:
     x, b1, b2, *before = given
     couplings, dtype = call.more
-    numbers = couplings.channels == 1  # of any shape: to flatten them would be recorded
-    tensors = TclifTensors(
-        x,
-        *[
-            b if numbers and isinstance(b, Tensor) and b.dtype == dtype else _flat(b, couplings, dtype, x)
-            for b in (b1, b2)
-        ],
-        *before,
-    )
+    tensors = TclifTensors(x, *(_flat(b, couplings, dtype, x) for b in (b1, b2)), *before)
     wanted, into = call.wanted, None
     if recorded(given):
         results = TCLIF.record_known(tensors, call.options, wanted)
@@ -235,11 +227,12 @@ def _couplings(b1: float | Tensor, b2: float | Tensor, step: torch.Size) -> Coup
 def _flat(b: float | Tensor, couplings: Couplings, dtype: torch.dtype, x_seq: Tensor) -> Tensor:
     if not isinstance(b, Tensor):
         return torch.full((couplings.channels,), b, dtype=dtype, device=x_seq.device)
-    shape = couplings.shape if couplings.channels > 1 else (1,) * b.ndim
     if b.dtype != dtype:
         b = b.to(dtype)
-    if b.shape != shape:
-        b = b.expand(shape)
+    if couplings.channels == 1:  # a number may have any shape, and to make it [1] would be recorded
+        return b.reshape(1) if transforming() or torch.compiler.is_compiling() else b
+    if b.shape != couplings.shape:
+        b = b.expand(couplings.shape)
     return b if b.ndim == 1 else b.reshape(-1)
 
 
