@@ -8,10 +8,12 @@
 //     [16, 32, 250], in the second cache    8 from 12   16 from 28      6 from 11   11 from 23
 //     [4, 32, 256]                          9 from 13   19 from 36      6 from 9    13 from 21
 //     [4, 32, 6272], in the third           9 from 13   20 from 38      6 from 9    13 from 22
-// A step waits about 20 cycles for the one before (two products, a comparison, a reset, a sum); four blocks at once
-// make 5 of that. Backward, which computes the steps again, waits twice, and has 36 instructions. With AVX-512 most of
-// them take two of the four units, and a store takes two cycles: 8 for the four of a lane. Beyond the third cache it is
-// memory: forward at [250, 40, 352] takes 30 cycles for 64 bytes, as it did.
+// A step waits 16 to 20 cycles for the one before (two products, a comparison, a reset, a sum); four blocks at once
+// make 4 to 5 of that. Backward, which computes the steps again, waits twice, and has 36 instructions. With AVX-512
+// most of them take two of the four units, and a store takes two cycles: 8 for the four of a lane. Beyond the third
+// cache it is memory: forward at [250, 40, 352] takes 30 cycles for 64 bytes, as it did. In the reference's order of
+// the sums, which without leak gives its bits, a step waits longer: 1.1 to 1.4 times as long forward, and both 1.1
+// to 1.2.
 #pragma once
 #include "cpu_surrogate.h"
 #include "cpu_tile.h"
