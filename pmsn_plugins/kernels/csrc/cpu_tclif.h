@@ -195,7 +195,7 @@ struct TclifCpu {
         else use(No(), No());
     }
 
-    // Some components of a state of a strip, one after the other, as planes of `pitch` elements; null reads as zero and
+    // Some components of the state of a strip, each where its elements lie in memory; null reads as zero and
     // is not written.
     template <int COUNT>
     struct Components {
