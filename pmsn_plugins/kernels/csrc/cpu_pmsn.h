@@ -2,7 +2,7 @@
 // is cpu_pmsn_short.h.
 //
 // What memory adds to their cycles (see there), in lanes of 32 bytes: forward takes 21 to 25 with lines that do not
-// meet in the same sets of the caches and 26 to 32 with steps that lie a power of two apart, where 16 are the pass;
+// meet in the same sets of the caches and 23 to 29 with steps that lie a power of two apart, where 16 are the pass;
 // backward 55 to 61 and 63 to 70, where 44 are the passes, 5 are calls and columns' ends, and 3 lines that come from
 // the second cache. What lies a power of two apart is copied first, which takes 8. To ask for it takes 5, and 10 with
 // steps 64 pages apart, for a page is then translated anew each time that it is touched. The rest comes too late from

@@ -71,7 +71,8 @@ static void with_threshold(real_of<L> theta, const Use& use) {
     use(Threshold<real_of<L>>(theta));
 }
 
-// RESET_MODULO; fires at u >= fire_at. FIRST_LEVEL: the cache that what comes next is asked for.
+// RESET_MODULO; fires at u >= fire_at. FIRST_LEVEL: the cache that the next x is asked for. What is stored to goes to
+// the second one: in the first it would take the places of x.
 template <class L, class Threshold, bool FIRST_LEVEL = Prefetch::NEAR>
 struct FireModulo {
     Columns<L> out, v_seq;
@@ -91,7 +92,7 @@ struct FireModulo {
     PMSN_FN void begin(const L* state) { v = *state; }
     PMSN_FN void step(index_t s, index_t t, L, L current) {
         L u, unused;
-        prefetch_x.template ask<sizeof(L), FIRST_LEVEL>(s, t), prefetch_out.template ask<sizeof(L), FIRST_LEVEL>(s, t);
+        prefetch_x.template ask<sizeof(L), FIRST_LEVEL>(s, t), prefetch_out.template ask<sizeof(L)>(s, t);
         membrane_step<RESET_MODULO, FIRE_MEMBRANE>(current, v, u, unused, threshold);
         out.store(s, t, fire<FIRE_SPIKE>(u, fire_at));
         if (with_v_seq) v_seq.store(s, t, v);

@@ -270,7 +270,7 @@ private:
 // Asks for columns that will be needed soon, line by line: they lie too far apart for the hardware to see a pattern,
 // and all at once they would hold up the loads of the moment.
 struct Prefetch {
-    // Forward: lines that will be needed after two others go to the cache of first level, where a line holds several
+    // Forward: lines of x that come after two others go to the cache of first level, where a line holds several
     // blocks; otherwise the next line goes to the second.
     enum { AHEAD = LINE_BLOCKS > 1 ? 2 * LINE_BLOCKS : 1, NEAR = LINE_BLOCKS > 1 };
 
