@@ -65,7 +65,9 @@ def test_gpu_layout_covers_everything_once(T, N, C, S, k, multiprocessors, cut_t
     ("shape", "P", "strip"),
     [
         ((250, 40, 352, 1), 352, 128),
-        ((250, 40, 10, 1), 30, 32),  # three samples fill two lanes of 16
+        ((250, 40, 10, 1), 80, 16),  # eight samples fill five lanes of 16
+        ((250, 40, 250, 1), 2000, 128),
+        ((4, 32, 10, 1), 30, 32),  # nearly, with few steps: three samples have fewer parameters
         ((4, 32, 64, 3136), 200704, 256),
         ((100, 64, 1, 40), 256, 128),  # one channel: rows are cut anywhere
         ((1000, 1, 3, 1), 3, 16),
