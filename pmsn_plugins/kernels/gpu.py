@@ -120,7 +120,7 @@ def work(kind: Kind, layout: Layout | None) -> Work:
         launches = [Launch(f"{neuron}_{direction}", (-(-sizes.C // GPU_BLOCK), 1, 1), GPU_BLOCK)]
         return Work(_program(neuron, known), launches, 0)
     known["MEMORY"] = _MEMORY.get(memory, "Plain")
-    known.update(INTERVAL=layout.interval, STATE=int(has_state), RECORDED=int(recorded), T=layout.T)
+    known.update(INTERVAL=layout.interval, STATE=int(has_state), RECORDED=int(recorded), HIDDEN=int(hidden), T=layout.T)
     known["STEPS"] = min(layout.T, layout.interval)
     sums = sizes.sums
     from_rest = not has_state and not hidden

@@ -12,7 +12,7 @@ nvrtc = pytest.importorskip("cupy").cuda.nvrtc
 
 KNOWN = sorted(nvrtc.getSupportedArchs())
 ARCHITECTURES = sorted({KNOWN[0], *(a for a in (80, 90) if a in KNOWN), KNOWN[-1]})
-COMMON = {"REAL": "float", "MEMORY": "Plain", "SURROGATE": 0, "RECORDED": 0, "STATE": 0}
+COMMON = {"REAL": "float", "MEMORY": "Plain", "SURROGATE": 0, "RECORDED": 0, "STATE": 0, "HIDDEN": 0}
 
 
 def pmsn(k, reset=0, fire=0, **options):
@@ -31,6 +31,7 @@ EVERYWHERE = {
 OTHERS = {
     "k=8 half": ("pmsn", pmsn(8, MEMORY="Half")),
     "k=16": ("pmsn", pmsn(16)),
+    "k=4 with the final state's gradient": ("pmsn", pmsn(4, HIDDEN=1)),
     "k=2 double cumulative burst state": ("pmsn", pmsn(2, reset=1, fire=2, REAL="double", STATE=1, RECORDED=1)),
     "k=4 T=32": ("pmsn_short", pmsn(4, T=32)),
     "k=16 T=4 bfloat16 serial": ("pmsn_short", pmsn(16, reset=3, MEMORY="Bfloat16", T=4)),

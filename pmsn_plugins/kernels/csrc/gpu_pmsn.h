@@ -8,7 +8,7 @@
 // the one before (after) contributes (*_carry).
 #pragma once
 #include "gpu_common.h"
-#include "pmsn.h"
+#include "gpu_pmsn_filter.h"
 
 namespace PMSN_NAMESPACE {
 
@@ -32,19 +32,59 @@ struct Out<true> : OutIsMembrane {};
 typedef Out<PMSN_FIRE == FIRE_MEMBRANE>::type OutMemory;
 typedef OutMemory::element OutElement;
 
+// What a layer's hidden compartments are made of: COUNT of them, from `first` on.
+template <int COUNT>
+PMSN_FN void read_hidden(const PmsnArgs& args, index_t first, Modes<R, COUNT>& modes) {
+    PMSN_UNROLL
+    for (int j = 0; j < COUNT; ++j) {
+        modes.E_real[j] = read(args.E_real, first + j), modes.E_imag[j] = read(args.E_imag, first + j);
+        modes.K_real[j] = read(args.K_real, first + j), modes.K_imag[j] = read(args.K_imag, first + j);
+    }
+}
+template <int COUNT>
+using Filter = FiltersOf<R, COUNT, SIGN_FACTORS>;
+template <int COUNT>
+PMSN_FN void read_hidden(const PmsnArgs& args, index_t first, Filter<COUNT>& filters) {
+    Modes<R, COUNT> modes;
+    read_hidden(args, first, modes);
+    PMSN_UNROLL
+    for (int j = 0; j < COUNT; ++j) {
+        const R E_real = filter_E_real(modes.E_real[j], true), E_imag = modes.E_imag[j];
+        filters.alpha[j] = E_real * E_real + E_imag * E_imag;
+        filters.rho[j] = 2 * E_real;
+        filters.K_real[j] = modes.K_real[j];
+        filters.gamma[j] = modes.K_real[j] * E_real + modes.K_imag[j] * E_imag;
+        filters.s[j] = modes.E_real[j] < -1 ? -1 : 1;
+    }
+}
+
+// From rest they are filters, whose state is (w, d), also in the checkpoints; but not so many that the registers do not
+// hold them.
+enum { AS_FILTERS = !PMSN_STATE && K <= 8 };
+struct AsModes {
+    template <int COUNT>
+    using hidden = Modes<R, COUNT>;
+};
+struct AsFilters {
+    template <int COUNT>
+    using hidden = Filter<COUNT>;
+};
+template <bool>
+struct Computed : AsModes {};
+template <>
+struct Computed<true> : AsFilters {};
+template <int COUNT>
+using Hidden = typename Computed<AS_FILTERS>::template hidden<COUNT>;
+
 struct Neuron {
-    Modes<R, K> modes;
+    Hidden<K> hidden;
     R D;
     Threshold<R> threshold;
 
     PMSN_FN Neuron(const PmsnArgs& args, index_t channel)
         : D(read(args.D, channel)),
           threshold(args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta) {
-        PMSN_UNROLL
-        for (int j = 0; j < K; ++j) {
-            modes.E_real[j] = read(args.E_real, channel * K + j), modes.E_imag[j] = read(args.E_imag, channel * K + j);
-            modes.K_real[j] = read(args.K_real, channel * K + j), modes.K_imag[j] = read(args.K_imag, channel * K + j);
-        }
+        read_hidden(args, channel * K, hidden);
     }
 };
 
@@ -53,24 +93,7 @@ PMSN_FN R* checkpoint(const PmsnArgs& args, index_t time, index_t element) {
     return (R*)args.checkpoints + (quotient(time, PMSN_INTERVAL) - 1) * STATE * args.layout.M + element;
 }
 
-// h += E h + x, whose input is a real number; returns I = Re(sum_j K_j h_j) + D x. A third of the work before I less
-// than with K_j x for an input. It starts from rest, for no h is h / K where K is zero.
-PMSN_FN R step_from_rest(const Neuron& n, R* h_real, R* h_imag, R x) {
-    R current = n.D * x;
-    PMSN_UNROLL
-    for (int j = 0; j < K; ++j) {
-        const R E_real = n.modes.E_real[j], E_imag = n.modes.E_imag[j];
-        const R change_real = plus_product(minus_product(x, E_imag, h_imag[j]), E_real, h_real[j]);
-        const R change_imag = plus_product(E_imag * h_real[j], E_real, h_imag[j]);
-        h_real[j] += change_real;
-        h_imag[j] += change_imag;
-        current = plus_product(current, n.modes.K_real[j], h_real[j]);
-        current = minus_product(current, n.modes.K_imag[j], h_imag[j]);
-    }
-    return current;
-}
-
-// Of a sequence that starts from rest it is h / K that is kept, also in the checkpoints.
+// With AS_FILTERS h_real and h_imag are w and d.
 struct State {
     R v, h_real[K], h_imag[K];
 
@@ -101,25 +124,25 @@ struct State {
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) to[(1 + j) * M] = h_real[j], to[(1 + K + j) * M] = h_imag[j];
     }
-    PMSN_FN void store_final(const PmsnArgs& args, const Neuron& n, index_t element) const {
+    PMSN_FN void store_final(const PmsnArgs& args, index_t channel, index_t element) const {
         const index_t M = args.layout.M;
         write(args.v_after, element, v);
         if (!args.h_real_after) return;
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
-            const R K_real = PMSN_STATE ? R(1) : n.modes.K_real[j], K_imag = PMSN_STATE ? R(0) : n.modes.K_imag[j];
-            write(args.h_real_after, j * M + element, K_real * h_real[j] - K_imag * h_imag[j]);
-            write(args.h_imag_after, j * M + element, K_real * h_imag[j] + K_imag * h_real[j]);
+            R h[] = {h_real[j], h_imag[j]};
+            if (AS_FILTERS) {
+                Modes<R, 1> mode;
+                read_hidden(args, channel * K + j, mode);
+                hidden_from_filters((const R*)&mode, 1, true, h);
+            }
+            write(args.h_real_after, j * M + element, h[0]);
+            write(args.h_imag_after, j * M + element, h[1]);
         }
-    }
-    // the hidden compartments' step from input x; returns the current
-    PMSN_FN R hidden(const Neuron& n, R x) {
-        return PMSN_STATE ? hidden_step<R, K>(n.modes, h_real, h_imag, x) + n.D * x
-                          : step_from_rest(n, h_real, h_imag, x);
     }
     // one step from input x; returns the current
     PMSN_FN R step(const Neuron& n, R x, R& u, R& out) {
-        R current = hidden(n, x);
+        R current = hidden_step(n.hidden, h_real, h_imag, x) + n.D * x;
         membrane_step<PMSN_RESET, PMSN_FIRE>(current, v, u, out, n.threshold);
         return current;
     }

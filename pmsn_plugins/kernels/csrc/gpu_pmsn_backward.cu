@@ -1,5 +1,6 @@
 // PMSN backward on CUDA: pmsn_backward and pmsn_reduce, and before them, where time is cut, the adjoint at the
-// segments' borders.
+// segments' borders. Compiled by NVRTC, besides gpu_pmsn_slope.h, with PMSN_HIDDEN: whether the final hidden state has
+// a gradient, which filters cannot go back from.
 #include "gpu_pmsn_slope.h"
 
 namespace PMSN_NAMESPACE {
@@ -16,14 +17,81 @@ enum { IS_SHARED = SCRATCH * THREADS * sizeof(R) <= 32768 };
 #endif
 enum { APART = IS_SHARED ? THREADS : 1 };  // from one step's place to the next
 
+// The way back of the hidden compartments, in four planes of K numbers each.
+struct ByModes {
+    typedef HiddenAdjoint<R, K> Adjoint;
+    typedef HiddenSums<R, K> Sums;
+    template <int COUNT>
+    using hidden = Modes<R, COUNT>;
+    typedef AdjointPower<R> Power;
+
+    static PMSN_FN Power power(const Modes<R, 1>& mode, index_t length) {
+        return Power(mode.E_real[0], mode.E_imag[0], length);
+    }
+    static PMSN_FN AdjointCarry<R> carry(R lam_real, R lam_imag) { return AdjointCarry<R>(lam_real, lam_imag); }
+    static PMSN_FN void begin(Adjoint& a, R dI) { a.enter(dI); }
+    static PMSN_FN R step(const hidden<K>& m, Adjoint& a, Sums& sums, R x, R, R dI_before) {
+        return hidden_adjoint_step<R, K>(m, a, sums, x, dI_before);
+    }
+    // of K and E, from the sums
+    static PMSN_FN void finish(const Modes<R, K>& modes, R* sums) {
+        PMSN_UNROLL
+        for (int j = 0; j < K; ++j) {
+            const R mu_real = sums[2 * K + j], mu_imag = sums[3 * K + j];
+            sums[2 * K + j] = modes.K_real[j] * mu_real + modes.K_imag[j] * mu_imag;
+            sums[3 * K + j] = modes.K_real[j] * mu_imag - modes.K_imag[j] * mu_real;
+        }
+    }
+};
+struct ByFilters {
+    typedef FilterRuns<R, K> Adjoint;
+    typedef Filters<R, K> Sums;
+    template <int COUNT>
+    using hidden = Filter<COUNT>;
+    typedef FilterPower Power;
+
+    static PMSN_FN Power power(const Filter<1>& filter, index_t length) { return Power(filter, length); }
+    static PMSN_FN FilterBackCarry<R> carry(R, R) { return FilterBackCarry<R>(); }
+    static PMSN_FN void begin(Adjoint&, R) {}
+    static PMSN_FN R step(const hidden<K>& f, Adjoint& a, Sums& sums, R x, R dI, R) {
+        return filters_back_step(f, a, sums, x, dI);
+    }
+    static PMSN_FN void finish(const Modes<R, K>& modes, R* sums) {
+        gradients_from_filters((const R*)&modes, K, true, sums);
+    }
+};
+template <bool>
+struct BackBy : ByModes {};
+template <>
+struct BackBy<true> : ByFilters {};
+typedef BackBy<AS_FILTERS && !PMSN_HIDDEN> Back;
+template <int COUNT>
+using BackHidden = typename Back::template hidden<COUNT>;
+
+template <bool OTHER>
+struct BackNeuronOf : Neuron {
+    PMSN_FN BackNeuronOf(const PmsnArgs& args, index_t channel) : Neuron(args, channel) {}
+    PMSN_FN const Hidden<K>& back() const { return hidden; }
+};
+template <>
+struct BackNeuronOf<true> : Neuron {
+    BackHidden<K> hidden_back;
+    PMSN_FN BackNeuronOf(const PmsnArgs& args, index_t channel) : Neuron(args, channel) {
+        read_hidden(args, channel * K, hidden_back);
+    }
+    PMSN_FN const BackHidden<K>& back() const { return hidden_back; }
+};
+typedef BackNeuronOf<AS_FILTERS && PMSN_HIDDEN> BackNeuron;
+
 struct Adjoint {
     R v;
-    HiddenAdjoint<R, K> h;
+    typename Back::Adjoint h;
 
+    PMSN_FN R* part(int i) { return (R*)&h + i * K; }
     PMSN_FN void clear() {
         v = 0;
         PMSN_UNROLL
-        for (int j = 0; j < K; ++j) h.lam_real[j] = h.lam_imag[j] = h.mu_real[j] = h.mu_imag[j] = 0;
+        for (int i = 0; i < 4 * K; ++i) part(0)[i] = 0;
     }
     PMSN_FN void load_final(const PmsnArgs& args, index_t element) {
         const index_t M = args.layout.M;
@@ -31,24 +99,18 @@ struct Adjoint {
         v = read(args.grad_v_after, element);
         PMSN_UNROLL
         for (int j = 0; j < K; ++j) {
-            h.lam_real[j] = read(args.grad_h_real_after, j * M + element);
-            h.lam_imag[j] = read(args.grad_h_imag_after, j * M + element);
+            part(0)[j] = read(args.grad_h_real_after, j * M + element);
+            part(1)[j] = read(args.grad_h_imag_after, j * M + element);
         }
     }
     PMSN_FN void load(const R* from, index_t M) {
         v = PMSN_RESET == RESET_CUMULATIVE ? from[0] : R(0);
         PMSN_UNROLL
-        for (int j = 0; j < K; ++j) {
-            h.lam_real[j] = from[(1 + j) * M], h.lam_imag[j] = from[(1 + K + j) * M];
-            h.mu_real[j] = from[(1 + 2 * K + j) * M], h.mu_imag[j] = from[(1 + 3 * K + j) * M];
-        }
+        for (int i = 0; i < 4 * K; ++i) part(0)[i] = from[(1 + i) * M];
     }
-    PMSN_FN void store_hidden(R* to, index_t M) const {
+    PMSN_FN void store_hidden(R* to, index_t M) {
         PMSN_UNROLL
-        for (int j = 0; j < K; ++j) {
-            to[(1 + j) * M] = h.lam_real[j], to[(1 + K + j) * M] = h.lam_imag[j];
-            to[(1 + 2 * K + j) * M] = h.mu_real[j], to[(1 + 3 * K + j) * M] = h.mu_imag[j];
-        }
+        for (int i = 0; i < 4 * K; ++i) to[(1 + i) * M] = part(0)[i];
     }
 };
 
@@ -87,8 +149,8 @@ struct BackStep {  // what is loaded for so many steps
 // Backward through steps whose `slope` has been recomputed; at_last: the last one's element. LOCAL: only to find
 // where it ends. GRAD_V: only the membrane's adjoint.
 template <bool LOCAL, bool GRAD_V>
-PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int steps, const R* slope, Adjoint& a,
-                  HiddenSums<R, K>& sums, R& sum_D) {
+PMSN_FN void back(const PmsnArgs& args, const BackNeuron& n, index_t at_last, int steps, const R* slope, Adjoint& a,
+                  typename Back::Sums& sums, R& sum_D) {
     const index_t M = args.layout.M;
     const Element* x = (const Element*)args.x + at_last;
     const OutElement* grad_out = (const OutElement*)args.grad_out + at_last;
@@ -113,12 +175,12 @@ PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int st
             dI[i] = membrane_adjoint_step<PMSN_RESET>(slope[at * APART], dI[i], a.v, n.threshold.theta);
         }
         if (!GRAD_V) {
-            a.h.enter(dI[0]);
+            Back::begin(a.h, dI[0]);
             PMSN_UNROLL
             for (int i = 0; i < N; ++i) {
                 const R x_now = LOCAL ? R(0) : loaded.x[i];
                 const R grad_x =
-                    hidden_adjoint_step<R, K>(n.modes, a.h, sums, x_now, i + 1 < N ? dI[i + 1] : R(0)) + n.D * dI[i];
+                    Back::step(n.back(), a.h, sums, x_now, dI[i], i + 1 < N ? dI[i + 1] : R(0)) + n.D * dI[i];
                 if (LOCAL) continue;
                 Memory::store(dx, grad_x);
                 dx -= M;
@@ -130,8 +192,8 @@ PMSN_FN void back(const PmsnArgs& args, const Neuron& n, index_t at_last, int st
 
 // Backward through the thread's segment.
 template <bool LOCAL, bool GRAD_V>
-PMSN_FN void sweep(const PmsnArgs& args, const Neuron& n, index_t element, const WorkItem& item, Adjoint& a,
-                   HiddenSums<R, K>& sums, R& sum_D) {
+PMSN_FN void sweep(const PmsnArgs& args, const BackNeuron& n, index_t element, const WorkItem& item, Adjoint& a,
+                   typename Back::Sums& sums, R& sum_D) {
     __shared__ R shared[IS_SHARED ? SCRATCH * THREADS : 1];
     R own[IS_SHARED ? 1 : SCRATCH];
     R* slope = IS_SHARED ? shared + threadIdx.x : own;
@@ -154,10 +216,10 @@ using namespace PMSN_NAMESPACE;
 
 // Where the membrane is a sum, dI needs dL/dv first: a plain sum over the later steps.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_grad_v_local(const PmsnArgs args) {
-    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+    for_elements<BackNeuron>(args, [&](const BackNeuron& n, index_t element, const WorkItem& item) {
         if (item.start == 0) return;
         Adjoint a;
-        HiddenSums<R, K> unused = {};
+        typename Back::Sums unused = {};
         R unused_D = 0;
         a.clear();
         sweep<true, true>(args, n, element, item, a, unused, unused_D);
@@ -182,11 +244,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_grad_v_carry(const
     });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_local(const PmsnArgs args) {
-    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+extern "C" __global__ void __launch_bounds__(THREADS, resident(4)) pmsn_adjoint_local(const PmsnArgs args) {
+    for_elements<BackNeuron>(args, [&](const BackNeuron& n, index_t element, const WorkItem& item) {
         if (item.start == 0) return;
         Adjoint a;
-        HiddenSums<R, K> unused = {};
+        typename Back::Sums unused = {};
         R unused_D = 0;
         a.clear();
         if (item.end == args.layout.T) a.v = read(args.grad_v_after, element);
@@ -201,11 +263,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_carry(cons
     if (!own.active) return;
     const index_t M = args.layout.M, apart = ADJOINT * M, mode = own.mode(args.layout);
     const int segments = (int)quotient(args.layout.T - 1, args.layout.segment);
-    const R E_real = read(args.E_real, mode), E_imag = read(args.E_imag, mode);
-    const AdjointPower<R> whole(E_real, E_imag, args.layout.segment),
-        last(E_real, E_imag, args.layout.T - segments * args.layout.segment);
-    AdjointCarry<R> carry(read(args.grad_h_real_after, own.j * M + own.element),
-                          read(args.grad_h_imag_after, own.j * M + own.element));
+    BackHidden<1> hidden;
+    read_hidden(args, mode, hidden);
+    const typename Back::Power whole = Back::power(hidden, args.layout.segment),
+                               last = Back::power(hidden, args.layout.T - segments * args.layout.segment);
+    auto carry = Back::carry(read(args.grad_h_real_after, own.j * M + own.element),
+                             read(args.grad_h_imag_after, own.j * M + own.element));
     R* at = place(args, segments - 1, own.element) + (1 + own.j) * M;
     in_batches_back<8>(segments, [&](auto batch, int first) {
         R local[batch.count][4];
@@ -225,9 +288,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_carry(cons
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_backward(const PmsnArgs args) {
-    HiddenSums<R, K> sums = {}, initial = {};  // of initial only mu: the last term of dE
+    typename Back::Sums sums = {};
+    R initial[2 * K] = {};  // the last term of dE
     R sum_D = 0;
-    for_elements<Neuron>(args, [&](const Neuron& n, index_t element, const WorkItem& item) {
+    for_elements<BackNeuron>(args, [&](const BackNeuron& n, index_t element, const WorkItem& item) {
         const index_t M = args.layout.M;
         Adjoint a;
         if (item.end == args.layout.T) a.load_final(args, element);
@@ -236,27 +300,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_backward(const Pms
         if (item.start > 0) return;
         write(args.grad_v, element, a.v);
         PMSN_UNROLL
-        for (int j = 0; j < K; ++j) {
-            write(args.grad_h_real, j * M + element, a.h.lam_real[j]);
-            write(args.grad_h_imag, j * M + element, a.h.lam_imag[j]);
-            if (!PMSN_STATE) continue;
+        for (int j = 0; j < (PMSN_STATE ? K : 0); ++j) {
+            write(args.grad_h_real, j * M + element, a.part(0)[j]);
+            write(args.grad_h_imag, j * M + element, a.part(1)[j]);
+            const R mu_real = a.part(2)[j], mu_imag = a.part(3)[j];
             const R h_real = read(args.h_real, j * M + element), h_imag = read(args.h_imag, j * M + element);
-            initial.mu_real[j] += a.h.mu_real[j] * h_real + a.h.mu_imag[j] * h_imag;
-            initial.mu_imag[j] += a.h.mu_imag[j] * h_real - a.h.mu_real[j] * h_imag;
+            initial[j] += mu_real * h_real + mu_imag * h_imag;
+            initial[K + j] += mu_imag * h_real - mu_real * h_imag;
         }
     });
-    const Neuron n(args, WorkItem(args.layout).channel(args.layout));
+    Modes<R, K> modes;
+    read_hidden(args, WorkItem(args.layout).channel(args.layout) * K, modes);
     R columns[SUMS];
     columns[0] = sum_D;
     PMSN_UNROLL
-    for (int j = 0; j < K; ++j) {
-        columns[1 + j] = sums.lam_real[j];
-        columns[1 + K + j] = sums.lam_imag[j];
-        columns[1 + 2 * K + j] =
-            n.modes.K_real[j] * sums.mu_real[j] + n.modes.K_imag[j] * sums.mu_imag[j] + initial.mu_real[j];
-        columns[1 + 3 * K + j] =
-            n.modes.K_real[j] * sums.mu_imag[j] - n.modes.K_imag[j] * sums.mu_real[j] + initial.mu_imag[j];
-    }
+    for (int i = 0; i < 4 * K; ++i) columns[1 + i] = ((const R*)&sums)[i];
+    Back::finish(modes, columns + 1);
+    PMSN_UNROLL
+    for (int i = 0; i < 2 * K; ++i) columns[1 + 2 * K + i] += initial[i];
     sum_by_channel<SUMS>(args.layout, columns, args.partials);
 }
 

@@ -6,6 +6,13 @@ namespace PMSN_NAMESPACE {
 // Twice as many loads under way: few threads are then slowed down by their own arithmetic, not by the memory.
 enum { FAR_AHEAD = K <= 4 && sizeof(R) == 4 && PMSN_INTERVAL % (4 * AHEAD) == 0 ? 2 * AHEAD : AHEAD };
 
+PMSN_FN HiddenCarry<R> carry_of(const Modes<R, 1>& mode, index_t length, R real, R imag) {
+    return HiddenCarry<R>(mode.E_real[0], mode.E_imag[0], length, real, imag);
+}
+PMSN_FN FilterCarry<R> carry_of(const Filter<1>& filter, index_t length, R, R) {
+    return FilterCarry<R>(filter, length);
+}
+
 }  // namespace PMSN_NAMESPACE
 
 using namespace PMSN_NAMESPACE;
@@ -29,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_forward(const Pmsn
             if (PMSN_RECORDED) write(args.v_seq, (item.start + i) * M + element, state.v);
         };
         for_steps<FAR_AHEAD>(x, M, (int)(item.end - item.start), step, keep);
-        if (item.end == args.layout.T && args.v_after) state.store_final(args, n, element);
+        if (item.end == args.layout.T && args.v_after) state.store_final(args, item.channel(args.layout), element);
     });
 }
 
@@ -41,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, resident(PMSN_STATE ? 7 : 
         State state;
         state.clear();
         for_steps<AHEAD>((const Element*)args.x + item.start * M + element, M, (int)args.layout.segment,
-                         [&](int, R x) { state.hidden(n, x); });
+                         [&](int, R x) { hidden_step(n.hidden, state.h_real, state.h_imag, x); });
         state.store(checkpoint(args, item.end, element), M);
     });
 }
@@ -49,9 +56,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, resident(PMSN_STATE ? 7 : 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_carry(const PmsnArgs args) {
     const Carrier own(args.layout);
     if (!own.active) return;
-    const index_t M = args.layout.M, length = args.layout.segment, mode = own.mode(args.layout);
-    HiddenCarry<R> h(read(args.E_real, mode), read(args.E_imag, mode), length,
-                     read(args.h_real, own.j * M + own.element), read(args.h_imag, own.j * M + own.element));
+    const index_t M = args.layout.M, length = args.layout.segment;
+    Hidden<1> hidden;
+    read_hidden(args, own.mode(args.layout), hidden);
+    auto carry = carry_of(hidden, length, read(args.h_real, own.j * M + own.element),
+                          read(args.h_imag, own.j * M + own.element));
     R* at = checkpoint(args, length, own.element) + (1 + own.j) * M;
     const index_t apart = quotient(length, PMSN_INTERVAL) * STATE * M;
     in_batches<8>((int)quotient(args.layout.T - 1, length), [&](auto batch, int) {
@@ -61,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_hidden_carry(const
         loads_are_issued();
         PMSN_UNROLL
         for (int i = 0; i < batch.count; ++i) {
-            h.step(real[i], imag[i]);
+            carry.step(real[i], imag[i]);
             at[0] = real[i], at[K * M] = imag[i];
             at += apart;
         }

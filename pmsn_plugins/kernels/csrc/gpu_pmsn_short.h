@@ -17,12 +17,13 @@ struct Response {
 
     PMSN_FN Response(const PmsnArgs& args, index_t channel)
         : threshold(args.theta_tensor ? *(const R*)args.theta_tensor : (R)args.theta) {
-        const Neuron n(args, channel);
+        Modes<R, K> modes;
+        read_hidden(args, channel * K, modes);
         PMSN_UNROLL
-        for (int m = 0; m < T; ++m) r[m] = m == 0 ? n.D : R(0);
+        for (int m = 0; m < T; ++m) r[m] = m == 0 ? read(args.D, channel) : R(0);
         PMSN_UNROLL
         for (int j = 0; j < K; ++j)
-            add_response<R>(n.modes.E_real[j], n.modes.E_imag[j], n.modes.K_real[j], n.modes.K_imag[j], T, r);
+            add_response<R>(modes.E_real[j], modes.E_imag[j], modes.K_real[j], modes.K_imag[j], T, r);
     }
     PMSN_FN R current(const R* x, int t) const {
         R sum = r[0] * x[t];

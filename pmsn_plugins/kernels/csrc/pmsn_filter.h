@@ -32,7 +32,8 @@ template <class L, int K>
 struct FilterAdjoint {  // dL/dw, dL/dd
     L w[K], d[K];
 };
-template <class L, int K, bool SIGNED>
+enum Signs { NO_SIGNS, SIGN_BITS, SIGN_FACTORS };  // s is 1, or kept as its bit, or (CUDA) as a number
+template <class L, int K, int SIGNS>
 struct FiltersOf {
     typedef FilterAdjoint<L, K> Adjoint;
     typedef FiltersOf Sums;  // over time: dL by each coefficient
@@ -42,24 +43,24 @@ struct FiltersOf {
     PMSN_FN L times_s(int, L x) const { return x; }
 };
 template <class L, int K>
-struct FiltersOf<L, K, true> {
+struct FiltersOf<L, K, SIGN_BITS> {
     typedef FilterAdjoint<L, K> Adjoint;
-    typedef FiltersOf<L, K, false> Sums;
+    typedef FiltersOf<L, K, NO_SIGNS> Sums;
     static constexpr bool are_filters = true;
     L alpha[K], rho[K], K_real[K], gamma[K], sign[K];  // -0 where s is -1, else 0
 
     PMSN_FN L times_s(int j, L x) const { return (L)((bits_of<L>)x ^ (bits_of<L>)sign[j]); }
 };
 template <class L, int K>
-using Filters = FiltersOf<L, K, false>;
+using Filters = FiltersOf<L, K, NO_SIGNS>;
 template <class L, int K>
-using SignedFilters = FiltersOf<L, K, true>;
+using SignedFilters = FiltersOf<L, K, SIGN_BITS>;
 PMSN_FN constexpr index_t filter_planes(index_t k) { return coefficient_planes(k) + k; }  // with the signs
 
 // Returns Re(sum_j h_j). In d += (x - alpha w) + rho d the brackets matter: d + x, rounded first, would lose most of a
 // small x.
-template <class L, int K, bool SIGNED>
-PMSN_FN L hidden_step(const FiltersOf<L, K, SIGNED>& f, L* w, L* d, L x) {
+template <class L, int K, int SIGNS>
+PMSN_FN L hidden_step(const FiltersOf<L, K, SIGNS>& f, L* w, L* d, L x) {
     L of_d = L{}, of_w = L{};
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
@@ -73,8 +74,8 @@ PMSN_FN L hidden_step(const FiltersOf<L, K, SIGNED>& f, L* w, L* d, L x) {
 }
 
 // The current of a step enters the adjoint of the state after it, and that state, (w, d), the sums.
-template <class L, int K, bool SIGNED>
-PMSN_FN void enter(const FiltersOf<L, K, SIGNED>& f, FilterAdjoint<L, K>& a, L dI) {
+template <class L, int K, int SIGNS>
+PMSN_FN void enter(const FiltersOf<L, K, SIGNS>& f, FilterAdjoint<L, K>& a, L dI) {
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) a.d[j] += f.K_real[j] * dI, a.w[j] -= f.gamma[j] * dI;
 }
@@ -86,8 +87,8 @@ PMSN_FN void enter(Filters<L, K>& sums, const L* w, const L* d, L dI) {
 
 // One step back by the chain rule: from the adjoint of the state after step t to that of the state before, with its
 // current. Leaves dL/dd[t] and returns its sum, the filters' part of dx[t].
-template <class L, int K, bool SIGNED>
-PMSN_FN L filters_adjoint_step(const FiltersOf<L, K, SIGNED>& f, FilterAdjoint<L, K>& a, L* grad_d, L dI_before) {
+template <class L, int K, int SIGNS>
+PMSN_FN L filters_adjoint_step(const FiltersOf<L, K, SIGNS>& f, FilterAdjoint<L, K>& a, L* grad_d, L dI_before) {
     L dx = L{};
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
@@ -99,8 +100,8 @@ PMSN_FN L filters_adjoint_step(const FiltersOf<L, K, SIGNED>& f, FilterAdjoint<L
     return dx;
 }
 // The same step for the sums. w is that of the state after step t and becomes that before, like d_before.
-template <class L, int K, bool SIGNED>
-PMSN_FN void filters_sums_step(const FiltersOf<L, K, SIGNED>& f, Filters<L, K>& sums, L* w, const L* grad_d,
+template <class L, int K, int SIGNS>
+PMSN_FN void filters_sums_step(const FiltersOf<L, K, SIGNS>& f, Filters<L, K>& sums, L* w, const L* grad_d,
                                const L* d_before, L dI_before) {
     PMSN_UNROLL
     for (int j = 0; j < K; ++j) {
@@ -121,7 +122,7 @@ PMSN_FN L filter_E_real(L E_real, bool with_signs) {
 }
 // Columns of k compartments, each as four lanes k apart: A - 1 and K to the coefficients of filters,
 template <class L>
-static void filters_from_modes(const L* modes, index_t k, bool with_signs, L* filters) {
+PMSN_FN void filters_from_modes(const L* modes, index_t k, bool with_signs, L* filters) {
     const L zero = L{}, minus_zero = splat<L>(real_of<L>(-0.0));
     for (index_t j = 0; j < k; ++j, ++modes, ++filters) {
         const L E_real = filter_E_real(modes[0], with_signs), E_imag = modes[k];
@@ -135,7 +136,7 @@ static void filters_from_modes(const L* modes, index_t k, bool with_signs, L* fi
 }
 // the state (w, d) to h = K (d - conj(E) w),
 template <class L>
-static void hidden_from_filters(const L* modes, index_t k, bool with_signs, L* state) {
+PMSN_FN void hidden_from_filters(const L* modes, index_t k, bool with_signs, L* state) {
     for (index_t j = 0; j < k; ++j, ++modes, ++state) {
         const L E_real = filter_E_real(modes[0], with_signs), E_imag = modes[k];
         const L K_real = modes[2 * k], K_imag = modes[3 * k];
@@ -147,7 +148,7 @@ static void hidden_from_filters(const L* modes, index_t k, bool with_signs, L* s
 }
 // and the gradients of the filters' coefficients to those of K and E.
 template <class L>
-static void gradients_from_filters(const L* modes, index_t k, bool with_signs, L* sums) {
+PMSN_FN void gradients_from_filters(const L* modes, index_t k, bool with_signs, L* sums) {
     for (index_t j = 0; j < k; ++j, ++modes, ++sums) {
         const L E_real = filter_E_real(modes[0], with_signs), E_imag = modes[k];
         const L K_real = modes[2 * k], K_imag = modes[3 * k];

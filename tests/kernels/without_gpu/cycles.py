@@ -5,7 +5,7 @@
     python tests/kernels/without_gpu/cycles.py --neuron tclif --compare before.json after.json
 
 Needs CuPy (its NVRTC; no driver), g++ and nvdisasm. Kernel times that were measured on an H100 with the kernels of
-November 2026 (float32, PMSN with k = 4, modulo), by the modelled ones less LAUNCH_US:
+November 2026, before PMSN's filters (float32, k = 4, modulo), by the modelled ones less LAUNCH_US:
 
                    pmsn forward, backward    tclif forward, backward
     4x32x64x56x56          1.03  1.11                1.07  1.09

@@ -100,14 +100,46 @@ MUTATIONS = [
         LONG,
     ),
     Mutation(
-        "from rest: the final state is that for K = 1",
+        "from rest: the final state is that of the filters",
         "gpu_pmsn.h",
-        "PMSN_STATE ? R(1) : n.modes.K_real[j]",
-        "R(1)",
+        "            if (AS_FILTERS) {",
+        "if (0) {",
         LONG,
     ),
     Mutation(
-        "from rest: the input is complex", "gpu_pmsn.h", "plus_product(E_imag * h_real[j],", "plus_product(x,", LONG
+        "filters: without signs",
+        "gpu_pmsn.h",
+        "filters.s[j] = modes.E_real[j] < -1 ? -1 : 1;",
+        "filters.s[j] = 1;",
+        LONG,
+    ),
+    Mutation(
+        "filters: the second run is a step ahead",
+        "gpu_pmsn_filter.h",
+        "        sums.rho[j] += x * a.second_d[j];\n        const L change",
+        "        const L change",
+        WHOLE,
+    ),
+    Mutation(
+        "filters: the second run forgets the first at the borders of segments",
+        "gpu_pmsn_filter.h",
+        "+ p.second.of_w(w, d),",
+        ",",
+        CUT,
+    ),
+    Mutation(
+        "filters: an odd segment has an even one's sign",
+        "gpu_pmsn_filter.h",
+        "            if (L & 1) *this = *this * step;\n",
+        "            if (L & 1) *this = *this * step;\n            sign = 1;\n",
+        CUT,
+    ),
+    Mutation(
+        "back: by filters, though the final state has a gradient",
+        "gpu_pmsn_backward.cu",
+        "BackBy<AS_FILTERS && !PMSN_HIDDEN>",
+        "BackBy<AS_FILTERS>",
+        LONG,
     ),
     Mutation(
         "batches: a step is left out", "gpu_common.h", "for (; i < steps; ++i)", "for (; i + 1 < steps; ++i)", ODD
