@@ -152,8 +152,8 @@ def _rows(N: int, C: int, S: int, fill: int, most_whole: int = 0) -> tuple[int, 
 def gpu_takes_response(T: int, k: int, is_double: bool, direction: str) -> bool:
     """Whether a neuron of k linear compartments, over T steps from rest, is less work by their impulse response:
     (T + 1) / 2 products per step in place of 6 k. All steps must fit into registers. On an H100 forward took as long
-    either way at T = 20 to 28, backward at T = 14 and 19 with k = 1 and 2, beyond 32 with more; a recurrence of filters,
-    which is there since, takes a seventh fewer instructions and was not measured."""
+    either way at T = 20 to 28, backward at T = 14 and 19 with k = 1 and 2, beyond 32 with more; the recurrence was of
+    complex numbers then, and its filters, which take a seventh fewer instructions, were not measured."""
     longest = 16 if is_double or (direction == "backward" and k <= 2) else 24 if direction == "forward" else 32
     return k > 0 and longest >= T
 
