@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pmsn_plugins import functional, kernels
@@ -79,13 +79,23 @@ def test_any_shape(tools, shape, k, v_threshold, reset_mode, with_state):
     )
 
 
+def with_poles_all_around(coefficients):
+    """Of all frequencies, two of them real."""
+    generator, like = torch.Generator().manual_seed(0), coefficients.E_real
+    radius, turn = torch.rand(2, like.numel(), generator=generator, dtype=torch.float64)
+    turn[0], turn[-1] = 0.5, 0
+    E = torch.polar(0.5 + 0.499 * radius, 2 * math.pi * turn).view(like.shape).to(like.device) - 1
+    return coefficients._replace(E_real=E.real.to(like), E_imag=E.imag.to(like))
+
+
 @pytest.mark.parametrize("k", [1, 4, 6])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
 @pytest.mark.parametrize("T", [1, 3, 4, 15, 16, 17, 32, 40, 300])
 def test_without_the_final_state(tools, backend, poisoned, T, reset_mode, k):
     """Sequences whose state nobody asks for take other routes to the same numbers."""
     for step in [(3, 5), (2, 3, 5, 7), (20, 32), (1, 1)]:
-        case = tools.pmsn_case((T, *step), k, torch.float64, False, backend.device)
+        x, coefficients, _ = tools.pmsn_case((T, *step), k, torch.float64, False, backend.device)
+        case = x, with_poles_all_around(coefficients) if step == (20, 32) else coefficients, None
         options = dict(reset_mode=reset_mode, v_threshold=0.7, final_state=False)
         expected = tools.run(functional.pmsn_sequence, *case, **options)
         tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend=backend.name, **options), expected, 1e-9)
@@ -208,28 +218,27 @@ def pole_coefficients(radius, angle, gain, dtype):
     return functional.PMSNCoefficients(*parts, torch.zeros(len(radius), dtype=dtype))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     poles=st.lists(st.tuples(st.integers(0, 9999), st.integers(-31, 31)), min_size=1, max_size=20),
     gain=st.sampled_from([0j, 0.7 + 0j, 0.7j, 0.3 - 0.8j]),
-    T=st.sampled_from([20, 150]),
+    T=st.sampled_from([20, 40, 150]),
 )
-def test_filters_are_the_compartments_for_any_pole(tools, poles, gain, T):
+def test_filters_are_the_compartments_for_any_pole(tools, backend, poles, gain, T):
     """Also where a filter's state does not determine the compartment's: real poles, no gain."""
-    if not kernels.backends()["cpu"].available:
-        pytest.skip(kernels.backends()["cpu"].reason)
     radius, angle = torch.tensor([*poles, (9000, 0)], dtype=torch.float64).unbind(1)
     coefficients = pole_coefficients(radius / 10000, angle / 10, gain, torch.float64)
     x = torch.randn(T, 3, len(radius), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, coefficients = x.to(backend.device), type(coefficients)(*(c.to(backend.device) for c in coefficients))
     for final_state in (False, True):
         case = dict(v_threshold=0.7, final_state=final_state)
         expected = tools.run(functional.pmsn_sequence, x, coefficients, None, **case)
-        actual = tools.run(kernels.pmsn_sequence, x, coefficients, None, backend="cpu", **case)
+        actual = tools.run(kernels.pmsn_sequence, x, coefficients, None, backend=backend.name, **case)
         tools.assert_equal(actual, expected, 1e-9)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-4, 1e-2, 0.1, 0.5, 1.0, 1.5, 2.0, 2.5, 3.1, 3.1415])
-def test_filters_are_as_exact_as_the_compartments_in_float32(cpu_kernels, angle):
+def test_filters_are_as_exact_as_the_compartments_in_float32(backend, angle):
     """From the slowest to the fastest poles, and beyond those that filters without signs are used for."""
     decay = torch.tensor([3.0, 30.0, 300.0, 3000.0], dtype=torch.float64)
     coefficients = pole_coefficients(torch.exp(-1 / decay), torch.full_like(decay, angle), 0.5 + 0.5j, torch.float64)
@@ -237,17 +246,18 @@ def test_filters_are_as_exact_as_the_compartments_in_float32(cpu_kernels, angle)
     x, weight = (torch.randn(250, 64, 4, dtype=torch.float64, generator=generator) for _ in range(2))
 
     def gradients(dtype, with_state):
-        leaves = [t.to(dtype).requires_grad_() for t in (x, *coefficients)]
-        zeros = PMSNState(*(torch.zeros(s, dtype=dtype) for s in ((64, 4), (1, 64, 4), (1, 64, 4))))
+        leaves = [t.to(backend.device, dtype).requires_grad_() for t in (x, *coefficients)]
+        shapes = (64, 4), (1, 64, 4), (1, 64, 4)
+        zeros = PMSNState(*(torch.zeros(s, dtype=dtype, device=backend.device) for s in shapes))
         output = kernels.pmsn_sequence(
             leaves[0],
             functional.PMSNCoefficients(*leaves[1:]),
             zeros if with_state else None,  # given a state the compartments themselves are computed
             surrogate_function=functional.surrogate.TableSurrogate("straight_through"),
             return_state=False,
-            backend="cpu",
+            backend=backend.name,
         )
-        return torch.autograd.grad(output.spikes, leaves, weight.to(dtype))
+        return torch.autograd.grad(output.spikes, leaves, weight.to(output.spikes))
 
     exact, filters = gradients(torch.float64, False), gradients(torch.float32, False)
     for want, ours, theirs in zip(exact, filters, gradients(torch.float32, True), strict=True):
@@ -271,8 +281,10 @@ def test_threads_may_change_between_forward_and_backward(tools, cpu_kernels, man
 
 @pytest.mark.parametrize("reset_mode", ["modulo", "cumulative", "memoryless"])
 @pytest.mark.parametrize("T", [300, 431])
-def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
-    case = tools.pmsn_case((T, 1, 5), 2, torch.float64, True)
+@pytest.mark.parametrize("way", ["state", "rest", "rest to the end"])
+def test_time_cut_into_segments(tools, emulated, way, T, reset_mode, monkeypatch):
+    x, coefficients, state = tools.pmsn_case((T, 1, 5), 2, torch.float64, way == "state")
+    case, final_state = (x, with_poles_all_around(coefficients), state), way != "rest"
     monkeypatch.setattr(type(emulated), "multiprocessors", 1000)
     launched, launch = [], emulated.launch
 
@@ -281,8 +293,9 @@ def test_time_cut_into_segments(tools, emulated, T, reset_mode, monkeypatch):
         launch(program, launches, args, device)
 
     monkeypatch.setattr(emulated, "launch", recording)
-    expected = tools.run(functional.pmsn_sequence, *case, reset_mode=reset_mode)
-    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", reset_mode=reset_mode), expected, 1e-9)
+    options = dict(reset_mode=reset_mode, final_state=final_state)
+    expected = tools.run(functional.pmsn_sequence, *case, **options)
+    tools.assert_equal(tools.run(kernels.pmsn_sequence, *case, backend="cpu", **options), expected, 1e-9)
     grids = dict(launched)
     assert {"pmsn_hidden_carry", "pmsn_membrane_carry", "pmsn_adjoint_carry"} <= {*grids}
     assert ("pmsn_grad_v_carry" in grids) == (reset_mode == "cumulative")

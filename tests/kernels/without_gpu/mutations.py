@@ -30,7 +30,9 @@ WHOLE = "without_the_final_state and emulated and 40-modulo-4"
 SHARED = "without_the_final_state and emulated and 40-modulo-1"  # slopes of an interval lie in shared memory
 ODD = "without_the_final_state and emulated and 17-modulo-4"  # not by the response, nor in batches alone
 SHORT = "without_the_final_state and emulated and 4-modulo-4 and not 40"
-CUT = "time_cut_into and 300-modulo"
+CUT = "time_cut_into and 300-modulo and state"
+CUT_FROM_REST = "time_cut_into and 431-modulo and rest-431"
+POLES = "any_pole and emulated"
 LONG = "on_every_backend and emulated and shape1-modulo-False"
 ROWS = "on_every_backend and emulated and shape2-modulo-False"
 TCLIF = "on_every_backend and emulated and channels and post_reset"
@@ -111,7 +113,7 @@ MUTATIONS = [
         "gpu_pmsn.h",
         "filters.s[j] = modes.E_real[j] < -1 ? -1 : 1;",
         "filters.s[j] = 1;",
-        LONG,
+        POLES,
     ),
     Mutation(
         "filters: the second run is a step ahead",
@@ -125,14 +127,14 @@ MUTATIONS = [
         "gpu_pmsn_filter.h",
         "+ p.second.of_w(w, d),",
         ",",
-        CUT,
+        CUT_FROM_REST,
     ),
     Mutation(
         "filters: an odd segment has an even one's sign",
         "gpu_pmsn_filter.h",
         "            if (L & 1) *this = *this * step;\n",
         "            if (L & 1) *this = *this * step;\n            sign = 1;\n",
-        CUT,
+        CUT_FROM_REST,
     ),
     Mutation(
         "back: by filters, though the final state has a gradient",
