@@ -42,7 +42,9 @@ PMSN_FN L filters_back_step(const FiltersOf<L, K, SIGN_FACTORS>& f, FilterRuns<L
     return dx;
 }
 
-// Time cut into segments (see pmsn.h), for filters. Without an input a step is (w, d) -> s (1 + Z) (w, d).
+// Time cut into segments (see pmsn.h), for filters. Without an input a step is (w, d) -> s (1 + Z) (w, d), and the
+// steps of a segment are even in number: there is no s left. The last segment's may be odd, but from rest nothing
+// enters it on the way back.
 struct Matrix {
     double ww, wd, dw, dd;
 
@@ -59,33 +61,28 @@ struct Matrix {
         return (R)dw * w + (R)dd * d;
     }
 };
-// L steps in double, by squaring: s^L (1 + change); and what the second run of the adjoint then has of the first one,
-// s^L second.
+// L steps in double, by squaring: 1 + change; and what the second run of the adjoint then has of the first one.
 struct FilterPower {
-    double sign;
     Matrix change, second;
 
     template <class R>
-    PMSN_FN FilterPower(const FiltersOf<R, 1, SIGN_FACTORS>& f, index_t L)
-        : sign(1),
-          change{0, 0, 0, 0},
-          second{0, 0, 0, 0} {
+    PMSN_FN FilterPower(const FiltersOf<R, 1, SIGN_FACTORS>& f, index_t L) : change{0, 0, 0, 0},
+                                                                             second{0, 0, 0, 0} {
         const double s = f.s[0], alpha = f.alpha[0], rho = f.rho[0], gamma = f.gamma[0], K_real = f.K_real[0];
         const Matrix grad = {0, 0, -gamma, K_real};
-        FilterPower step = {s, {0, s, -s * alpha, s * rho}, {0, 0, 0, 0}};
-        step.second = grad + grad * step.change;
+        const Matrix Z = {0, s, -s * alpha, s * rho};
+        FilterPower step = {Z, grad + grad * Z};
         for (; L; L >>= 1) {
             if (L & 1) *this = *this * step;
             step = step * step;
         }
     }
     PMSN_FN FilterPower operator*(const FilterPower& b) const {
-        return {sign * b.sign, change + b.change + change * b.change,
-                second + second * b.change + b.second + change * b.second};
+        return {change + b.change + change * b.change, second + second * b.change + b.second + change * b.second};
     }
 
 private:
-    PMSN_FN FilterPower(double s, Matrix c, Matrix o) : sign(s), change(c), second(o) {}
+    PMSN_FN FilterPower(Matrix c, Matrix s) : change(c), second(s) {}
 };
 // Filters over segments of equal length, and back.
 template <class R>
@@ -95,10 +92,9 @@ struct FilterCarry {
 
     PMSN_FN FilterCarry(const FiltersOf<R, 1, SIGN_FACTORS>& f, index_t length) : power(f, length), w(0), d(0) {}
     PMSN_FN void step(R& to_w, R& to_d) {  // from the state left from rest to the state
-        const R s = (R)power.sign;
-        const R new_w = s * (w + power.change.of_w(w, d)) + to_w, new_d = s * (d + power.change.of_d(w, d)) + to_d;
-        to_w = w = new_w;
-        to_d = d = new_d;
+        const R change_w = power.change.of_w(w, d) + to_w, change_d = power.change.of_d(w, d) + to_d;
+        to_w = w += change_w;
+        to_d = d += change_d;
     }
 };
 template <class R>
@@ -107,14 +103,13 @@ struct FilterBackCarry {
 
     PMSN_FN FilterBackCarry() : w(0), d(0), second_w(0), second_d(0) {}
     PMSN_FN void step(const FilterPower& p, R& to_w, R& to_d, R& to_second_w, R& to_second_d) {
-        const R s = (R)p.sign;
-        const R change_w = p.change.of_w(second_w, second_d) + p.second.of_w(w, d),
-                change_d = p.change.of_d(second_w, second_d) + p.second.of_d(w, d);
-        to_second_w = second_w = s * (second_w + change_w) + to_second_w;
-        to_second_d = second_d = s * (second_d + change_d) + to_second_d;
-        const R new_w = s * (w + p.change.of_w(w, d)) + to_w, new_d = s * (d + p.change.of_d(w, d)) + to_d;
-        to_w = w = new_w;
-        to_d = d = new_d;
+        const R change_w = p.change.of_w(w, d) + to_w, change_d = p.change.of_d(w, d) + to_d;
+        const R second_change_w = p.change.of_w(second_w, second_d) + p.second.of_w(w, d) + to_second_w,
+                second_change_d = p.change.of_d(second_w, second_d) + p.second.of_d(w, d) + to_second_d;
+        to_w = w += change_w;
+        to_d = d += change_d;
+        to_second_w = second_w += second_change_w;
+        to_second_d = second_d += second_change_d;
     }
 };
 

@@ -130,11 +130,7 @@ MUTATIONS = [
         CUT_FROM_REST,
     ),
     Mutation(
-        "filters: an odd segment has an even one's sign",
-        "gpu_pmsn_filter.h",
-        "            if (L & 1) *this = *this * step;\n",
-        "            if (L & 1) *this = *this * step;\n            sign = 1;\n",
-        CUT_FROM_REST,
+        "filters: segments in place of their steps", "gpu_pmsn_filter.h", "step = step * step;", "", CUT_FROM_REST
     ),
     Mutation(
         "back: by filters, though the final state has a gradient",
