@@ -88,7 +88,7 @@ def with_poles_all_around(coefficients):
     return coefficients._replace(E_real=E.real.to(like), E_imag=E.imag.to(like))
 
 
-@pytest.mark.parametrize("k", [1, 4, 6])
+@pytest.mark.parametrize("k", [1, 3, 4, 6])
 @pytest.mark.parametrize("reset_mode", RESET_MODES)
 @pytest.mark.parametrize("T", [1, 3, 4, 15, 16, 17, 32, 40, 300])
 def test_without_the_final_state(tools, backend, poisoned, T, reset_mode, k):

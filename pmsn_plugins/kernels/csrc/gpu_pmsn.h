@@ -58,9 +58,9 @@ PMSN_FN void read_hidden(const PmsnArgs& args, index_t first, Filter<COUNT>& fil
     }
 }
 
-// From rest they are filters, whose state is (w, d), also in the checkpoints; but not so many that the registers do not
-// hold them.
-enum { AS_FILTERS = !PMSN_STATE && K <= 8 };
+// From rest they are filters, whose state is (w, d), also in the checkpoints; but not more of them than the registers
+// hold as well as complex ones.
+enum { AS_FILTERS = !PMSN_STATE && K * sizeof(R) <= 24 };
 struct AsModes {
     template <int COUNT>
     using hidden = Modes<R, COUNT>;

@@ -32,6 +32,7 @@ ODD = "without_the_final_state and emulated and 17-modulo-4"  # not by the respo
 SHORT = "without_the_final_state and emulated and 4-modulo-4 and not 40"
 CUT = "time_cut_into and 300-modulo and state"
 CUT_FROM_REST = "time_cut_into and 431-modulo and rest-431"
+FILTERS = "without_the_final_state and emulated and 40-modulo-3"
 POLES = "any_pole and emulated"
 LONG = "on_every_backend and emulated and shape1-modulo-False"
 ROWS = "on_every_backend and emulated and shape2-modulo-False"
@@ -106,7 +107,7 @@ MUTATIONS = [
         "gpu_pmsn.h",
         "            if (AS_FILTERS) {",
         "if (0) {",
-        LONG,
+        POLES,
     ),
     Mutation(
         "filters: without signs",
@@ -120,7 +121,7 @@ MUTATIONS = [
         "gpu_pmsn_filter.h",
         "        sums.rho[j] += x * a.second_d[j];\n        const L change",
         "        const L change",
-        WHOLE,
+        FILTERS,
     ),
     Mutation(
         "filters: the second run forgets the first at the borders of segments",
@@ -137,7 +138,7 @@ MUTATIONS = [
         "gpu_pmsn_backward.cu",
         "BackBy<AS_FILTERS && !PMSN_HIDDEN>",
         "BackBy<AS_FILTERS>",
-        LONG,
+        POLES,
     ),
     Mutation(
         "batches: a step is left out", "gpu_common.h", "for (; i < steps; ++i)", "for (; i + 1 < steps; ++i)", ODD
