@@ -104,7 +104,8 @@ def disagreement(
 def _evaluate(
     function: Callable[..., Any], arguments: Mapping[str, Any], dtype: torch.dtype | None, gradients: bool
 ) -> dict[str, Tensor]:
-    """Spikes, and gradients of a random linear function of them; all tensors in ``dtype``, if one is given."""
+    """Spikes and the final state, if there is one, and gradients of random linear functions of either: a state that
+    nothing comes back to is another way back. All tensors in ``dtype``, if one is given."""
     leaves: dict[str, Tensor] = {}
 
     def leaf(name: str, value: Any) -> Any:
@@ -114,13 +115,21 @@ def _evaluate(
         return value if value is None else type(value)(*map(leaf, value._fields, value))
 
     with torch.set_grad_enabled(gradients):
-        spikes = function(**{name: leaf(name, value) for name, value in arguments.items()})[0]
+        output = function(**{name: leaf(name, value) for name, value in arguments.items()})
+        state = getattr(output, "state", None) or ()
+        found = {"spikes": output[0], **(state._asdict() if state else {})}
         if not gradients:
-            return {"spikes": spikes}
-        generator = torch.Generator().manual_seed(3)
-        weight = torch.randint(-4, 5, spikes.shape, generator=generator).to(spikes) / 4
-        made = torch.autograd.grad(spikes, [*leaves.values()], weight, allow_unused=True, materialize_grads=True)
-    return {"spikes": spikes.detach(), **{f"gradient of {name}": g for name, g in zip(leaves, made, strict=True)}}
+            return found
+        for source, tensors in {"": output[:1], " from the final state": state}.items():
+            tensors = [t for t in tensors if t.requires_grad]
+            if not tensors:
+                continue
+            generator = torch.Generator().manual_seed(3)
+            weights = [torch.randint(-4, 5, t.shape, generator=generator).to(t) / 4 for t in tensors]
+            options: dict[str, Any] = dict(retain_graph=True, allow_unused=True, materialize_grads=True)
+            made = torch.autograd.grad(tensors, [*leaves.values()], weights, **options)
+            found |= {f"gradient of {name}{source}": g for name, g in zip(leaves, made, strict=True)}
+    return {name: value.detach() for name, value in found.items()}
 
 
 def _difference(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor], tolerance: float) -> str | None:

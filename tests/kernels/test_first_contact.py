@@ -171,6 +171,24 @@ def test_the_report_where_a_gradient_is_wrong(check, unknown_device):
     assert lines[2:] == ["2 of 3 variants agree with the reference on cpu: PMSN 2 of 3"]
 
 
+@pytest.mark.parametrize(
+    ("spoilt", "wrong"),
+    [
+        (("pmsn_forward", "element, h[1]);", "element, -h[1]);"), "h_imag: "),
+        (
+            ("pmsn_backward", "return hidden_adjoint_step", "return 2 * hidden_adjoint_step"),
+            "gradient of x_seq from the final state: ",
+        ),
+    ],
+)
+def test_the_report_where_only_the_final_state_is_wrong(check, unknown_device, spoilt, wrong):
+    """What is sent goes back another way, as filters."""
+    unknown_device(*spoilt)
+    status, lines = check(WHOLE, WHOLE._replace(return_state=True))
+    assert status == 1
+    assert lines[0].startswith(f"WRONG, 1 of 2 variants: {wrong}")
+
+
 def test_the_report_where_nothing_can_be_compiled(check, unknown_device):
     unknown_device(*SPOILT["not even C++"])
     status, lines = check(SHORT, *(WHOLE._replace(steps=67 + i) for i in range(5)))
