@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
+SOURCES = HERE.parents[2] / "pmsn_plugins" / "kernels" / "csrc"
 
 
 class Mutation(NamedTuple):
@@ -126,8 +127,8 @@ MUTATIONS = [
     Mutation(
         "filters: the second run forgets the first at the borders of segments",
         "gpu_pmsn_filter.h",
-        "+ p.second.of_w(w, d),",
-        ",",
+        "+ p.second.of_w(w, d) + to_second_w",
+        "+ to_second_w",
         CUT_FROM_REST,
     ),
     Mutation(
@@ -246,9 +247,12 @@ MUTATIONS = [
 
 def main(words):
     missed = []
-    for mutation in MUTATIONS:
-        if words and not any(word in mutation.name for word in words):
-            continue
+    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    for mutation in chosen:  # a fault that is not put in would look like one that is found
+        times = (SOURCES / mutation.file).read_text(encoding="utf-8").count(mutation.old)
+        if times != 1:
+            raise SystemExit(f"{mutation.name}: {times} times in {mutation.file}: {mutation.old}")
+    for mutation in chosen:
         environment = {**os.environ, "PTX_MUTATION": json.dumps(mutation[1:4])}
         command = [
             sys.executable,
