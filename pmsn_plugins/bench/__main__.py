@@ -16,6 +16,7 @@ from .checks import run_checks
 from .contenders import FUSED, Contender, contenders
 from .measure import LEAST_BYTES, Measurement, copy_bandwidth, measure
 from .recurrent import run_recurrent
+from .shape import given_shape
 from .steps import run_steps
 from .variants import check_variants
 
@@ -155,19 +156,13 @@ def _machine(device: torch.device) -> dict[str, object]:
     }
 
 
-def _shape(text: str) -> tuple[int, ...]:
-
-    shape = tuple(int(number) if number.isdecimal() else 0 for number in text.split(","))
-    if len(shape) < 3 or min(shape) < 1:
-        raise argparse.ArgumentTypeError(f"must be three numbers or more, all above 0: T,N,C,*, got {text!r}")
-    return shape
-
-
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m pmsn_plugins.bench", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and runs: under a minute on two cores")
-    parser.add_argument("--shape", nargs="+", type=_shape, metavar="T,N,C,*", help="of the input, in place of ours")
+    parser.add_argument(
+        "--shape", nargs="+", type=given_shape, metavar="T,N,C,*", help="of the input, in place of ours"
+    )
     parser.add_argument("--only", nargs="+", metavar="WORD", help="contenders with such a word in their name, and ours")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--check", action="store_true", help="compare every variant of the kernels with the reference")

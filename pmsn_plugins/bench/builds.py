@@ -33,6 +33,7 @@ from ..kernels.calls import (
     TclifTensors,
 )
 from ..kernels.operators import PMSN, TCLIF, Operator
+from .shape import given_shape
 
 SHAPES = {
     "pmsn": [(4, 32, 6272), (32, 128, 512), (32, 127, 520), (250, 40, 352), (784, 64, 128), (1024, 64, 128)],
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--neuron", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--shape", nargs="+", type=_shape, help="T,N,C,*; default: some of each neuron")
+    parser.add_argument("--shape", nargs="+", type=given_shape, metavar="T,N,C,*", help="default: some of each neuron")
     parser.add_argument(
         "--isa", nargs="+", default=["avx512", "avx2", "baseline"], help="those that there are not are left out"
     )
@@ -279,10 +280,6 @@ def _clock() -> Callable[[], float] | None:
         return best / (MULTIPLY_CYCLES * steps)
 
     return cycle
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
 
 
 if __name__ == "__main__":

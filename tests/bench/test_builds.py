@@ -62,6 +62,12 @@ def test_other_arguments_are_refused(cpu_library, stub):
         builds.main([cpu_library, "nowhere.so", *ARGUMENTS])
 
 
+def test_a_shape_says_what_is_allowed(capsys):
+    with pytest.raises(SystemExit):
+        builds.main(["old.so", "new.so", "--shape", "4,0,3"])
+    assert "must be three numbers or more, all above 0: T,N,C,*, got '4,0,3'" in capsys.readouterr().err
+
+
 @pytest.fixture
 def cpu_library():
     if cpu.library is None:

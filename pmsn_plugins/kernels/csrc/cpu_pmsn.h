@@ -11,8 +11,8 @@
 //
 // Forward takes 4 to 6 more where steps lie whole pages apart and out begins at the same place in a page as x: each x
 // then has the lowest 12 bits of its address in common with spikes on their way to memory. To hold these back for a
-// line won two thirds of that, and cost 2 by itself; to allocate out elsewhere in its page won all of it in memory that
-// had been used before, and lost as much where pages were new.
+// line won half to three quarters of that, and cost 2 by itself; to allocate out elsewhere in its page won all of it in
+// memory that had been used before, and lost as much where pages were new.
 #pragma once
 #include "cpu_pmsn_passes.h"
 

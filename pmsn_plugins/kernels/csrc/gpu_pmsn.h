@@ -47,15 +47,9 @@ template <int COUNT>
 PMSN_FN void read_hidden(const PmsnArgs& args, index_t first, Filter<COUNT>& filters) {
     Modes<R, COUNT> modes;
     read_hidden(args, first, modes);
+    filters_from_modes((const R*)&modes, COUNT, true, (R*)&filters);
     PMSN_UNROLL
-    for (int j = 0; j < COUNT; ++j) {
-        const R E_real = filter_E_real(modes.E_real[j], true), E_imag = modes.E_imag[j];
-        filters.alpha[j] = E_real * E_real + E_imag * E_imag;
-        filters.rho[j] = 2 * E_real;
-        filters.K_real[j] = modes.K_real[j];
-        filters.gamma[j] = modes.K_real[j] * E_real + modes.K_imag[j] * E_imag;
-        filters.s[j] = modes.E_real[j] < -1 ? -1 : 1;
-    }
+    for (int j = 0; j < COUNT; ++j) filters.s[j] = modes.E_real[j] < -1 ? -1 : 1;
 }
 
 // From rest they are filters, whose state is (w, d), also in the checkpoints; but not more of them than the registers

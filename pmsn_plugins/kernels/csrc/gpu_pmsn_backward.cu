@@ -28,6 +28,10 @@ struct ByModes {
     static PMSN_FN Power power(const Modes<R, 1>& mode, index_t length) {
         return Power(mode.E_real[0], mode.E_imag[0], length);
     }
+    // of the last segment, which the gradients of the final state enter
+    static PMSN_FN Power last_power(const Modes<R, 1>& mode, index_t length, const Power&) {
+        return power(mode, length);
+    }
     static PMSN_FN AdjointCarry<R> carry(R lam_real, R lam_imag) { return AdjointCarry<R>(lam_real, lam_imag); }
     static PMSN_FN void begin(Adjoint& a, R dI) { a.enter(dI); }
     static PMSN_FN R step(const hidden<K>& m, Adjoint& a, Sums& sums, R x, R, R dI_before) {
@@ -51,6 +55,7 @@ struct ByFilters {
     typedef FilterPower Power;
 
     static PMSN_FN Power power(const Filter<1>& filter, index_t length) { return Power(filter, length); }
+    static PMSN_FN Power last_power(const Filter<1>&, index_t, const Power& any) { return any; }  // nothing enters it
     static PMSN_FN FilterBackCarry<R> carry(R, R) { return FilterBackCarry<R>(); }
     static PMSN_FN void begin(Adjoint&, R) {}
     static PMSN_FN R step(const hidden<K>& f, Adjoint& a, Sums& sums, R x, R dI, R) {
@@ -266,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) pmsn_adjoint_carry(cons
     BackHidden<1> hidden;
     read_hidden(args, mode, hidden);
     const typename Back::Power whole = Back::power(hidden, args.layout.segment),
-                               last = Back::power(hidden, args.layout.T - segments * args.layout.segment);
+                               last = Back::last_power(hidden, args.layout.T - segments * args.layout.segment, whole);
     auto carry = Back::carry(read(args.grad_h_real_after, own.j * M + own.element),
                              read(args.grad_h_imag_after, own.j * M + own.element));
     R* at = place(args, segments - 1, own.element) + (1 + own.j) * M;

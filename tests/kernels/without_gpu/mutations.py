@@ -248,6 +248,8 @@ MUTATIONS = [
 def main(words):
     missed = []
     chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
+    if not chosen:
+        raise SystemExit(f"no mutation has {' or '.join(map(repr, words))} in its name")
     for mutation in chosen:  # a fault that is not put in would look like one that is found
         times = (SOURCES / mutation.file).read_text(encoding="utf-8").count(mutation.old)
         if times != 1:
