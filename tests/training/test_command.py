@@ -23,7 +23,7 @@ SMALL += ["--network-option", "dropout=0.1", "--save-every", "2"]
 
 
 def command(*args, launcher=("-m", "pmsn_plugins.train"), **kwargs):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
         [sys.executable, *launcher, *map(str, args)],
         env=environment,
