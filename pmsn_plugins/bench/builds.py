@@ -73,7 +73,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--neuron", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--shape", nargs="+", type=given_shape, metavar="T,N,C,*", help="default: some of each neuron")
     parser.add_argument(
-        "--isa", nargs="+", default=["avx512", "avx2", "baseline"], help="those that there are not are left out"
+        "--isa",
+        nargs="+",
+        choices=cpu.INSTRUCTION_SETS,
+        default=cpu.INSTRUCTION_SETS,
+        help="those that there are not are left out",
     )
     parser.add_argument(
         "--preset",
@@ -81,9 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         default="sequential",
         help="of PMSN's parameters; 'general' and 'static' have fast oscillations, which are computed in another way",
     )
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--threads", nargs="+", type=_above_zero(int), default=[1, 2])
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="for each neuron, shape, instruction set and threads"
+        "--seconds", type=_above_zero(float), default=1.0, help="for each neuron, shape, instruction set and threads"
     )
     arguments = parser.parse_args(argv)
     libraries = [load(arguments.old), load(arguments.new)]
@@ -109,6 +113,19 @@ def main(argv: list[str] | None = None) -> int:
                         libraries, job, f"{isa:8} {neuron:5} {list(shape)!s:18}", threads, arguments.seconds, clock
                     )
     return int(wrong)
+
+
+def _above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be {'a whole' if kind is int else 'a'} number above 0, got {text!r}")
+        return value
+
+    return number
 
 
 def load(path: Path) -> ctypes.CDLL:

@@ -62,10 +62,23 @@ def test_other_arguments_are_refused(cpu_library, stub):
         builds.main([cpu_library, "nowhere.so", *ARGUMENTS])
 
 
-def test_a_shape_says_what_is_allowed(capsys):
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("--shape", "4,0,3", "must be three numbers or more, all above 0: T,N,C,*, got '4,0,3'"),
+        ("--threads", "0", "must be a whole number above 0, got '0'"),
+        ("--threads", "1.5", "must be a whole number above 0, got '1.5'"),
+        ("--seconds", "-1", "must be a number above 0, got '-1'"),
+        ("--seconds", "inf", "must be a number above 0, got 'inf'"),
+        ("--seconds", "nan", "must be a number above 0, got 'nan'"),
+        ("--isa", "avx1", "invalid choice: 'avx1' (choose from"),
+    ],
+)
+def test_what_is_allowed_is_said(option, value, message, capsys):
     with pytest.raises(SystemExit):
-        builds.main(["old.so", "new.so", "--shape", "4,0,3"])
-    assert "must be three numbers or more, all above 0: T,N,C,*, got '4,0,3'" in capsys.readouterr().err
+        builds.main(["old.so", "new.so", option, value])
+    error = capsys.readouterr().err
+    assert f"argument {option}: {message}" in error
 
 
 @pytest.fixture
