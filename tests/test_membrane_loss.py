@@ -66,6 +66,40 @@ def test_without_a_reset_it_has_a_gradient(form, reset_mode):
     assert x.grad.any()
 
 
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+def test_the_last_membrane_of_a_node(step_mode):
+    """`net[-1].v` is what most SpikingJelly scripts read."""
+    node = PMSNNode(C, step_mode=step_mode)
+    shape = (B, C) if step_mode == "s" else (T, B, C)
+    x = (2 * torch.rand(shape)).requires_grad_()
+    spikes = node(x)
+    for loss in (node.v.sum(), spikes.sum() + node.v.pow(2).sum()):
+        with pytest.raises(RuntimeError, match=r"'memoryless' or 'cumulative' in that layer"):
+            loss.backward(retain_graph=True)
+    kept = node.v.detach().clone()
+    with torch.inference_mode():
+        assert torch.equal(node.v, kept) and not node.v.requires_grad
+    with torch.no_grad():
+        assert not node.v.requires_grad
+    node.v[0] = 0.25  # a selective reset reaches the state
+    assert (node.v[0] == 0.25).all() and torch.equal(node.v[1:], kept[1:])
+    (node(x).sum() + spikes.sum()).backward()  # going on from it drags nothing along
+    assert x.grad.any()
+    node.reset()
+    with torch.no_grad():
+        node(x)
+    assert not node.v.requires_grad  # no graph, nothing to refuse
+
+
+@pytest.mark.parametrize("reset_mode", ["cumulative", "memoryless", "serial"])
+def test_the_last_membrane_of_a_node_without_a_modulo(reset_mode):
+    x = (2 * torch.rand(T, B, C)).requires_grad_()
+    node = PMSNNode(C, step_mode="m", reset_mode=reset_mode)
+    node(x)
+    node.v.sum().backward()
+    assert x.grad.any()
+
+
 def test_a_state_does_not_drag_the_refusal_along():
     layer = PMSN(C, step_mode="s")
     state = layer.reset_mem()

@@ -122,7 +122,9 @@ def _above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
         except ValueError:
             value = 0
         if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be {'a whole' if kind is int else 'a'} number above 0, got {text!r}")
+            raise argparse.ArgumentTypeError(
+                f"must be {'a whole' if kind is int else 'a'} number above 0, got {text!r}"
+            )
         return value
 
     return number

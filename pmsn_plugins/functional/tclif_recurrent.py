@@ -200,6 +200,10 @@ def tclif_recurrent_sequence(
             spikes, soma, dendrite = _Recurrent.apply(
                 x, weight.to(dtype), b1, b2, *before, reset, numbers, spec, detach_reset
             )
+            if (
+                spikes.requires_grad
+            ):  # its backward needs them as they are, and what is returned may be changed in place
+                spikes, soma = spikes.clone(), soma.clone() if return_v_seq else soma
         else:
             spikes, soma, dendrite = _loop(x, weight.to(dtype), b1, b2, *before, reset, numbers, fire, detach_reset)
         v_seq, taken = soma, spikes.detach() if detach_reset else spikes

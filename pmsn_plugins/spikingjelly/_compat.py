@@ -41,6 +41,7 @@ class Kept:
     def __init__(self, memories: dict[str, Any]) -> None:
         self.memories = memories
         self.unseen: States | Later | None = None
+        self.of_graph = False  # whether the last spikes can be differentiated
         self.prepared: PreparedStep | None = None  # for a step that goes on from them
 
 
@@ -189,6 +190,7 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
     def reset(self) -> None:
         """Go back to the state after construction."""
         self._kept.unseen = self._kept.prepared = None
+        self._kept.of_graph = False
         super().reset()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -219,6 +221,7 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
         spike, states = self._step(x, before, calls)
         if not keep:
             return spike
+        self._kept.of_graph = spike.requires_grad
         if unwatched() and (hidden or not _shared(states, before)):
             states = tuple(map(_own, states))
             self._hide(states)
@@ -255,6 +258,7 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
             spikes, states, v_seq = self._sequence(x_seq, states, self.store_v_seq)
         if not keep:
             return spikes
+        self._kept.of_graph = spikes.requires_grad
         if later is not None:
             self._hide(later)
         elif states is not None:

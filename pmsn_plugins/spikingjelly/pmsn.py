@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from ..channel_axis import Fold, check_channel_axis
 from ..functional import CONTEXTS, RESET_MODES, PMSNState
 from ..functional.pmsn import default_surrogate
 from ..kernels.calls import Call
+from ..membrane_loss import refusing_gradient
 from ..neuron_cost import NeuronCost
 from ..parameters import PMSNParametersMixin
 from ..unseen import States
@@ -141,6 +143,12 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             f"reset_mode={self.reset_mode}, context={self.context}, burst={self.burst}, "
             f"keep_state={self.keep_state}, channel_axis={self.channel_axis}, {super().extra_repr()}"
         )
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)
+        if name != "v" or not (isinstance(value, Tensor) and self._kept.of_graph and torch.is_grad_enabled()):
+            return value
+        return refusing_gradient(value, torch.zeros((), requires_grad=True)) if self.reset_mode == "modulo" else value
 
     @property
     def step_operations(self) -> NeuronCost:

@@ -16,7 +16,7 @@ from .tclif_recurrent import RecurrentTCLIFNode
 
 SETTINGS = ("v_threshold", "surrogate_function", "detach_reset", "store_v_seq")
 
-# a PSN is no BaseNode; a NonSpiking...Node is a readout
+# a PSN is no BaseNode
 NEURONS = (
     neuron.BaseNode,
     *(
@@ -26,7 +26,6 @@ NEURONS = (
         and issubclass(cls, nn.Module)
         and issubclass(cls, base.StepModule)
         and not issubclass(cls, neuron.BaseNode)
-        and "NonSpiking" not in cls.__name__
     ),
 )
 
@@ -37,11 +36,20 @@ def _is_sequence(module: nn.Module) -> bool | None:
     return getattr(module, "step_mode", "m") == "m"  # a new PSN has no step_mode
 
 
+def _common(old: Any) -> dict[str, Any]:
+    settings = common(old, SETTINGS)
+    if isinstance(old, neuron.GatedLIFNode):  # learns a number whose sigmoid is the threshold
+        settings["v_threshold"] = old.v_threshold.detach().sigmoid()
+        if settings["v_threshold"].numel() == 1:
+            settings["v_threshold"] = settings["v_threshold"].item()
+    return settings
+
+
 def _settings(old: nn.Module, maker: Maker, sequence: bool) -> dict[str, Any]:
     if isinstance(old, swap_recurrent.RECURRENT.layers) and maker.makes(RecurrentTCLIFNode):
         own = swap_recurrent.settings(old)
-        return common(old.sub_module, SETTINGS) | {"step_mode": "m" if sequence else "s"} | own
-    settings = common(old, SETTINGS) | {"step_mode": "m" if sequence else "s"}
+        return _common(old.sub_module) | {"step_mode": "m" if sequence else "s"} | own
+    settings = _common(old) | {"step_mode": "m" if sequence else "s"}
     if maker.given.get("step_mode", settings["step_mode"]) == "m" and not _keeps_state(old):
         settings["keep_state"] = False
     return settings
@@ -66,4 +74,5 @@ FRAMEWORK = Framework(
     recurrent=swap_recurrent.RECURRENT,
     attributes=("step_mode", "store_v_seq"),
     swapped=_swapped,
+    methods={"single_step_forward": None, "multi_step_forward": 0},
 )

@@ -98,7 +98,7 @@ def _seen(sighting: Sighting, moving: Moving, wanted: int | str | None) -> Chann
         problem = f"sees its {step[axis]} channels on any of the axes {sorted(agreeing)} of its steps {step}"
     elif agreeing:
         problem = f"{what}, but comes from {before}"
-    elif axis in (moved if widths else moving.taken):
+    elif axis in (moved if widths else moving.taken) and not said:
         problem = f"{what}, which follows the size of sample_input"
     elif said or _is_only_axis(step, axis, widths if all_known else set(), moved):
         return Channels(step[axis], axis, len(step))
@@ -106,7 +106,8 @@ def _seen(sighting: Sighting, moving: Moving, wanted: int | str | None) -> Chann
         problem = f"{what}, but comes from {before}"
     else:
         problem = f"{what}, where other axes could be the channels as well"
-    raise CannotTellError(problem + _advice(agreeing - {axis}, len(step), said))
+    single = sighting.shape == step
+    raise CannotTellError(problem + _advice(agreeing - {axis}, len(step), said, single))
 
 
 def _is_only_axis(step: tuple[int, ...], axis: int, widths: set[int], moved: set[int]) -> bool:
@@ -116,12 +117,22 @@ def _is_only_axis(step: tuple[int, ...], axis: int, widths: set[int], moved: set
     return not widths or any(step[axis] % width == 0 for width in widths)  # flattened: [C * H * W]
 
 
-def _advice(agreeing: set[int], ndim: int, said: bool) -> str:
+def _advice(agreeing: set[int], ndim: int, said: bool, single: bool) -> str:
     if len(agreeing) == 1:
         (axis,) = agreeing
+        sequence = single and axis == DEFAULT_AXIS + 1
         axis = -1 if axis == ndim - 1 and axis != DEFAULT_AXIS else axis
-        return f": say channel_axis={axis} for it" + ("" if said else " (or channel_axis='auto')")
-    return ": say which with channel_axis=, or exclude= it, or put in a neuron that needs no channels (TC-LIF)"
+        how = f"say channel_axis={axis} for it" + ("" if said else " (or channel_axis='auto')")
+        if sequence:
+            how = (
+                "if that is a whole sequence [T, N, C, *], give the net step_mode='m' before the swap "
+                f"(functional.set_step_mode(net, 'm')); if it is one step [N, L, C], {how}"
+            )
+        return f": {how}"
+    return (
+        ": say which with channel_axis=, or their number with functools.partial(..., channels=...), or exclude= it, or "
+        "put in a neuron that needs no channels (TC-LIF)"
+    )
 
 
 def registered_channels(net: nn.Module, found: dict[nn.Module, list[str]]) -> dict[nn.Module, set[int]]:

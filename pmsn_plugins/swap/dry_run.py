@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..layers import reset_states
 from .references import copied, replace
+from .returned import Returned, describe_call
 
 
 @dataclass
@@ -122,11 +123,13 @@ class Calls:
         sightings: what each neuron has seen, by its name, one sighting per call with a new shape; empty if it was
             never called.
         shapes: the steps of each neuron's calls in order.
+        returned: what each neuron has returned, in order.
     """
 
     def __init__(self, names: list[str]) -> None:
         self.sightings: dict[str, list[Sighting]] = {name: [] for name in names}
         self.shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
+        self.returned: dict[str, list[Returned]] = {name: [] for name in names}
 
     def called(self) -> set[str]:
         return {name for name, shapes in self.shapes.items() if shapes}
@@ -142,6 +145,7 @@ class DryRun:
 
     Attributes:
         time_axis: where time is in the input of a neuron; None if it is given single steps.
+        methods: what nets call of a neuron besides its forward, and where time is in the input of that.
         originals: modules, by name, that no copy may call.
     """
 
@@ -149,7 +153,23 @@ class DryRun:
     names: list[str]
     sample: tuple[Any, ...]
     time_axis: Callable[[str], int | None]
+    methods: dict[str, int | None]
     originals: dict[str, nn.Module]
+
+    def first_inputs(self) -> dict[str, tuple[Any, ...]]:
+        """The arguments of every neuron's first call, in evaluation; nothing is asked of the neurons."""
+        twin = copied(self.net).eval()
+        inputs: dict[str, tuple[Any, ...]] = {}
+        reset_states(twin)
+        for name in self.names:
+
+            def keep(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                inputs.setdefault(name, args)
+
+            twin.get_submodule(name).register_forward_pre_hook(keep)
+        with _untouched_random_numbers(self.net), torch.no_grad():
+            twin(*(item.detach().clone() if isinstance(item, Tensor) else item for item in self.sample))
+        return inputs
 
     def run(self, *, trace: bool = False, training: bool = False, calls: Calls | None = None) -> Calls:
         """Run a copy, from reset states.
@@ -171,11 +191,12 @@ class DryRun:
         if not training:
             twin.eval()
         reset_states(twin)
-        watcher = _Watcher(twin, calls, self.time_axis, trace)
+        watcher = _Watcher(twin, calls, self.time_axis, self.methods, trace)
         neurons = {twin.get_submodule(name): name for name in self.names}
+        methods = ("forward", *self.methods)
         with (
-            _exchanged_forwards(neurons, watcher.around),
-            _exchanged_forwards({module: name for name, module in self.originals.items()}, _forbidden),
+            _exchanged(neurons, methods, watcher.around),
+            _exchanged({module: name for name, module in self.originals.items()}, methods, _forbidden),
             _untouched_random_numbers(self.net),
             torch.set_grad_enabled(trace),
         ):
@@ -213,23 +234,26 @@ class DryRun:
 
 
 @contextmanager
-def _exchanged_forwards(
-    modules: dict[nn.Module, str], wrapped: Callable[[str, Callable[..., Any]], Callable[..., Any]]
+def _exchanged(
+    modules: dict[nn.Module, str],
+    methods: tuple[str, ...],
+    wrapped: Callable[[str, str, Callable[..., Any]], Callable[..., Any]],
 ) -> Iterator[None]:
-    """Every module's forward is ``wrapped(name, forward)`` for a while."""
-    before = {module: vars(module).get("forward") for module in modules}
-    for module, name in modules.items():
-        vars(module)["forward"] = wrapped(name, module.forward)
+    """Every module's methods, as far as it has them, are ``wrapped(name, method, function)`` for a while."""
+    places = [(module, method) for module in modules for method in methods if hasattr(module, method)]
+    before = [vars(module).get(method) for module, method in places]
+    for module, method in places:
+        vars(module)[method] = wrapped(modules[module], method, getattr(module, method))
     try:
         yield
     finally:
-        for module, forward in before.items():
-            del vars(module)["forward"]  # of a copy too: it would be a cycle that lives on
-            if forward is not None:
-                vars(module)["forward"] = forward
+        for (module, method), function in zip(places, before, strict=True):
+            del vars(module)[method]  # of a copy too: it would be a cycle that lives on
+            if function is not None:
+                vars(module)[method] = function
 
 
-def _forbidden(name: str, _: Callable[..., Any]) -> Callable[..., Any]:
+def _forbidden(name: str, method: str, _: Callable[..., Any]) -> Callable[..., Any]:
     def forward(*args: Any, **kwargs: Any) -> None:
         raise OriginalCalledError(f"a copy of the net calls the original {name}: something outside the net holds it")
 
@@ -239,24 +263,43 @@ def _forbidden(name: str, _: Callable[..., Any]) -> Callable[..., Any]:
 class _Watcher:
     """What happens in one run."""
 
-    def __init__(self, net: nn.Module, calls: Calls, time_axis: Callable[[str], int | None], trace: bool) -> None:
-        self.net, self.calls, self.time_axis, self.trace = net, calls, time_axis, trace
+    def __init__(
+        self,
+        net: nn.Module,
+        calls: Calls,
+        time_axis: Callable[[str], int | None],
+        methods: dict[str, int | None],
+        trace: bool,
+    ) -> None:
+        self.net, self.calls, self.time_axis, self.methods, self.trace = net, calls, time_axis, methods, trace
+        self.running: set[str] = set()
         self.sources: dict[str, Source] = {}
         self.loose: dict[str, Tensor] = {}
         self.handles: list[Any] = []
 
-    def around(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def around(self, name: str, method: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
+            if name in self.running:  # a forward calls the other methods
+                return function(*args, **kwargs)
             x = first_tensor((args, kwargs))
             if x is None:
                 raise ValueError(f"{name} is called without a tensor")
-            sighting = self.see(name, x)
-            output = forward(*args, **kwargs)
+            time_axis = self.methods[method] if method in self.methods else self.time_axis(name)
+            sighting = self.see(name, x, time_axis)
+            self.running.add(name)
+            try:
+                output = function(*args, **kwargs)
+            except Exception as error:
+                error.add_note(f"in {name}, called with {describe_call(args, kwargs)}")
+                raise
+            finally:
+                self.running.remove(name)
+            self.calls.returned[name].append(Returned.of(x, output))
             if not self.trace:
                 return output
             if len(sighting.axes) != 1:
                 return self.source(name, output, None, 0)
-            (axis,), time_axis = sighting.axes, self.time_axis(name)
+            (axis,) = sighting.axes
             return self.source(name, output, sighting.step[axis], axis + (time_axis is not None and axis >= time_axis))
 
         return watched
@@ -270,6 +313,9 @@ class _Watcher:
                 continue
             if width_of(module) is None and any(width_of(child) is not None for child in module.modules()):
                 self.loose |= own  # say a positional embedding, added to what its layers compute
+                continue
+            if isinstance(module, torch.jit.ScriptModule):
+                self.loose |= own  # takes no hooks
                 continue
             self.handles.append(module.register_forward_hook(self._hook(name or type(module).__name__)))
 
@@ -296,8 +342,8 @@ class _Watcher:
         self.sources[name] = Source(name, width, axis, leaf)
         return _with_first_tensor(output, leaf * 1)  # a leaf could not be changed in place
 
-    def see(self, name: str, x: Tensor) -> Sighting:
-        shape, axis = tuple(x.shape), self.time_axis(name)
+    def see(self, name: str, x: Tensor, axis: int | None) -> Sighting:
+        shape = tuple(x.shape)
         step = shape if axis is None else shape[:axis] + shape[axis + 1 :]
         self.calls.shapes[name].append(step)
         for sighting in self.calls.sightings[name]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -53,6 +53,9 @@ class Framework:
 
     swapped: Callable[[nn.Module], None]
     """Called with a net whose neurons have been exchanged."""
+
+    methods: Mapping[str, int | None] = field(default_factory=dict)
+    """What nets call of a neuron besides its forward, and where time is in the input of that; None: single steps."""
 
 
 def frameworks() -> list[Framework]:

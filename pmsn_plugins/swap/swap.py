@@ -22,8 +22,10 @@ from .channels import (
 from .dry_run import Calls, DryRun, Moving, OriginalCalledError
 from .frameworks import Framework, frameworks
 from .maker import Maker
+from .memory_axis import memory_axis
 from .references import Holders, StillHeldError, check_replaceable, replace
 from .report import Replacement, SwapReport
+from .returned import GRADED, OTHER
 from .targets import Selection, select
 
 LINES = 12
@@ -66,6 +68,8 @@ class Swap:
                 )
         self.ours = tuple(cls for framework in self.frameworks for cls in framework.ours)
         self.found = select(net, target, exclude, self.known, self.ours)
+        self.chosen = target is not None
+        self.remembers: dict[nn.Module, bool] = {}  # of modules of no framework: whether sequences, where that is seen
         self.unused: list[str] = []
 
     def run(self) -> SwapReport:
@@ -75,6 +79,8 @@ class Swap:
             raise ValueError(f"a neuron is held where it cannot be replaced: {error}") from error
         calls = None if self.sample is None else self.look()
         settings = {old: self.settings(old) for old in self.found}
+        if calls is not None and not self.chosen:
+            self.leave_readouts(calls)
         channels = self.channels(calls)
         new = self.make_all(channels, settings)
         made = {old: self.placed(old, new[old], settings[old]) for old in self.found}
@@ -83,8 +89,8 @@ class Swap:
         except StillHeldError as error:
             raise ValueError(f"a neuron is held where it cannot be replaced: {error}") from error
         try:
-            if self.sample is not None:
-                self.check()
+            if calls is not None:
+                self.check(calls)
         except BaseException:
             undo()
             raise
@@ -112,39 +118,97 @@ class Swap:
         originals = {self.say(old): old for old in self.found}
         assert self.sample is not None
         time_axis: Callable[[str], int | None] = (lambda name: None) if of_new else self.time_axis
-        return DryRun(self.net, [names[0] for names in self.found.values()], self.sample, time_axis, originals)
+        names = [names[0] for names in self.found.values()]
+        methods = {m: axis for framework in self.frameworks for m, axis in framework.methods.items()}
+        return DryRun(self.net, names, self.sample, time_axis, methods, originals)
 
     def look(self) -> Calls:
         """What the net's neurons see as it is; those that it never calls are taken out of ``found``."""
-        calls = _called_in_any_mode(self.dry_run(), trace=True)
-        for old, names in list(self.found.items()):
-            if names[0] not in calls.called():
-                self.unused += names
-                del self.found[old]
-        if not self.found:
-            raise ValueError(f"the dry run never reached {', '.join(self.unused)}")
-        if self.unused:
-            warnings.warn(f"never called, left as they are: {', '.join(self.unused)}", stacklevel=4)
+        try:
+            self.look_for_memory()
+            calls = _called_in_any_mode(self.dry_run(), trace=True)
+        except Exception as error:
+            error.add_note("while a copy of the net, as it is, was run on sample_input in evaluation mode")
+            raise
+        if unused := self.leave(lambda name: name not in calls.called()):
+            if not self.found:
+                raise ValueError(f"the dry run never reached {', '.join(unused)}")
+            warnings.warn(f"never called, left as they are: {', '.join(unused)}", stacklevel=4)
         return calls
+
+    def leave_readouts(self, calls: Calls) -> None:
+        """Take neurons that send no spikes out of ``found``."""
+        sources = {names[0]: old for old, names in self.found.items()}
+
+        def is_readout(name: str) -> bool:
+            surrogate = getattr(sources[name], "surrogate_function", None)
+            return getattr(surrogate, "spiking", True) and any(r.values == OTHER for r in calls.returned[name])
+
+        if readouts := self.leave(is_readout):
+            what = f"{', '.join(readouts)} returned no spikes but {_some(calls.returned[readouts[0]][0].examples)}"
+            if not self.found:
+                raise ValueError(f"net has no neuron to swap: {what}; name it with target= to replace it all the same")
+            warnings.warn(
+                f"{what}, left as they are: name them with target= to replace them all the same", stacklevel=4
+            )
+
+    def leave(self, condition: Callable[[str], bool]) -> list[str]:
+        """Take neurons out of ``found`` by their first names; returns all names of these."""
+        left = {old: names for old, names in self.found.items() if condition(names[0])}
+        for old in left:
+            del self.found[old]
+        names = [name for names in left.values() for name in names]
+        self.unused += names
+        return names
+
+    def look_for_memory(self) -> None:
+        """Along which axis modules of no framework remember, where nobody has said where time is."""
+        unknown = {names[0]: old for old, names in self.found.items() if self.said_sequence(old) is None}
+        if not unknown:
+            return
+        inputs = self.dry_run().first_inputs()
+        for name, old in unknown.items():
+            axis = memory_axis(old, inputs.get(name, ()))
+            if axis == 1:
+                raise ValueError(
+                    f"{self.say(old)} remembers along axis 1 of its input {tuple(inputs[name][0].shape)}, not along "
+                    "axis 0: if that is [N, T, *], say batch_first=True"
+                )
+            if axis == 0:
+                self.remembers[old] = True
 
     def time_axis(self, name: str) -> int | None:
         if self.batch_first:
             return 1
         return 0 if self.is_sequence(self.net.get_submodule(name)) else None
 
-    def is_sequence(self, old: nn.Module) -> bool:
-        """Whether ``old`` takes whole sequences; a module of no framework is taken to do as the rest of the net."""
+    def said_sequence(self, old: nn.Module) -> bool | None:
+        """Whether ``old`` takes whole sequences, by what it is or by what the user said."""
         for framework in self.frameworks:
             if (sequence := framework.is_sequence(old)) is not None:
                 return sequence
         if self.batch_first:
             return True
-        if "step_mode" in self.maker.given:
-            return self.maker.given["step_mode"] == "m"
+        return self.maker.given["step_mode"] == "m" if "step_mode" in self.maker.given else None
+
+    def is_sequence(self, old: nn.Module) -> bool:
+        """Whether ``old`` takes whole sequences. A module of no framework whose memory has not been seen is taken to do
+        as the rest of the net."""
+        if (said := self.said_sequence(old)) is not None:
+            return said
+        if old in self.remembers:
+            return self.remembers[old]
         answers = (framework.is_sequence(m) for framework in self.frameworks for m in self.net.modules())
         rest = {answer for answer in answers if answer is not None}
         if len(rest) == 1:
             return rest.pop()
+        if self.maker.takes("step_mode"):
+            assert self.maker.cls is not None
+            raise ValueError(
+                f"{self.say(old)} ({type(old).__name__}) is of no framework, and nothing tells whether it takes whole "
+                f"sequences [T, N, *] or single steps [N, *]: say functools.partial({self.maker.cls.__name__}, "
+                "step_mode='m') or step_mode='s'"
+            )
         return self.maker.default("step_mode") == "m"
 
     # how many channels
@@ -260,7 +324,13 @@ class Swap:
         try:
             new = self.maker.make(channels.count, old, options)
         except Exception as error:
-            error.add_note(f"while the new neuron for {name} was made")
+            note = f"while the new neuron for {name} was made"
+            if taken := [option for option in settings if option in str(error)]:
+                note += (
+                    f" with the {taken[0]} of the old {type(old).__name__}: give another with functools.partial, or "
+                    "exclude= it (a readout?)"
+                )
+            error.add_note(note)
             raise
         if not isinstance(new, nn.Module):
             raise ValueError(f"neuron must make a torch.nn.Module, got {type(new).__name__} for {name}")
@@ -284,17 +354,43 @@ class Swap:
 
     # what the swapped net does
 
-    def check(self) -> None:
-        """Raise unless a copy of the swapped net calls every new neuron and no old one."""
+    def check(self, before: Calls) -> None:
+        """Raise unless a copy of the swapped net calls every new neuron and no old one, and gets what it got before."""
+        calls = Calls(list(before.returned))
         try:
-            calls = _called_in_any_mode(self.dry_run(of_new=True))
+            _called_in_any_mode(self.dry_run(of_new=True), calls=calls)
         except OriginalCalledError:
             raise
         except Exception as error:
-            raise ValueError(f"the swapped net does not take sample_input: {type(error).__name__}: {error}") from error
+            self.compare(before, calls)
+            where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            raise ValueError(
+                f"the swapped net does not take sample_input: {type(error).__name__}: {error}{where}"
+            ) from error
         missed = [self.say(old) for old, (name, *_) in self.found.items() if name not in calls.called()]
         if missed:
             raise ValueError(f"the swapped net no longer calls {', '.join(missed)}")
+        self.compare(before, calls)
+
+    def compare(self, before: Calls, after: Calls) -> None:
+        """Raise if a new neuron returns something of another form than the old one did, and warn if other spikes."""
+        for old, (name, *_) in self.found.items():
+            for was, now in zip(before.returned[name], after.returned[name], strict=False):
+                if was.given == now.given and was.form != now.form:
+                    raise ValueError(
+                        f"{self.say(old)} ({type(old).__name__}) returned {was.form} for an input of shape "
+                        f"{was.given}, and the new neuron returns {now.form}: exclude= it, or give a function that "
+                        "makes a module with a new neuron inside which returns the same"
+                    )
+            if any(r.values == GRADED for r in before.returned[name]) and not any(
+                r.values == GRADED for r in after.returned[name]
+            ):
+                values = next(r.examples for r in before.returned[name] if r.values == GRADED)
+                warnings.warn(
+                    f"{self.say(old)} ({type(old).__name__}) returned {_some(values)}, and the new neuron sends spikes "
+                    "of 0 and 1",
+                    stacklevel=5,
+                )
 
     def warn_of_leftovers(self) -> None:
         """Neurons that the net holds without having registered them, and parameters of the old ones."""
@@ -322,9 +418,13 @@ class Swap:
         return f"step_mode={'s' if self.time_axis(name) is None else 'm'!r}"
 
 
-def _called_in_any_mode(dry_run: DryRun, trace: bool = False) -> Calls:
+def _some(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values) + ", ..."
+
+
+def _called_in_any_mode(dry_run: DryRun, trace: bool = False, calls: Calls | None = None) -> Calls:
     """The calls in evaluation, and those of neurons that are called in training only."""
-    calls = dry_run.run(trace=trace)
+    calls = dry_run.run(trace=trace, calls=calls)
     missed = set(dry_run.names) - calls.called()
     if missed:
         training = Calls(dry_run.names)
@@ -332,6 +432,7 @@ def _called_in_any_mode(dry_run: DryRun, trace: bool = False) -> Calls:
             dry_run.run(trace=trace, training=True, calls=training)
         for name in missed:
             calls.sightings[name], calls.shapes[name] = training.sightings[name], training.shapes[name]
+            calls.returned[name] = training.returned[name]
     return calls
 
 

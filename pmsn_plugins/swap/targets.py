@@ -35,7 +35,7 @@ def select(
         excluded |= _matching("exclude", part, modules)
     chosen: set[nn.Module] = set()
     if target is None:
-        chosen = {module for name, module in modules if name in neurons and not isinstance(module, ours)}
+        chosen = {m for name, m in modules if name in neurons and not isinstance(m, ours) and not _is_readout(m)}
     for part in _parts("target", target):
         among = modules
         if isinstance(part, str) and any(fnmatchcase(name, part) for name in neurons):
@@ -52,6 +52,11 @@ def select(
         if module in chosen and module not in inside:
             found.setdefault(module, []).append(name)
     return found
+
+
+def _is_readout(module: nn.Module) -> bool:
+    """SpikingJelly's name for a neuron that returns its membrane, in its own classes and in its examples'."""
+    return "NonSpiking" in type(module).__name__
 
 
 def _parts(argument: str, selection: Selection) -> list:

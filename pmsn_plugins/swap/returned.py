@@ -1,0 +1,50 @@
+"""What a neuron returns: a new one has to return as much, and of the same kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SPIKES, GRADED, OTHER = "spikes of 0 and 1", "spikes of other sizes", "no spikes"
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The outcome of one call."""
+
+    given: tuple[int, ...]
+    """Shape of the input."""
+    form: str
+    """A tensor's shape, or that of the first of several values; how many is for the net to say."""
+    values: str
+    """SPIKES, GRADED or OTHER: of the first tensor."""
+    examples: tuple[float, ...]
+    """Some of its values."""
+
+    @classmethod
+    def of(cls, x: Tensor, output: Any) -> Returned:
+        parts = tuple(output.values()) if isinstance(output, dict) else output
+        many = isinstance(parts, tuple | list)
+        first = next((part for part in parts if isinstance(part, Tensor)), None) if many else parts
+        form = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
+        if many:
+            form = f"several values, the first of {form}"
+        if not isinstance(first, Tensor) or first.is_complex():
+            return cls(tuple(x.shape), form, OTHER, ())
+        numbers = first.detach().double().flatten()
+        numbers = torch.unique(numbers[numbers.isfinite()])
+        kind = SPIKES
+        if not numbers.eq(numbers.ne(0)).all():
+            few = numbers.abs().unique().count_nonzero() <= 1
+            kind = GRADED if few or numbers.eq(numbers.round()).all() else OTHER
+        return cls(tuple(x.shape), form, kind, tuple(numbers[:4].tolist()))
+
+
+def describe_call(args: tuple, kwargs: dict[str, Any]) -> str:
+    """The arguments of a call, in a few words."""
+    words = [f"a tensor {tuple(a.shape)}" if isinstance(a, Tensor) else f"a {type(a).__name__}" for a in args]
+    words += [f"{name}=" for name in kwargs]
+    return ", ".join(words) or "nothing"
