@@ -38,7 +38,7 @@ def _is_sequence(module: nn.Module) -> bool | None:
 
 def _common(old: Any) -> dict[str, Any]:
     settings = common(old, SETTINGS)
-    if isinstance(old, neuron.GatedLIFNode):  # learns a number whose sigmoid is the threshold
+    if isinstance(old, getattr(neuron, "GatedLIFNode", ())):  # learns a number whose sigmoid is the threshold
         settings["v_threshold"] = old.v_threshold.detach().sigmoid()
         if settings["v_threshold"].numel() == 1:
             settings["v_threshold"] = settings["v_threshold"].item()

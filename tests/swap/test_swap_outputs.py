@@ -66,7 +66,7 @@ def test_a_surrogate_in_place_of_spikes_is_no_readout():
 
 class Ternary(neuron.IFNode):
     def multi_step_forward(self, x_seq):
-        return super().multi_step_forward(x_seq) * torch.where(x_seq < 0, -1.0, 1.0)
+        return super().multi_step_forward(x_seq) * torch.tensor([1.0, -1.0]).repeat(x_seq.shape[-1] // 2)
 
 
 class Loud(neuron.IFNode):
@@ -299,16 +299,18 @@ def test_a_scripted_part(new):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
 def test_the_threshold_of_a_gated_lif_is_not_its_logit(threshold):
+    if not hasattr(neuron, "GatedLIFNode"):
+        pytest.skip("not in this release")
     net = nn.Sequential(nn.Conv2d(3, 4, 3), neuron.GatedLIFNode(T=T, init_v_threshold=threshold))
     swap_neurons(net, TCLIFNode)
     assert net[1].v_threshold == pytest.approx(threshold)
 
 
 def test_a_setting_that_cannot_be_taken_over_says_what_to_do():
-    for old, error in (
-        (neuron.GatedLIFNode(T=T, inplane=4), "must be one number"),
-        (neuron.IFNode(v_threshold=float("inf")), "above 0, got inf"),
-    ):
+    cases = [(neuron.IFNode(v_threshold=float("inf")), "above 0, got inf")]
+    if hasattr(neuron, "GatedLIFNode"):
+        cases.append((neuron.GatedLIFNode(T=T, inplane=4), "must be one number"))
+    for old, error in cases:
         with pytest.raises(ValueError, match=error) as caught:
             swap_neurons(nn.Sequential(nn.Conv2d(3, 4, 3), old), TCLIFNode)
         (note,) = caught.value.__notes__
