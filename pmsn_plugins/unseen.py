@@ -23,26 +23,23 @@ _LEAST = 1 << 16
 
 
 def can_wait(x_seq: Tensor, numbers: int) -> bool:
-    """Whether the state after a sequence from rest, so many numbers per element, can be left for later.
-
-    Not where nobody could tell that ``x_seq`` has been changed since: PyTorch does not count what NumPy writes, nor
-    changes in inference mode.
-    """
+    """Whether the state after a sequence from rest, so many numbers per element, can be left for later."""
     return (
         not torch.compiler.is_compiling()
         and type(x_seq) is Tensor
         and len(x_seq) < numbers
         and x_seq.numel() // max(len(x_seq), 1) * numbers >= _LEAST
         and not intercepted()
-        and not x_seq.is_inference()
         and x_seq.layout is torch.strided
         and not x_seq.is_nested
-        and x_seq.untyped_storage().resizable()
     )
 
 
 class Later:
     """The state after a sequence from rest, to be computed when somebody asks for it, as it would have been at once.
+
+    It comes from a copy of the sequence, for whoever streams may fill the same buffer with the next one. Only what is
+    computed within a graph is relied on: its backward pass needs it unchanged too.
 
     Args:
         module: the neuron.
@@ -51,8 +48,10 @@ class Later:
     """
 
     def __init__(self, module: nn.Module, x_seq: Tensor, compute: Callable[[Any, Tensor], States]) -> None:
-        self.module, self.x_seq, self.compute = _twin(module), x_seq, compute
-        self.version, self.recorded = x_seq._version, torch.is_grad_enabled()
+        self.recorded = torch.is_grad_enabled()
+        within_graph = self.recorded and x_seq.requires_grad and not x_seq.is_leaf
+        self.module, self.x_seq, self.compute = _twin(module), x_seq if within_graph else x_seq.clone(), compute
+        self.version = x_seq._version if within_graph else None
         self.looks = {name: (p.shape, p.dtype) for name, p in _own_parameters(module).items()}
         self.copy = _bytes(module)
 
@@ -60,7 +59,7 @@ class Later:
     def __call__(self) -> States:
         """Raises RuntimeError if the sequence was changed in place."""
         name = type(self.module).__name__
-        if self.x_seq._version != self.version:
+        if self.version is not None and self.x_seq._version != self.version:
             raise RuntimeError(
                 f"the state of {name} is asked for, but was left to be computed from the input of its last call, and "
                 "this has been changed in place since: ask for it before (the membrane will do), change a copy, or "

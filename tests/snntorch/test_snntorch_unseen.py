@@ -109,11 +109,18 @@ def test_going_on_and_its_gradients():
 
 
 def test_an_input_that_was_changed_is_noticed():
-    layer, x = pmsn(), torch.randn(4, N, C)
+    layer, x = pmsn(), 1 * torch.randn(4, N, C).requires_grad_()
+    layer(x)
+    x.relu_()
+    with pytest.raises(RuntimeError, match="changed in place since"):
+        layer.mem  # noqa: B018
+    layer.reset_mem()
+    assert layer.mem.numel() == 0
+
+
+def test_streaming_through_one_buffer():
+    layer, chunks, buffer = pmsn(), torch.randn(3, 4, N, C), torch.empty(4, N, C)
     with torch.no_grad():
-        layer(x)
-        x.relu_()
-        with pytest.raises(RuntimeError, match="changed in place since"):
-            layer.mem  # noqa: B018
+        spikes = [layer(buffer.copy_(chunk)) for chunk in chunks]
         layer.reset_mem()
-        assert layer.mem.numel() == 0
+        assert torch.equal(torch.cat(spikes), layer(chunks.flatten(0, 1)))
