@@ -65,7 +65,7 @@ def forward_functions(op: Operator) -> Functions:
         needed = ctx.needs_input_grad
         state_gradients = any(compress(needed, op.is_state))
         wanted = ctx.wanted.gradients(state_gradients)
-        results = gradient(*compress(grads, op.with_gradient), *ctx.saved_tensors, *ctx.options, *wanted)
+        results = gradient(*compress(grads, op.with_gradient), *_saved(ctx, op.neuron), *ctx.options, *wanted)
         if not state_gradients:
             results = results[: op.always_differentiated]
         return (*results, *(None,) * (len(needed) - len(results)))
@@ -123,6 +123,20 @@ def forward_functions(op: Operator) -> Functions:
             return recompute(ctx, grads, lambda *flat: op.compute_backward(*op.split(flat, "backward")))
 
     return Functions(Recomputed, Transformable, Direct)
+
+
+def _saved(ctx: Any, neuron: str) -> tuple[Tensor, ...]:
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{neuron}_backward computes its forward pass again, but the input, a parameter or a state of that has been "
+            "changed in place since. Of the input (x += ..., a ReLU with inplace=True behind it) make a new tensor "
+            "(x = x + ...), or use backend='torch', which does not need it; call optimizer.step() after the backward "
+            f"pass. PyTorch says: {error}"
+        ) from error
 
 
 def backward_functions(op: Operator) -> Functions:
