@@ -132,10 +132,10 @@ def _saved(ctx: Any, neuron: str) -> tuple[Tensor, ...]:
         if "inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            f"{neuron}_backward computes its forward pass again, but the input, a parameter or a state of that has been "
-            "changed in place since. Of the input (x += ..., a ReLU with inplace=True behind it) make a new tensor "
-            "(x = x + ...), or use backend='torch', which does not need it; call optimizer.step() after the backward "
-            f"pass. PyTorch says: {error}"
+            f"{neuron}_backward computes its forward pass again, but the input, a parameter or a state of that has "
+            "been changed in place since. Of the input (x += ..., a ReLU with inplace=True behind it) make a new "
+            "tensor (x = x + ...), or use backend='torch', which does not need it; call optimizer.step() after the "
+            f"backward pass. PyTorch says: {error}"
         ) from error
 
 

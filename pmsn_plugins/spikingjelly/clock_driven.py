@@ -66,7 +66,39 @@ class BaseNode(neuron.BaseNode, metaclass=_AnyNode):
         return spike
 
 
-class MultiStepIFNode(neuron.IFNode):
+class IFNode(neuron.IFNode):
+    """``cupy_fp32_inference`` made it faster, not different."""
+
+    def __init__(
+        self,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] = surrogate.Sigmoid(),  # noqa: B008
+        detach_reset: bool = False,
+        cupy_fp32_inference: bool = False,
+    ) -> None:
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset)
+
+
+class LIFNode(neuron.LIFNode):
+    """``cupy_fp32_inference`` made it faster, not different."""
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: Callable[[Tensor], Tensor] = surrogate.Sigmoid(),  # noqa: B008
+        detach_reset: bool = False,
+        cupy_fp32_inference: bool = False,
+    ) -> None:
+        super().__init__(tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset)
+
+
+class MultiStepIFNode(IFNode):
+    """``lava_s_cale`` was for a backend that is not accepted here."""
+
     def __init__(
         self,
         v_threshold: float = 1.0,
@@ -74,12 +106,16 @@ class MultiStepIFNode(neuron.IFNode):
         surrogate_function: Callable[[Tensor], Tensor] = surrogate.Sigmoid(),  # noqa: B008
         detach_reset: bool = False,
         backend: str = "torch",
+        lava_s_cale: int = 64,
     ) -> None:
         check_choice("backend", backend, ("torch", "cupy"))
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode="m")
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset)
+        self.step_mode = "m"
 
 
-class MultiStepLIFNode(neuron.LIFNode):
+class MultiStepLIFNode(LIFNode):
+    """``lava_s_cale`` was for a backend that is not accepted here."""
+
     def __init__(
         self,
         tau: float = 2.0,
@@ -89,9 +125,11 @@ class MultiStepLIFNode(neuron.LIFNode):
         surrogate_function: Callable[[Tensor], Tensor] = surrogate.Sigmoid(),  # noqa: B008
         detach_reset: bool = False,
         backend: str = "torch",
+        lava_s_cale: int = 64,
     ) -> None:
         check_choice("backend", backend, ("torch", "cupy"))
-        super().__init__(tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, step_mode="m")
+        super().__init__(tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset)
+        self.step_mode = "m"
 
 
 class MultiStepParametricLIFNode(neuron.ParametricLIFNode):
@@ -202,6 +240,8 @@ def _named(surrogate_function: str, alpha: float) -> Callable[[Tensor], Tensor]:
 _NAMES: dict[str, dict[str, Any]] = {
     "neuron": {
         "BaseNode": BaseNode,
+        "IFNode": IFNode,
+        "LIFNode": LIFNode,
         "MultiStepIFNode": MultiStepIFNode,
         "MultiStepLIFNode": MultiStepLIFNode,
         "MultiStepParametricLIFNode": MultiStepParametricLIFNode,
@@ -270,8 +310,7 @@ def _module(name: str, original: str, names: dict[str, Any]) -> ModuleType:
     module = ModuleType(name, f"Stand-in by pmsn_plugins for {name}.")
     module.__path__ = []
     vars(module).update(names)
-    if original:
-        vars(module)["__getattr__"] = lambda attribute: _of_original(name, original, attribute)
+    vars(module)["__getattr__"] = lambda attribute: _of_original(name, original, names, attribute)
     sys.modules[name] = _installed[name] = module
     package, _, last = name.rpartition(".")
     if package in _installed:
@@ -279,8 +318,14 @@ def _module(name: str, original: str, names: dict[str, Any]) -> ModuleType:
     return module
 
 
-def _of_original(name: str, original: str, attribute: str) -> Any:
+def _of_original(name: str, original: str, names: dict[str, Any], attribute: str) -> Any:
+    of_today = import_module(original) if original else None
+    if attribute == "__all__":  # of import *
+        return sorted({*names, *(n for n in dir(of_today) if of_today is not None and not n.startswith("_"))})
     try:
-        return getattr(import_module(original), attribute)
+        return getattr(of_today, attribute)
     except AttributeError:
-        raise AttributeError(f"{name} has no {attribute} on this release of SpikingJelly") from None
+        raise AttributeError(
+            f"the stand-in for {name} has no {attribute}: it has {', '.join(sorted(names)) or 'only modules'}"
+            + (f" and what {original} of this release has" if original else "")
+        ) from None

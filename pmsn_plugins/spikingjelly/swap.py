@@ -38,10 +38,9 @@ def _is_sequence(module: nn.Module) -> bool | None:
 
 def _common(old: Any) -> dict[str, Any]:
     settings = common(old, SETTINGS)
-    if isinstance(old, getattr(neuron, "GatedLIFNode", ())):  # learns a number whose sigmoid is the threshold
-        settings["v_threshold"] = old.v_threshold.detach().sigmoid()
-        if settings["v_threshold"].numel() == 1:
-            settings["v_threshold"] = settings["v_threshold"].item()
+    if type(old).__name__ == "GatedLIFNode":  # learns a number whose sigmoid is the threshold
+        threshold = old.v_threshold.detach().sigmoid()
+        settings["v_threshold"] = threshold.item() if threshold.numel() == 1 else threshold
     return settings
 
 

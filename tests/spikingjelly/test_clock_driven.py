@@ -271,3 +271,41 @@ def test_neurons_of_the_releases_own_clock_driven_are_pointed_out():
 def test_the_layers_are_the_releases_own():
     for name, cls in {"SeqToANNContainer": nn.Sequential, "MultiStepContainer": nn.Sequential}.items():
         assert issubclass(getattr(clock_driven, name), (cls, getattr(layer, name)))
+
+
+def test_single_step_neurons_take_the_old_arguments(installed):
+    from spikingjelly.clock_driven import neuron as old
+
+    lif = old.LIFNode(3.0, False, 0.5, None, surrogate.ATan(), True, False)  # the last: cupy_fp32_inference
+    assert (lif.tau, lif.decay_input, lif.v_threshold, lif.v_reset, lif.detach_reset, lif.step_mode) == (
+        *(3.0, False, 0.5, None, True),
+        "s",
+    )
+    own = old.IFNode(0.5, None, surrogate.ATan(), True, cupy_fp32_inference=True)
+    assert (own.v_threshold, own.v_reset, own.detach_reset, own.step_mode) == (0.5, None, True, "s")
+    for node in (old.MultiStepLIFNode(lava_s_cale=32), old.MultiStepIFNode(lava_s_cale=32)):
+        assert node.step_mode == "m" and isinstance(node, neuron.BaseNode)
+    assert isinstance(old.MultiStepLIFNode(), old.LIFNode) and isinstance(old.MultiStepIFNode(), old.IFNode)
+    net = nn.Sequential(nn.Linear(3, 4), lif)
+    assert swap_neurons(net, PMSNNode) == {"1": 4} and net[1].v_threshold == 0.5
+
+
+def test_all_names_are_imported_at_once(installed):
+    names = {}
+    exec("from spikingjelly.clock_driven.neuron import *", names)
+    assert names["LIFNode"] is clock_driven.LIFNode and names["MultiStepLIFNode"] is clock_driven.MultiStepLIFNode
+    assert names["EIFNode"] is neuron.EIFNode and names["surrogate"] is surrogate
+
+
+def test_a_name_that_is_not_there_is_said(installed):
+    import spikingjelly.cext.neuron as extension
+    import spikingjelly.clock_driven.neuron as old
+
+    with pytest.raises(
+        AttributeError, match=r"stand-in for spikingjelly\.cext\.neuron has no LIFNode: it has MultiStepIF"
+    ):
+        extension.LIFNode  # noqa: B018
+    with pytest.raises(
+        AttributeError, match=r"neuron has no Nothing: .* and what spikingjelly\.activation_based\.neuron"
+    ):
+        old.Nothing  # noqa: B018
