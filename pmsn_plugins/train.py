@@ -142,6 +142,7 @@ def _run(
 
 def _evaluate(args: argparse.Namespace, process: Process) -> int:
     overrides = [item.name for item in dataclasses.fields(Settings) if getattr(args, item.name) is not None]
+    overrides = ([args.preset] if args.preset is not None else []) + overrides
     if overrides:
         raise ValueError(f"--evaluate takes its settings from the checkpoint; leave out {', '.join(overrides)}")
     payload = contents.check_parts(snapshot.load(args.evaluate), contents.NETWORK, args.evaluate)

@@ -38,7 +38,9 @@ def _is_sequence(module: nn.Module) -> bool | None:
 
 def _common(old: Any) -> dict[str, Any]:
     settings = common(old, SETTINGS)
-    if type(old).__name__ == "GatedLIFNode":  # learns a number whose sigmoid is the threshold
+    if any(
+        cls.__name__ == "GatedLIFNode" for cls in type(old).__mro__
+    ):  # learns a number whose sigmoid is the threshold
         threshold = old.v_threshold.detach().sigmoid()
         settings["v_threshold"] = threshold.item() if threshold.numel() == 1 else threshold
     return settings

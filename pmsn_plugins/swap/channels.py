@@ -107,7 +107,7 @@ def _seen(sighting: Sighting, moving: Moving, wanted: int | str | None) -> Chann
     else:
         problem = f"{what}, where other axes could be the channels as well"
     single = sighting.shape == step
-    raise CannotTellError(problem + _advice(agreeing - {axis}, len(step), said, single))
+    raise CannotTellError(problem + _advice(agreeing - {axis}, axis, len(step), said, single))
 
 
 def _is_only_axis(step: tuple[int, ...], axis: int, widths: set[int], moved: set[int]) -> bool:
@@ -117,7 +117,7 @@ def _is_only_axis(step: tuple[int, ...], axis: int, widths: set[int], moved: set
     return not widths or any(step[axis] % width == 0 for width in widths)  # flattened: [C * H * W]
 
 
-def _advice(agreeing: set[int], ndim: int, said: bool, single: bool) -> str:
+def _advice(agreeing: set[int], looked_at: int, ndim: int, said: bool, single: bool) -> str:
     if len(agreeing) == 1:
         (axis,) = agreeing
         sequence = single and axis == DEFAULT_AXIS + 1
@@ -130,8 +130,8 @@ def _advice(agreeing: set[int], ndim: int, said: bool, single: bool) -> str:
             )
         return f": {how}"
     return (
-        ": say which with channel_axis=, or their number with functools.partial(..., channels=...), or exclude= it, or "
-        "put in a neuron that needs no channels (TC-LIF)"
+        f": say which with channel_axis= (channel_axis={looked_at} if it is these), or their number with "
+        "functools.partial(..., channels=...), or exclude= it, or put in a neuron that needs no channels (TC-LIF)"
     )
 
 

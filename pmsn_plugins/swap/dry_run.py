@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ..layers import reset_states
 from .references import copied, replace
@@ -124,12 +125,14 @@ class Calls:
             never called.
         shapes: the steps of each neuron's calls in order.
         returned: what each neuron has returned, in order.
+        strangers: modules that were called and that the net does not hold.
     """
 
     def __init__(self, names: list[str]) -> None:
         self.sightings: dict[str, list[Sighting]] = {name: [] for name in names}
         self.shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
         self.returned: dict[str, list[Returned]] = {name: [] for name in names}
+        self.strangers: list[nn.Module] = []
 
     def called(self) -> set[str]:
         return {name for name, shapes in self.shapes.items() if shapes}
@@ -198,6 +201,7 @@ class DryRun:
             _exchanged(neurons, methods, watcher.around),
             _exchanged({module: name for name, module in self.originals.items()}, methods, _forbidden),
             _untouched_random_numbers(self.net),
+            _noticed_strangers(twin, calls),
             torch.set_grad_enabled(trace),
         ):
             # methods that were taken off a neuron before, self.fire = self.sn.forward, are taken anew
@@ -396,6 +400,25 @@ def _holds_channels(x: Tensor, axis: int, sources: list[Source]) -> bool:
             return False
         seen = seen or bool(channels)
     return seen
+
+
+@contextmanager
+def _noticed_strangers(net: nn.Module, calls: Calls) -> Iterator[None]:
+    """Modules that are called for a while, and that ``net`` does not hold, are noted."""
+    held = set(net.modules())
+    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in held):  # takes no such hook
+        yield
+        return
+
+    def notice(module: nn.Module, _: Any) -> None:
+        if module not in held:
+            calls.strangers.append(module)
+
+    hook = register_module_forward_pre_hook(notice)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager

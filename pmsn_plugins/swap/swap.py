@@ -67,7 +67,15 @@ class Swap:
                     "neurons with target= to give them feedback of their own"
                 )
         self.ours = tuple(cls for framework in self.frameworks for cls in framework.ours)
-        self.found = select(net, target, exclude, self.known, self.ours)
+        try:
+            self.found = select(net, target, exclude, self.known, self.ours)
+        except ValueError as error:
+            if target is None and (hidden := self.unregistered(Holders(net))):
+                raise ValueError(
+                    f"{error}; {', '.join(hidden)} is no registered module of the net: keep it in a "
+                    "torch.nn.ModuleList or ModuleDict"
+                ) from None
+            raise
         self.chosen = target is not None
         self.remembers: dict[nn.Module, bool] = {}  # of modules of no framework: whether sequences, where that is seen
         self.unused: list[str] = []
@@ -371,6 +379,13 @@ class Swap:
         if missed:
             raise ValueError(f"the swapped net no longer calls {', '.join(missed)}")
         self.compare(before, calls)
+        theirs = [m for m in calls.strangers if isinstance(m, self.known) and not isinstance(m, self.ours)]
+        if theirs:
+            warnings.warn(
+                f"the net still calls {', '.join(sorted({type(m).__name__ for m in theirs}))} that it does not hold: a "
+                "neuron made in forward is left as it is, make it in __init__",
+                stacklevel=4,
+            )
 
     def compare(self, before: Calls, after: Calls) -> None:
         """Raise if a new neuron returns something of another form than the old one did, and warn if other spikes."""
@@ -395,11 +410,8 @@ class Swap:
     def warn_of_leftovers(self) -> None:
         """Neurons that the net holds without having registered them, and parameters of the old ones."""
         holders = Holders(self.net)
-        registered = set(self.net.modules())
-        for module in list(holders.found.values()):
-            if isinstance(module, self.known) and not isinstance(module, self.ours) and module not in registered:
-                where = holders.say(holders.references[id(module)][0])
-                warnings.warn(f"{where} is no registered module of the net and was left as it is", stacklevel=4)
+        for where in self.unregistered(holders):
+            warnings.warn(f"{where} is no registered module of the net and was left as it is", stacklevel=4)
         for old, names in self.found.items():
             for name, parameter in old.named_parameters():
                 for reference in holders.references.get(id(parameter), ()):
@@ -408,6 +420,15 @@ class Swap:
                         warnings.warn(f"{where} is {name} of the old {names[0]}, which is gone", stacklevel=4)
             if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks:
                 warnings.warn(f"hooks on {self.say(old)} are gone with it: register them again", stacklevel=4)
+
+    def unregistered(self, holders: Holders) -> list[str]:
+        """Where the net holds neurons that are no registered modules."""
+        registered = set(self.net.modules())
+        return [
+            holders.say(holders.references[id(module)][0])
+            for module in list(holders.found.values())
+            if isinstance(module, self.known) and not isinstance(module, self.ours) and module not in registered
+        ]
 
     def say(self, old: nn.Module) -> str:
         return " = ".join(self.found[old])

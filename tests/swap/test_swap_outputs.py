@@ -315,3 +315,37 @@ def test_a_setting_that_cannot_be_taken_over_says_what_to_do():
             swap_neurons(nn.Sequential(nn.Conv2d(3, 4, 3), old), TCLIFNode)
         (note,) = caught.value.__notes__
         assert "with the v_threshold of the old" in note and "functools.partial" in note and "exclude= it" in note
+
+
+# neurons that the net holds in no way that a swap can reach
+
+
+class InList(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.neurons = nn.Linear(4, 8), [neuron.LIFNode()]
+
+    def forward(self, x):
+        return self.neurons[0](self.fc(x))
+
+
+@NEURONS
+@pytest.mark.parametrize("sample", [None, torch.randn(N, 4)])
+def test_neurons_in_a_plain_list_alone(new, sample):
+    with pytest.raises(ValueError, match=r"no neuron to swap: .*neurons\[0\] is no registered module .*ModuleList"):
+        swap_neurons(InList(), new, sample)
+
+
+class MadeInForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.sn, self.fc2 = nn.Linear(4, 8), neuron.LIFNode(), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return neuron.IFNode()(self.fc2(self.sn(self.fc(x))))
+
+
+@NEURONS
+def test_neurons_made_in_forward(new):
+    with pytest.warns(UserWarning, match="the net still calls IFNode that it does not hold"):
+        assert swap_neurons(MadeInForward(), new, torch.randn(N, 4)) == {"sn": 8}
