@@ -40,12 +40,15 @@ def swap_neurons(
             ``spike_grad``, ``init_hidden``, ``output``. Or a function of nothing, of ``channels`` or of
             ``(channels, old)`` that makes a neuron; of the above it is given ``step_mode`` and ``store_v_seq``.
         sample_input: input of the net (a tuple for several). With it, copies of the net are run: to see the channels of
-            every neuron, whatever the order of registration; to leave alone, with a warning, neurons that are never
-            called; and to check that the swapped net calls every new neuron and no old one. Neither the net nor the
-            random numbers are touched. Without it, the channels are those of the norm, convolution or linear layer
+            every neuron, whatever the order of registration, and where time is in the input of modules of no framework;
+            to leave alone, with a warning, neurons that are never called, and without ``target`` those that return no
+            spikes (readouts); and to check that the swapped net calls every new neuron and no old one, and gets from
+            each what it got before. Neither the net nor the random numbers are touched. Without it, the channels are those of the norm, convolution or linear layer
             registered right before the neuron, which is right for the networks of SpikingJelly.
         target: what to replace: classes (of any module, ``nn.ReLU`` too), names with wildcards (``"layer1.*"``), a
-            predicate ``(name, module)``, or a list of these. By default all neurons of both frameworks but ours.
+            predicate ``(name, module)``, or a list of these. By default all neurons of both frameworks but ours and
+            SpikingJelly's readouts (``NonSpiking...``). Where nothing tells whether a module of no framework takes
+            sequences, say ``step_mode`` in a partial.
         exclude: what to leave alone, said in the same ways.
         channel_axis: axis of the channels in one step [N, C, *], which is 1 unless it is said otherwise: -1 for tokens
             [N, L, C], 0 for [C, N, *]; ``'auto'`` for the axis on which the width of the layers before is found (needs
@@ -60,7 +63,8 @@ def swap_neurons(
     Raises:
         TypeError: an argument is of another kind; the class needs an option that nobody gave.
         ValueError: there is nothing to replace; the channels of a neuron cannot be told, or what it sees and the layers
-            before it do not agree; a new neuron does not fit; an old one is still held somewhere.
+            before it do not agree; a new neuron does not fit, or returns something of another form; an old one is still
+            held somewhere.
 
     Example:
         >>> from functools import partial
