@@ -129,6 +129,12 @@ def _saved(ctx: Any, neuron: str) -> tuple[Tensor, ...]:
     try:
         return ctx.saved_tensors
     except RuntimeError as error:
+        if "second time" in str(error):
+            raise RuntimeError(
+                f"{error} (Or this graph goes on from a state that a neuron has kept since before the last backward "
+                "pass: reset or detach all its compartments first, not v alone, in SpikingJelly with "
+                "functional.reset_net(net) or detach_net(net), in snnTorch with utils.reset(net) or detach_hidden.)"
+            ) from error
         if "inplace operation" not in str(error):
             raise
         raise RuntimeError(

@@ -43,8 +43,9 @@ def swap_neurons(
             every neuron, whatever the order of registration, and where time is in the input of modules of no framework;
             to leave alone, with a warning, neurons that are never called, and without ``target`` those that return no
             spikes (readouts); and to check that the swapped net calls every new neuron and no old one, and gets from
-            each what it got before. Neither the net nor the random numbers are touched. Without it, the channels are those of the norm, convolution or linear layer
-            registered right before the neuron, which is right for the networks of SpikingJelly.
+            each what it got before. Neither the net nor the random numbers are touched. Without it, the channels are
+            those of the norm, convolution or linear layer registered right before the neuron, which is right for the
+            networks of SpikingJelly.
         target: what to replace: classes (of any module, ``nn.ReLU`` too), names with wildcards (``"layer1.*"``), a
             predicate ``(name, module)``, or a list of these. By default all neurons of both frameworks but ours and
             SpikingJelly's readouts (``NonSpiking...``). Where nothing tells whether a module of no framework takes

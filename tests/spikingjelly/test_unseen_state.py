@@ -286,3 +286,37 @@ def test_compiled_after_eager(mode):
         values(other)
         assert torch.equal(compiled(x), other(x))
         assert torch.equal(node(x), other(x)) and equal(values(node), values(other))
+
+
+@pytest.mark.parametrize("see", [False, True])
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("kind", NODES)
+def test_training_goes_on_from_what_inference_mode_has_left(kind, step_mode, see):
+    """As SpikingJelly's own neurons do."""
+    nodes = NODES[kind](step_mode=step_mode), NODES[kind](step_mode=step_mode)
+    nodes[1].load_state_dict(nodes[0].state_dict())
+    x = torch.randn(2, 12, N, C)[:, : 1 if step_mode == "s" else None].squeeze(1).requires_grad_()
+    for node, mode in zip(nodes, (torch.inference_mode, torch.no_grad), strict=True):
+        with mode():
+            node(x[0])
+            if see:
+                values(node)
+    spikes = [node(x[1]) for node in nodes]
+    assert torch.equal(*spikes)
+    gradients = [torch.autograd.grad(s.sum(), [x, *n.parameters()]) for s, n in zip(spikes, nodes, strict=True)]
+    assert equal(*gradients)
+
+
+@pytest.mark.parametrize("step_mode", ["s", "m"])
+@pytest.mark.parametrize("kind", NODES)
+def test_a_second_backward_pass_through_a_kept_state_says_what_to_do(cpu_library, kind, step_mode):
+    node, x = NODES[kind](step_mode=step_mode), torch.randn(12, N, C)
+    x = x[0] if step_mode == "s" else x
+    node(x).sum().backward()
+    spikes = node(x)
+    with pytest.raises(RuntimeError, match=r"functional\.reset_net\(net\) or detach_net\(net\), in snnTorch"):
+        spikes.sum().backward()
+    functional.reset_net(node)
+    node(x).sum().backward()
+    functional.detach_net(node)
+    node(x).sum().backward()
