@@ -14,10 +14,11 @@ STRENGTHS = (0.3, 1.0, 3.0)
 
 
 def memory_axis(module: nn.Module, args: Sequence[Any]) -> int | None:
-    """0 or 1, whichever axis it is along which the module remembers its first input; None where neither is seen.
+    """0 or 1, whichever axis it is along which the module remembers earlier inputs; None where neither is seen.
 
     Copies of the module are run on constant inputs of the shape of the first argument, with and without a strong
-    inhibition at the beginning, and what they return of the rest is compared.
+    inhibition at the first place and at the last. What remembers returns something else after the first, and nothing
+    else before the last: neurons that inhibit each other along an axis do that too.
     """
     x = args[0] if args else None
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -29,15 +30,18 @@ def memory_axis(module: nn.Module, args: Sequence[Any]) -> int | None:
 
 
 def _remembers(module: nn.Module, x: Tensor, others: Sequence[Any], axis: int, strength: float) -> bool:
-    constant = torch.full_like(x, strength)
-    inhibited = constant.clone()
-    inhibited.select(axis, 0).fill_(-10 * strength)
+    def run(inhibited: int | None) -> Any:
+        inputs = torch.full_like(x, strength)
+        if inhibited is not None:
+            inputs.select(axis, inhibited).fill_(-10 * strength)
+        return copy.deepcopy(module).eval()(inputs, *others)
+
     try:
         with torch.no_grad():
-            first, again, other = (copy.deepcopy(module).eval()(c, *others) for c in (constant, constant, inhibited))
+            plain, again, after_first, before_last = run(None), run(None), run(0), run(-1)
     except Exception:  # whatever is wrong with it is said by the run of the net
         return False
-    if not isinstance(first, Tensor) or first.shape != x.shape or not torch.equal(first, again):
+    if not isinstance(plain, Tensor) or plain.shape != x.shape or not torch.equal(plain, again):
         return False
-    rest = slice(1, None)
-    return not torch.equal(first.movedim(axis, 0)[rest], other.movedim(axis, 0)[rest])
+    plain, after_first, before_last = (y.movedim(axis, 0) for y in (plain, after_first, before_last))
+    return not torch.equal(plain[1:], after_first[1:]) and torch.equal(plain[:-1], before_last[:-1])

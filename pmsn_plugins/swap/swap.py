@@ -180,7 +180,8 @@ class Swap:
             if axis == 1:
                 raise ValueError(
                     f"{self.say(old)} remembers along axis 1 of its input {tuple(inputs[name][0].shape)}, not along "
-                    "axis 0: if that is [N, T, *], say batch_first=True"
+                    "axis 0: if that is [N, T, *], say batch_first=True, else step_mode='m' or 's' in a "
+                    "functools.partial"
                 )
             if axis == 0:
                 self.remembers[old] = True

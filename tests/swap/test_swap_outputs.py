@@ -242,6 +242,19 @@ class Stateless(nn.Module):
         return (x > 0.5).to(x)
 
 
+class Rivals(nn.Module):
+    """Neurons of one step that inhibit each other, along the channels and in the batch: no memory."""
+
+    def forward(self, x):
+        return (x > x.mean((0, 1), keepdim=True) + 0.1).to(x)
+
+
+def test_rivals_do_not_remember():
+    net = nn.Sequential(nn.Linear(4, 8), Rivals(), nn.Linear(8, 2), neuron.IFNode())
+    assert swap_neurons(net, PMSNNode, torch.randn(N, 4), target=(Rivals, neuron.IFNode)) == {"1": 8, "3": 2}
+    assert net[1].step_mode == "s"
+
+
 @NEURONS
 @pytest.mark.parametrize("sample", [None, torch.randn(T, N, 3, 6, 6)])
 def test_where_nothing_tells_the_user_is_asked(new, sample):
