@@ -458,7 +458,7 @@ def test_moved_and_reset(kind, runs):
         lambda neuron: neuron.double(),
         lambda neuron: neuron.float(),
         lambda neuron: neuron.reset() if hasattr(neuron, "reset") else neuron.reset_mem(),
-        lambda neuron: setattr(neuron, names(neuron)[0], torch.full_like(getattr(neuron, names(neuron)[0]), 0.3)),
+        lambda neuron: [setattr(neuron, n, torch.full_like(getattr(neuron, n), 0.3)) for n in names(neuron)],
     ):
         for neuron in (node, twin):
             change(neuron)

@@ -48,6 +48,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_floating, check_named, check_state
+from .pmsn import without_autocast
 from .surrogate import OWN, SURROGATES, SpikeFunction, SurrogateSpec, describe, spike_function, transformed, triangle
 from .tclif import check_tclif_inputs
 
@@ -181,7 +182,7 @@ def tclif_recurrent_sequence(
     fire = spike_function(surrogate_function)
     numbers = _Numbers(gamma, v_threshold, *leak)
     pre_reset = soma_feedback == "pre_reset"
-    with torch.autocast(x_seq.device.type, enabled=False):
+    with without_autocast(x_seq):
         if state is None:
             # three tensors: torch.compile takes none twice
             parts = (torch.zeros(x_seq.shape[1:], dtype=dtype, device=x_seq.device) for _ in range(3))

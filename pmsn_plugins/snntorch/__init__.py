@@ -11,6 +11,9 @@ except ImportError as error:
         'pmsn_plugins.snntorch needs snnTorch: pip install "pmsn_plugins[snntorch]"', name=error.name
     ) from error
 
+from torch.serialization import add_safe_globals
+
+from ..functional import PMSNState
 from . import surrogates  # noqa: F401  (says which of snnTorch's surrogate functions are known)
 from .hidden import reset
 from .membrane import Membrane
@@ -18,5 +21,7 @@ from .pmsn import PMSN
 from .registration import register, unregister
 from .tclif import TCLIF
 from .tclif_recurrent import RTCLIF
+
+add_safe_globals([Membrane, PMSNState])  # tensors and their names: torch.load reads states with weights_only=True
 
 __all__ = ["PMSN", "RTCLIF", "TCLIF", "Membrane", "register", "reset", "unregister"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import snntorch as snn
 import torch
 from torch import Tensor
 
 from .._checks import (
+    check_choice,
     check_finite,
     check_flag,
     check_floating,
@@ -18,6 +19,7 @@ from .._checks import (
     check_threshold,
     compute_dtype,
     is_transformed,
+    shown,
 )
 from ..functional import triangle
 from ..functional.surrogate import SpikeFunction
@@ -28,7 +30,12 @@ from ..kernels.unwatched import unwatched
 from ..recomputation import KeepsState
 from ..unseen import Later, States
 from .instances import enlist, enlisted
-from .membrane import Membrane
+from .membrane import Membrane, version
+
+Result = TypeVar("Result")
+
+STEP_MODES = ("m", "s")
+NAMES_OF_SYNAPTIC = {"input_": "x", "syn": "dend"}
 
 
 class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
@@ -44,6 +51,12 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     _hidden: tuple[str, ...]
     """Names of the tensors that make up the hidden state; an empty tensor stands for the initial state."""
+
+    _set_by_user: tuple[str, ...] = ()
+    """Those names whose tensors the layer did not set last. After a reset all: it has lost nothing."""
+
+    _versions: tuple[int | None, ...] = ()
+    """How often they had been changed in place when the layer set them."""
 
     _unseen: States | Later | None = None
     """The hidden state, as long as nobody has looked at it: its names are not there until somebody asks for one."""
@@ -138,9 +151,13 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
             self.register_buffer("graded_spikes_factor", None, persistent=False)  # spares a product over all spikes
         self.backend = backend
         self.single_state = single_state
-        for name in self._hidden:
-            setattr(self, name, torch.zeros(0))
+        self._set_states(torch.zeros(0) for _ in self._hidden)
+        self._set_by_user = self._hidden
         enlist(self)
+
+    def fire(self, mem: Tensor) -> Tensor:
+        """Spikes of a membrane, as snnTorch's layers have it."""
+        return self._grade(self.spike_grad(mem - self.threshold), getattr(self, "channel_axis", 1))
 
     def _reset_cases(self, reset_mechanism: str) -> None:
         """Called by snnTorch whenever ``reset_mechanism`` is set."""
@@ -158,6 +175,7 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     def _begin(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...], bool]:
         """The input, the kept state that a call starts from, and whether to keep the one that it ends with."""
+        self._look_for_changes()
         x = self._checked_when_run(x)
         kept = self._unseen
         if type(kept) is not tuple or x.shape != kept[0].shape:
@@ -174,12 +192,13 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
             last = (x.new_empty(0, dtype=compute_dtype(x)),) * len(self._hidden)
         else:
             last = tuple(getattr(self, name) for name in self._hidden) if unseen is None else unseen
-        self._unseen = None
-        for name, state in zip(self._hidden, last, strict=True):
-            # only asked what it is: it may be left from a transformation of torch.func
-            setattr(self, name, torch.zeros(0, dtype=state.dtype, device=state.device))
-        hidden = {name: getattr(self, name) for name in self._hidden}
-        return Membrane.of(self.mem, hidden) if self.single_state else tuple(hidden.values())
+        # only asked what they are: they may be left from a transformation of torch.func
+        states = tuple(torch.zeros(0, dtype=state.dtype, device=state.device) for state in last)
+        self._set_states(states)
+        self._set_by_user = self._hidden
+        # not what the layer keeps: other threads may reset it as well
+        hidden = dict(zip(self._hidden, states, strict=True))
+        return Membrane.of(hidden["mem"], hidden) if self.single_state else states
 
     def init_leaky(self) -> Membrane:
         """``snn.Leaky``'s name of :meth:`reset_mem`, for its loops."""
@@ -189,7 +208,7 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
                 "single_state=True); else use reset_mem"
             )
         state = self.reset_mem()
-        assert isinstance(state, Membrane)
+        assert not isinstance(state, tuple)
         return state
 
     init_lapicque = init_leaky
@@ -209,9 +228,31 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
                 learned = self._parameters_of_kernels()
                 self.__dict__["_prepared"] = prepared_step(calls, x, states, learned, self.spike_grad)
             return
-        self._unseen = None
-        for name, state in zip(self._hidden, states, strict=True):
-            setattr(self, name, state)
+        self._set_states(states)
+
+    def _set_states(self, states: Iterable[Tensor]) -> None:
+        """Keep a state that may be seen, as the layer itself does."""
+        states = tuple(states)
+        if torch.compiler.is_compiling():
+            self._unseen, self._set_by_user, self._versions = None, (), (None,) * len(states)
+            for name, state in zip(self._hidden, states, strict=True):
+                self._show(name, state)
+            return
+        # what setting one by one would do, many times faster
+        self.__dict__.update(zip(self._hidden, states, strict=True))
+        versions = tuple([None if state.is_inference() else state._version for state in states])
+        self.__dict__.update(
+            _unseen=None, _set_by_user=(), _versions=versions, _prepared=None, _prepared_with_states=None
+        )
+
+    def _show(self, name: str, state: Tensor) -> None:
+        super().__setattr__(name, state)
+
+    def _change_states(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change what they are, but not their values."""
+        whose = self._set_by_user
+        self._set_states([change(getattr(self, name)) for name in self._hidden])
+        self._set_by_user = whose
 
     def _prepared_step(self, x: Tensor) -> Tensor | None:
         """The spikes of a step that is like the last one; None if it is not, and nothing was done."""
@@ -250,46 +291,96 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
         """Keep a state that nobody has looked at."""
         for name in self._hidden:
             self.__dict__.pop(name, None)
-        self.__dict__["_unseen"], self.__dict__["_prepared"] = states, None
+        self.__dict__.update(_unseen=states, _prepared=None, _set_by_user=())
 
     def _reveal(self) -> None:
         states = self._unseen
         if isinstance(states, Later):
             states = states()
         assert states is not None
-        self._unseen = None
-        for name, state in zip(self._hidden, states, strict=True):
-            setattr(self, name, state)
+        self._set_states(states)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._hidden and self._unseen is not None:
-            self._reveal()
         # anything that is set may be a setting that they were not prepared for
         if self._prepared is not None:
             self.__dict__["_prepared"] = None
         if self._prepared_with_states is not None:
             self.__dict__["_prepared_with_states"] = None
+        if name in self._hidden:
+            self._take(name, value)
+            return
+        if name == "step_mode":
+            check_choice("step_mode", value, STEP_MODES)
         super().__setattr__(name, value)
+
+    def _take(self, name: str, value: Any) -> None:
+        """Go on from what a user has set ``layer.mem`` to, say: zeros reset the layer, as they would a Leaky."""
+        whole = list(getattr(value, "compartments", {}).values()) or (value if isinstance(value, tuple) else ())
+        if len(whole) == len(self._hidden) and all(isinstance(state, Tensor) for state in whole):
+            self._set_states(whole)
+            self._set_by_user = self._hidden
+            return
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be set to a tensor or to what reset_mem() returned, got {shown(value)}")
+        if name == "mem" and _is_plain_zero(value):
+            self.reset_mem()
+        elif _same_memory(value, now := getattr(self, name)):
+            if name == "mem" and value is not now and not value.requires_grad:
+                self._change_states(torch.Tensor.detach)  # as of a Leaky, nothing is left of the graph
+        else:
+            self._set_by_user = tuple(n for n in self._hidden if n == name or n in self._set_by_user)
+        self._show(name, value)
+
+    def _look_for_changes(self) -> None:
+        """Before a call goes on from the kept state: raise if the user has changed a part of it alone."""
+        if self._unseen is not None:
+            return
+        for name, before in zip(self._hidden, self._versions, strict=True):
+            state = getattr(self, name)
+            if before is not None and version(state) not in (None, before):  # as if it had been set
+                if name == "mem" and not state.any():
+                    self.reset_mem()
+                    return
+                self._set_by_user = tuple(n for n in self._hidden if n == name or n in self._set_by_user)
+        if self._set_by_user and self._set_by_user != self._hidden:
+            raise ValueError(
+                f"{', '.join(self._set_by_user)} of {type(self).__name__} was changed, and its other states were not: "
+                f"they would go on from before. Use reset_mem() to start anew, or set all of {', '.join(self._hidden)}"
+            )
 
     def _compartments(self, state: object) -> dict[str, Tensor]:
         """What a loop with one state hands back: a :class:`Membrane` of this kind of layer, or its initial state."""
         if not isinstance(state, Tensor):
             raise TypeError(f"mem must be the state that the layer returned, got {type(state).__name__}")
         compartments = getattr(state, "compartments", {})
-        if compartments.keys() == set(self._hidden):
+        changed = isinstance(state, Membrane) and state.was_changed()
+        if compartments.keys() == set(self._hidden) and not changed:
             return compartments
-        if compartments or (state.numel() and state.any()):
+        if state is self.mem and not changed:
+            return {name: getattr(self, name) for name in self._hidden}
+        if (compartments and not changed) or not (_is_plain_zero(state) or (changed and not state.any())):
             raise TypeError(
                 f"mem must be the state that this {type(self).__name__} returned (its detach() is one too), or zeros; "
-                "a tensor computed from it has lost the other compartments"
+                "a tensor computed from it, or changed in place, has lost the other compartments"
+            )
+        if not changed and self._may_come_from_last(state):
+            raise ValueError(
+                f"mem is zeros, and so was the membrane that this {type(self).__name__} returned last: it cannot be "
+                "told whether they are the initial state or computed from that one, which has lost the other "
+                "compartments. Begin with mem = layer.reset_mem(), and go on with the mem that the layer returns"
             )
         return {name: state.new_zeros(0) for name in self._hidden}
 
+    def _may_come_from_last(self, zeros: Tensor) -> bool:
+        """Whether they may be a copy of the last membrane, say, while other compartments are not at rest."""
+        last = self.mem
+        if zeros.numel() == 0 or last.shape != zeros.shape or is_transformed(last) or last.any():
+            return False
+        return any(bool(getattr(self, name).any()) for name in self._hidden)
+
     def detach_mem(self) -> None:
         """Cut the hidden state from the graph that computed it; in place like snnTorch, for loops hold it as well."""
-        for name in self._hidden:
-            state = getattr(self, name)
-            setattr(self, name, state.detach() if state._is_view() else state.detach_())
+        self._change_states(lambda state: state.detach() if state._is_view() else state.detach_())
 
     @classmethod
     def detach_hidden(cls) -> None:
@@ -306,8 +397,7 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> MultiCompartmentLayer:
         """Move the hidden state along with ``.to()``. It is no buffer, for DDP would broadcast it between processes."""
         super()._apply(fn, *args, **kwargs)
-        for name in self._hidden:
-            setattr(self, name, fn(getattr(self, name)))
+        self._change_states(fn)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -338,6 +428,49 @@ def _shared(states: States, before: States) -> bool:
     """Whether a state may lie where an earlier one does, which somebody has seen."""
     places = {state.data_ptr() for state in before if state.numel()}
     return any(state.data_ptr() in places for state in states)
+
+
+def renamed(ours: dict[str, Any], theirs: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Arguments of a forward, of which some were given by snnTorch's names.
+
+    Args:
+        names: ours by theirs.
+    """
+    for name, value in theirs.items():
+        if (own := names.get(name)) is None:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+        if ours[own] is not None:
+            raise TypeError(f"{own} and {name} are one argument, got both")
+        ours[own] = value
+    return ours
+
+
+def in_words_of_snntorch(kernel: Callable[..., Result], *args: Any, **options: Any) -> Result:
+    """Call a kernel. Its errors name ``threshold`` and ``spike_grad`` as they are named here."""
+    if torch.compiler.is_compiling():
+        return kernel(*args, **options)
+    try:
+        return kernel(*args, **options)
+    except (TypeError, ValueError) as error:
+        words = (str(word).replace("v_threshold", "threshold") for word in error.args)
+        error.args = tuple(word.replace("surrogate_function", "spike_grad") for word in words)
+        raise
+
+
+def _is_plain_zero(value: Tensor) -> bool:
+    """Whether it is zeros, or empty, and no result of a computation that is recorded."""
+    if value.numel() == 0:
+        return True
+    if value.requires_grad or value.is_meta or is_transformed(value):
+        return False
+    return not value.any()
+
+
+def _same_memory(value: Tensor, state: Tensor) -> bool:
+    """Whether ``value`` is ``state``, or its detached form."""
+    if value is state or is_transformed(value) or is_transformed(state):
+        return value is state
+    return value.data_ptr() == state.data_ptr() and value.shape == state.shape and value.stride() == state.stride()
 
 
 def check_step(x: Tensor, channels: int | None) -> None:

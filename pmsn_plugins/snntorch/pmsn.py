@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import snntorch as snn
 from torch import Tensor
 
@@ -15,10 +17,8 @@ from ..kernels.unwatched import unwatched
 from ..membrane_loss import refusing_gradient
 from ..parameters import PMSNParametersMixin
 from ..unseen import Later, States, can_wait
-from .layer import MultiCompartmentLayer, check_step, fit_state
+from .layer import STEP_MODES, MultiCompartmentLayer, check_step, fit_state, in_words_of_snntorch, renamed
 from .membrane import Membrane
-
-STEP_MODES = ("m", "s")
 
 
 class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
@@ -197,12 +197,15 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
     def reset_mem(self) -> PMSNState | Membrane:
         """Go back to the initial state and return it: empty tensors, which fit any batch."""
         state = super().reset_mem()
-        return state if isinstance(state, Membrane) else PMSNState(*state)
+        return PMSNState(*state) if isinstance(state, tuple) else state
 
     def forward(
-        self, x: Tensor, state: PMSNState | Membrane | None = None
+        self, x: Any = None, state: PMSNState | Membrane | None = None, **names_of_leaky: Any
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, PMSNState]:
-        """Run a sequence [T, B, C, *], or with ``step_mode='s'`` one step; see the class."""
+        """Run a sequence [T, B, C, *], or with ``step_mode='s'`` one step; see the class. By their names in
+        ``snn.Leaky``, ``input_`` and ``mem``, the arguments are taken too."""
+        if names_of_leaky:
+            return self.forward(**renamed(dict(x=x, state=state), names_of_leaky, {"input_": "x", "mem": "state"}))
         if self.step_mode == "s":
             return self.step(x, state)
         if state is not None:
@@ -219,14 +222,15 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         if keep and later is not None:
             self._hide(later)
         elif keep and output.state is not None:
-            self._keep(fold.unfolded_state(output.state))
+            self._set_states(fold.unfolded_state(output.state))
         elif output.state is not None and not self.init_hidden:
-            self.mem = fold.unfolded(output.state.v, 0)  # for a monitor
+            self._show("mem", fold.unfolded(output.state.v, 0))  # for a monitor
         spk = self._grade(fold.unfolded(output.spikes, 1), self._axis_after(1))
         return spk if output.v_seq is None else (spk, refusing_gradient(fold.unfolded(output.v_seq, 1), spk))
 
     def _sequence(self, x: Tensor, kept: States | None, fold: Fold, with_state: bool) -> PMSNOutput:
-        return kernels.pmsn_sequence(
+        return in_words_of_snntorch(
+            kernels.pmsn_sequence,
             fold.folded(x, 1),
             self.neuron_parameters(),
             None if kept is None else self._fitted(PMSNState(*kept), fold, x),
@@ -256,23 +260,27 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
                 if (spk := self._prepared_step(x)) is not None:
                     return spk
             elif type(state) is PMSNState and (made := self._prepared_step_with_states(x, state)) is not None:
-                return made[0], PMSNState(*made[1:])
+                after = PMSNState(*made[1:])
+                if self.step_mode == "s":
+                    own = self.__dict__
+                    own["mem"], own["h_real"], own["h_imag"] = after
+                return made[0], after
         if self.context == "global":
             raise ValueError("context='global' averages over the whole sequence and has no single step; call the layer")
         check_floating("x", x)
-        keep = False
+        if self.init_hidden and state is not None:
+            raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
+        keep = self.step_mode == "s" and not self.in_backward()
         calls: list[Call] | None = None
         kept: States = ()
         before: PMSNState | None = None
-        if self.init_hidden:
-            if state is not None:
-                raise TypeError("state must not be passed while init_hidden=True: the layer keeps it")
+        if self.init_hidden or (state is None and self.step_mode == "s"):
             x, kept, keep = self._begin(x)
             before = PMSNState(*kept)
-            if kept is self._unseen:
+            if self.init_hidden and kept is self._unseen:
                 calls = []
-        elif self.single_state:
-            before = None if state is None else PMSNState(*self._compartments(state).values())
+        elif state is not None and self.single_state:
+            before = PMSNState(*self._compartments(state).values())
         elif state is not None:
             check_named("state", state, PMSNState)
             assert isinstance(state, PMSNState)
@@ -280,8 +288,9 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         if self.channel_axis == 1:
             check_step(x, self.channels)
         fold = self._fold(x, 0)
-        with_states = None if before is None else self._calls_with_states()
-        spk, state = kernels.pmsn_step(
+        with_states = None if state is None else self._calls_with_states()
+        spk, state = in_words_of_snntorch(
+            kernels.pmsn_step,
             fold.folded(x, 0),
             self.neuron_parameters(),
             None if before is None else self._fitted(before, fold, x),
@@ -296,20 +305,18 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         state = fold.unfolded_state(state)
         spk = self._grade(fold.unfolded(spk, 0), self._axis_after(0))
         mem = refusing_gradient(state.v, spk)
+        if keep:
+            seen = self.output or not self.init_hidden
+            self._keep_states((mem, state.h_real, state.h_imag), kept, seen, x, calls)
         if self.init_hidden:
-            if keep:
-                self._keep_states(tuple(state), kept, self.output, x, calls)
             return (spk, mem) if self.output else spk
-        if self._forward_hooks:
-            self.mem = state.v  # for a monitor
+        if self._forward_hooks and not keep:
+            self._show("mem", state.v)  # for a monitor
         if self.single_state:
             return spk, Membrane.of(mem, dict(zip(self._hidden, state, strict=True)))
         after = PMSNState(mem, state.h_real, state.h_imag)
         self._prepare_with_states(with_states, x, before or (), after)
         return spk, after
-
-    def _keep(self, state: PMSNState) -> None:
-        self.mem, self.h_real, self.h_imag = state
 
     def _fold(self, x: Tensor, leading: int) -> Fold:
         fold = Fold(tuple(x.shape[leading:]), self.channel_axis)

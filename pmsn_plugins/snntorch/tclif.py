@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import snntorch as snn
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..functional.surrogate import SpikeFunction
 from ..kernels.calls import Call
 from ..kernels.unwatched import unwatched
 from ..parameters import TCLIFParametersMixin
-from .layer import MultiCompartmentLayer, check_step, fit_state
+from .layer import NAMES_OF_SYNAPTIC, MultiCompartmentLayer, check_step, fit_state, in_words_of_snntorch, renamed
 from .membrane import Membrane
 
 
@@ -127,6 +128,9 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         check_finite("gamma", gamma)
         check_choice("soma_feedback", soma_feedback, SOMA_FEEDBACK)
         check_flag("detach_reset", detach_reset)
+        check_flag("single_state", single_state)
+        if single_state and type(self) is TCLIF:
+            object.__setattr__(self, "__class__", _TCLIFInPlaceOfLeaky)
         super().__init__(
             lambda: self._create_parameters(beta, channels, beta_range),
             channels=channels,
@@ -150,9 +154,12 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         self.detach_reset = detach_reset
 
     def forward(
-        self, x: Tensor, dend: Tensor | None = None, mem: Tensor | None = None
+        self, x: Any = None, dend: Tensor | None = None, mem: Tensor | None = None, **names_of_synaptic: Any
     ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
-        """Run one time step ``x`` [B, *] (or a single number, as in snnTorch's first tutorials); see the class."""
+        """Run one time step ``x`` [B, *] (or a single number, as in snnTorch's first tutorials); see the class. By
+        their names in ``snn.Synaptic``, ``input_`` and ``syn``, the arguments are taken too."""
+        if names_of_synaptic:
+            return self.forward(**renamed(dict(x=x, dend=dend, mem=mem), names_of_synaptic, NAMES_OF_SYNAPTIC))
         if unwatched():
             if dend is None and mem is None:
                 if (spk := self._prepared_step(x)) is not None:
@@ -200,7 +207,8 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         overwrite: list[Call] | None = None,
         calls: list[Call] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        spk, state = kernels.tclif_step(
+        spk, state = in_words_of_snntorch(
+            kernels.tclif_step,
             x,
             *self._couplings_of_step(x.ndim),
             TCLIFState(v=mem, v_dendrite=dend),
@@ -219,3 +227,11 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
     def extra_repr(self) -> str:
         """Shown when the layer is printed."""
         return f"gamma={self.gamma}, leak={self.leak}, soma_feedback={self.soma_feedback!r}, channels={self.channels}"
+
+
+class _TCLIFInPlaceOfLeaky(TCLIF, snn.Lapicque, snn.Leaky):
+    """With one state it is to snnTorch and its users' nets what it stands for: a Leaky, whose reset reaches it, and by
+    its first base a layer that returns two values (``snntorch.backprop`` asks for Lapicque before Synaptic)."""
+
+
+_TCLIFInPlaceOfLeaky.__name__ = TCLIF.__name__  # what printing shows; pickles go by the qualified name

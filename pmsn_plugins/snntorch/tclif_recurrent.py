@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import snntorch as snn
 import torch
@@ -13,10 +14,16 @@ from .._checks import check_choice, check_finite, check_flag, check_floating, ch
 from ..functional import SOMA_FEEDBACK, TCLIFRecurrentState
 from ..functional.surrogate import SpikeFunction
 from ..parameters import RecurrentTCLIFParametersMixin
-from .layer import MultiCompartmentLayer, check_step, fit_state
+from .layer import (
+    NAMES_OF_SYNAPTIC,
+    STEP_MODES,
+    MultiCompartmentLayer,
+    check_step,
+    fit_state,
+    in_words_of_snntorch,
+    renamed,
+)
 from .tclif import TCLIF
-
-STEP_MODES = ("s", "m")
 
 
 class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic):
@@ -204,9 +211,18 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         return layer.train(neuron.training)
 
     def forward(
-        self, x: Tensor, spk: Tensor | None = None, dend: Tensor | None = None, mem: Tensor | None = None
+        self,
+        x: Any = None,
+        spk: Tensor | None = None,
+        dend: Tensor | None = None,
+        mem: Tensor | None = None,
+        **names_of_rsynaptic: Any,
     ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
-        """Run one time step ``x`` [B, C], or with ``step_mode='m'`` a sequence [T, B, C]; see the class."""
+        """Run one time step ``x`` [B, C], or with ``step_mode='m'`` a sequence [T, B, C]; see the class. By their names
+        in ``snn.RSynaptic``, ``input_`` and ``syn``, the arguments are taken too."""
+        if names_of_rsynaptic:
+            ours = dict(x=x, spk=spk, dend=dend, mem=mem)
+            return self.forward(**renamed(ours, names_of_rsynaptic, NAMES_OF_SYNAPTIC))
         if self.init_hidden and not (spk is dend is mem is None):
             raise TypeError("spk, dend and mem must not be passed while init_hidden=True: the layer keeps them")
         sequence = self.step_mode == "m"
@@ -216,17 +232,26 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
                 f"x must be {'a sequence [T, B, C]' if sequence else 'one time step [B, C]'} with "
                 f"step_mode={self.step_mode!r}, got shape {tuple(x.shape)}"
             )
+        if sequence and len(x) == 0:
+            raise ValueError(f"x must have at least one time step, got shape {tuple(x.shape)}")
+        if sequence and self.channels not in (None, x.shape[2]):
+            raise ValueError(
+                f"x must be a sequence [T, B, C] with {self.channels} channels on axis 2, got shape {tuple(x.shape)}"
+            )
         step = x[0] if sequence else x
         check_step(step, self.channels)
         given = {"spk": spk, "syn": dend, "mem": mem}
+        if any(state is None for state in given.values()):
+            self._look_for_changes()
         before: dict[str, Tensor] = {
             name: getattr(self, name) if state is None else state for name, state in given.items()
         }
         spk, dend, mem = (
             fit_state("dend" if name == "syn" else name, state, step.shape, step) for name, state in before.items()
         )
-        run = kernels.tclif_recurrent_sequence if sequence else kernels.tclif_recurrent_step
-        spikes, state, *_ = run(
+        run: Any = kernels.tclif_recurrent_sequence if sequence else kernels.tclif_recurrent_step
+        spikes, state, *_ = in_words_of_snntorch(
+            run,
             x,
             *self.feedback(x.shape[-1]),
             *self.couplings(2),
@@ -240,10 +265,10 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             backend=self.backend,
         )
         assert state is not None  # asked for by default
-        self.spk, self.syn, self.mem = state.spikes, state.v_dendrite, state.v
+        self._set_states((state.spikes, state.v_dendrite, state.v))
         if self.init_hidden and not self.output:
             return spikes
-        return spikes, self.syn, self.mem
+        return spikes, state.v_dendrite, state.v
 
     def feedback(self, channels: int) -> tuple[Tensor, Tensor | None]:
         """Weights [C, C], row i holding what neuron i receives, and bias [C] or None."""

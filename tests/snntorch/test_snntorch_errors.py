@@ -74,7 +74,7 @@ C = 4
         (lambda: RTCLIF(all_to_all=False, V="1"), TypeError, "V must be a real number, got '1'"),
         (lambda: RTCLIF(all_to_all=False, V=torch.ones(C, C)), ValueError, r"V must be one number or one per neuron"),
         (lambda: RTCLIF(all_to_all=False, V=torch.ones(C).long()), TypeError, "V must be a real floating-point"),
-        (lambda: RTCLIF(linear_features=C, step_mode="x"), ValueError, "step_mode must be one of 's', 'm'"),
+        (lambda: RTCLIF(linear_features=C, step_mode="x"), ValueError, "step_mode must be one of 'm', 's'"),
         (lambda: RTCLIF(linear_features=C, gamma="0.5"), TypeError, "gamma must be a real number, got '0.5'"),
         (lambda: RTCLIF(linear_features=C, beta=(0.5, 0.5)), ValueError, r"b1 in \(-1, 0\)"),
         (lambda: RTCLIF(linear_features=C, soma_feedback="x"), ValueError, "soma_feedback must be one of"),

@@ -119,7 +119,9 @@ def test_hidden_states_are_kept_as_ever(kind):
 def test_errors(kind):
     layer, x = make(kind), torch.rand(B, C)
     _, mem = layer(x, layer.reset_mem())
-    with pytest.raises(TypeError, match="a tensor computed from it has lost the other compartments"):
+    with pytest.raises(
+        TypeError, match="a tensor computed from it, or changed in place, has lost the other compartments"
+    ):
         layer(x, mem * 1 + 1)
     with pytest.raises(TypeError, match="the state that the layer returned, got float"):
         layer(x, 0.0)

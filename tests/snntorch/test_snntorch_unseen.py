@@ -47,6 +47,7 @@ def test_what_was_seen_never_changes(kind):
         layer(x[0])
         layer.mem = torch.ones(3, C)
         assert layer.mem.eq(1).all() and getattr(layer, layer._hidden[1 if kind == "PMSN" else 0]).any()
+        layer.reset_mem()
         layer(x[0])
         layer.reset_mem()
         assert layer.mem.numel() == 0
