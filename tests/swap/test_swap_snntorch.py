@@ -103,7 +103,7 @@ def test_tutorial_5(new, sample):
     net, report = check_swap(build, new, torch.rand(B, 4), others=(torch.rand(1, 4),), sample=sample)
     assert report == {"lif1": 8, "lif2": 6}
     for lif in (net.lif1, net.lif2):
-        assert type(lif) is new and lif.threshold == 0.75 and lif.spike_grad is GRAD and lif.single_state
+        assert isinstance(lif, new) and lif.threshold == 0.75 and lif.spike_grad is GRAD and lif.single_state
     settings = report.replacements[0].settings
     assert settings["spike_grad"] is GRAD and settings["threshold"] == 0.75 and "output" not in settings
     assert "spike_grad=fast_sigmoid" in str(report)
