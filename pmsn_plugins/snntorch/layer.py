@@ -250,8 +250,9 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     def _change_states(self, change: Callable[[Tensor], Tensor]) -> None:
         """Change what they are, but not their values."""
-        whose = self._set_by_user
-        self._set_states([change(getattr(self, name)) for name in self._hidden])
+        self._note_changes()
+        whose, states = self._set_by_user, [getattr(self, name) for name in self._hidden]
+        self._set_states([state if _escaped(state) else change(state) for state in states])
         self._set_by_user = whose
 
     def _prepared_step(self, x: Tensor) -> Tensor | None:
@@ -322,26 +323,36 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
             return
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be set to a tensor or to what reset_mem() returned, got {shown(value)}")
-        if name == "mem" and _is_plain_zero(value):
-            self.reset_mem()
-        elif _same_memory(value, now := getattr(self, name)):
+        if self._unseen is None and _same_memory(value, now := getattr(self, name)):
             if name == "mem" and value is not now and not value.requires_grad:
                 self._change_states(torch.Tensor.detach)  # as of a Leaky, nothing is left of the graph
+        elif name == "mem" and _is_plain_zero(value):
+            self.reset_mem()
         else:
-            self._set_by_user = tuple(n for n in self._hidden if n == name or n in self._set_by_user)
+            self._set_by_user_too(name)
         self._show(name, value)
 
-    def _look_for_changes(self) -> None:
-        """Before a call goes on from the kept state: raise if the user has changed a part of it alone."""
+    def _set_by_user_too(self, name: str) -> None:
+        if self._unseen is not None:
+            self._reveal()
+        self._set_by_user = tuple(n for n in self._hidden if n == name or n in self._set_by_user)
+
+    def _note_changes(self) -> None:
+        """What was changed in place is as if it had been set."""
         if self._unseen is not None:
             return
         for name, before in zip(self._hidden, self._versions, strict=True):
             state = getattr(self, name)
-            if before is not None and version(state) not in (None, before):  # as if it had been set
-                if name == "mem" and not state.any():
-                    self.reset_mem()
-                    return
-                self._set_by_user = tuple(n for n in self._hidden if n == name or n in self._set_by_user)
+            if before is None or version(state) in (None, before):
+                continue
+            if name == "mem" and not state.any():
+                self.reset_mem()
+                return
+            self._set_by_user_too(name)
+
+    def _look_for_changes(self) -> None:
+        """Before a call goes on from the kept state: raise if the user has changed a part of it alone."""
+        self._note_changes()
         if self._set_by_user and self._set_by_user != self._hidden:
             raise ValueError(
                 f"{', '.join(self._set_by_user)} of {type(self).__name__} was changed, and its other states were not: "
@@ -402,8 +413,11 @@ class MultiCompartmentLayer(KeepsState, snn.SpikingNeuron):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which get states of their own: torch cannot copy one that is part of a graph."""
-        states = {name: getattr(self, name).detach().clone() for name in self._hidden}
-        return {**self.__dict__, **states, "_has_continued": False, "_prepared_with_states": None}
+        self._note_changes()
+        found = {name: getattr(self, name) for name in self._hidden}
+        states = {n: torch.zeros(0) if _escaped(state) else state.detach().clone() for n, state in found.items()}
+        fresh = {"_has_continued": False, "_prepared_with_states": None, "_versions": (None,) * len(states)}
+        return {**self.__dict__, **states, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -455,6 +469,11 @@ def in_words_of_snntorch(kernel: Callable[..., Result], *args: Any, **options: A
         words = (str(word).replace("v_threshold", "threshold") for word in error.args)
         error.args = tuple(word.replace("surrogate_function", "spike_grad") for word in words)
         raise
+
+
+def _escaped(state: Tensor) -> bool:
+    """Whether it was left behind by a transformation of ``torch.func``, and has no values any more."""
+    return is_transformed(state) and not torch._C._are_functorch_transforms_active()
 
 
 def _is_plain_zero(value: Tensor) -> bool:

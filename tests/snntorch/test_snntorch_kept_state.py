@@ -1,6 +1,8 @@
 """Calls that pass no state go on from the last one, as with snn.Leaky; and what users do to ``layer.mem`` reaches the
 whole state, or is refused."""
 
+import copy
+
 import pytest
 import snntorch as snn
 import torch
@@ -157,6 +159,31 @@ def test_another_membrane_alone_is_refused(kind, grad):
     for wrong in (None, 0.0, (torch.zeros(1),)):
         with pytest.raises(TypeError, match="mem must be set to a tensor or to what reset_mem"):
             layer.mem = wrong
+
+
+@pytest.mark.parametrize("move", [lambda layer: layer.detach_mem(), lambda layer: layer.float(), copy.deepcopy])
+@kinds
+def test_a_change_in_place_is_not_forgotten(kind, move):
+    layer = make(kind, init_hidden=True)
+    with torch.no_grad():
+        want = run(layer)
+        layer.mem.zero_()
+        moved = move(layer) or layer
+        assert torch.equal(run(moved), want)
+        moved.mem.add_(1)
+        with pytest.raises(ValueError, match="was changed"):
+            (move(moved) or moved)(X[0])
+
+
+@pytest.mark.parametrize("kind", ["PMSN", "TCLIF"])
+def test_what_torch_func_leaves_in_a_layer_does_not_stop_copies(kind):
+    layer = make(kind, single_state=True)
+    want, _ = passing(layer)
+    torch.func.vmap(lambda x: layer(x, layer.reset_mem())[0])(X)
+    with pytest.raises(RuntimeError, match="reset the net"):
+        layer(X[0])
+    assert torch.equal(passing(copy.deepcopy(layer))[0], want)
+    assert passing(layer.double(), X.double())[0].dtype == torch.float64
 
 
 @kinds
