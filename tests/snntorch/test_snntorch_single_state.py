@@ -1,6 +1,7 @@
 """single_state=True: loops written for snn.Leaky run unchanged, with the whole state in the place of mem."""
 
 import copy
+import io
 
 import pytest
 import snntorch as snn
@@ -140,3 +141,127 @@ def test_init_leaky_belongs_to_single_state():
         TCLIF(single_state=True)(torch.rand(2), torch.zeros(2), torch.zeros(2))
     with pytest.raises(ValueError, match="use step_mode='s'"):
         PMSN(C, single_state=True)
+
+
+@kinds
+@pytest.mark.parametrize("reset_mode", ["modulo", "cumulative"])
+def test_a_membrane_detached_in_place_is_detached(kind, reset_mode):
+    if kind == "TCLIF" and reset_mode != "modulo":
+        pytest.skip("of PMSN")
+    layer = make(kind, **({"reset_mode": reset_mode} if kind == "PMSN" else {}))
+    x = torch.rand(B, C, requires_grad=True)
+    spk, mem = layer(x, layer.reset_mem())
+    loss = 0 * spk.sum()
+    if reset_mode != "modulo" or kind == "TCLIF":
+        loss = loss + mem.sum()  # what was recorded before stays
+    assert mem.requires_grad and mem.detach_() is mem
+    assert not mem.requires_grad and not any(c.requires_grad for c in mem.compartments.values())
+    assert isinstance(mem, Membrane)
+    loss.backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@kinds
+def test_a_membrane_changed_in_place_is_no_state(kind, grad):
+    layer, x = make(kind), 2 * torch.rand(B, C)
+    with torch.set_grad_enabled(grad):
+        _, mem = layer(x, layer.reset_mem())
+        cut, want = mem.detach(), layer(x, layer.reset_mem())[0]
+        mem[0] = 1.0
+        for changed in (mem, cut, mem.detach()):
+            with pytest.raises(TypeError, match="or changed in place, has lost the other compartments"):
+                layer(x, changed)
+        for changed in (copy.deepcopy(mem), loaded(mem)):
+            assert type(changed) is torch.Tensor and torch.equal(changed, mem)
+        mem.zero_()  # as a Leaky is reset
+        assert torch.equal(layer(x, mem)[0], want)
+
+
+def loaded(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("single_state", [True, False])
+@kinds
+def test_states_are_loaded_without_trust(kind, single_state):
+    layer = make(kind) if single_state else PMSN(C, step_mode="s") if kind == "PMSN" else TCLIF()
+    x = 2 * torch.rand(B, C)
+    for _ in range(2):
+        _, *state = layer(x)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            again = [loaded(part) for part in state]
+            assert [type(part) for part in again] == [type(part) for part in state]
+            assert torch.equal(layer(x, *again)[0], layer(x, *state)[0])
+
+
+def silent(kind):
+    """A layer whose membrane stays at zero while its other compartments do not, and an input that does that."""
+    layer = make(kind)
+    if kind == "TCLIF":
+        layer.c2.data.fill_(-200.0)  # the soma sees nothing of the dendrite
+        return layer, torch.rand(B, C)
+    layer.D.data.fill_(100.0)
+    return layer, -torch.rand(B, C)
+
+
+@kinds
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_zeros_computed_from_a_silent_membrane_are_no_initial_state(kind, mode):
+    layer, x = silent(kind)
+    with mode():
+        _, mem = layer(x, torch.zeros(B, C))  # nothing before: the initial state
+        assert not mem.any() and any(c.any() for c in mem.compartments.values())
+        for computed in (mem.clone(), mem * 0.5, mem[:], mem + 0):
+            with pytest.raises((TypeError, ValueError), match="lost the other compartments"):
+                layer(x, computed)
+        layer(x, mem)
+        layer(x, torch.zeros(1)), layer(x, torch.zeros(0)), layer(x[:2], torch.zeros(2, C))  # of another shape
+        layer.reset_mem()
+        layer(x, torch.zeros(B, C))
+
+
+@kinds
+def test_zeros_at_the_start_of_every_batch(kind):
+    layer, x = make(kind), 2 * torch.rand(T, B, C)
+
+    def batch():
+        mem, out = torch.zeros(B, C), []
+        for step in x:
+            spk, mem = layer(step, mem)
+            out.append(spk)
+        return torch.stack(out)
+
+    want = batch()
+    assert torch.equal(batch(), want) and want.any()
+    with pytest.raises(TypeError, match="must be the state"):  # it would not be learned
+        layer(x[0], torch.zeros(B, C, requires_grad=True))
+
+
+@kinds
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("loop", ["passed", "not passed"])
+@pytest.mark.filterwarnings("ignore")
+def test_export(kind, strict, loop):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(4, C), make(kind)
+
+        def forward(self, x):
+            mem, spikes = self.lif.init_leaky(), []
+            for step in x.unbind():
+                spk, mem = self.lif(3 * self.fc(step), mem) if loop == "passed" else self.lif(3 * self.fc(step))
+                spikes.append(spk)
+            return torch.stack(spikes), mem
+
+    torch.manual_seed(0)
+    net, x = Net().eval(), 2 * torch.rand(T, B, 4)
+    want = net(x)
+    program = torch.export.export(net, (x,), strict=strict)
+    assert all(torch.equal(got, each) for got, each in zip(program.module()(x), want, strict=True))
+    assert all(torch.equal(got, each) for got, each in zip(net(x), want, strict=True))  # as it was
