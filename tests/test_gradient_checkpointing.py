@@ -30,7 +30,8 @@ def make_layer(kind, **options):
     from pmsn_plugins import snntorch as snn
 
     torch.manual_seed(0)
-    layer = getattr(snn, kind)(*((C,) if kind == "PMSN" else ()), threshold=0.3, **options)
+    options |= {"PMSN": {"channels": C}, "RTCLIF": {"linear_features": C}}.get(kind, {})
+    layer = getattr(snn, kind)(threshold=0.3, **options)
     if kind == "PMSN":
         layer.D.data.abs_()
     return layer
@@ -214,7 +215,7 @@ def test_snntorch_sequences_from_rest(backend, use_reentrant):
     assert layer.mem.numel() == 0
 
 
-@pytest.mark.parametrize("kind", ["PMSN", "TCLIF"])
+@pytest.mark.parametrize("kind", ["PMSN", "TCLIF", "RTCLIF"])
 @reentrant
 @pytest.mark.parametrize("between", ["reset", "nothing"])
 def test_an_snntorch_layer_that_has_continued_says_so(kind, use_reentrant, between):
@@ -252,9 +253,10 @@ def test_snntorch_states_that_are_passed(backend, use_reentrant):
 
 
 @reentrant
-def test_an_snntorch_loop_without_passing_states(use_reentrant):
+@pytest.mark.parametrize("kind", ["PMSN", "TCLIF", "RTCLIF"])
+def test_an_snntorch_loop_without_passing_states(kind, use_reentrant):
     """As in snnTorch, a call without states continues from the last one."""
-    layer = make_layer("TCLIF")
+    layer = make_layer(kind, **({"step_mode": "s"} if kind == "PMSN" else {}))
     layer.reset_mem()
     run = in_steps(layer, lambda layer: lambda x: checkpoint(lambda x: layer(x)[0], x, use_reentrant=use_reentrant))
     with pytest.raises(RuntimeError, match="pass the state explicitly"):

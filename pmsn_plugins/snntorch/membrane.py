@@ -18,7 +18,9 @@ class Membrane(Tensor):
     ``torch.stack(mem_rec)``, a loss on it. Operations on it give plain tensors, which are no states any more;
     ``detach()`` and ``detach_()`` give or leave states cut from their graph.
 
-    Changed in place it is no state any more either. ``torch.load`` with its ``weights_only=True`` reads it.
+    Changed in place it is no state any more either. Zeros are the initial state, unless they require a gradient, or the
+    last membrane of the layer was zero as well and its other compartments were not: then they may be computed from it,
+    and ``reset_mem()`` has to say what they are. ``torch.load`` with its ``weights_only=True`` reads it.
 
     Attributes:
         compartments: the tensors that the next step goes on from, by name.

@@ -50,12 +50,17 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
 
     A loop written for ``snn.Leaky`` runs unchanged with ``PMSN(128, step_mode='s', single_state=True)``: the ``mem``
     that it returns, and takes back, carries the hidden compartments along (:class:`pmsn_plugins.snntorch.Membrane`).
+    With ``step_mode='s'`` a call without a state goes on from the last one, as snnTorch's layers do; with ``'m'`` every
+    sequence, and a step without a state, begins at rest.
 
     With ``init_hidden=True`` the layer keeps the state: every call continues the sequence, in chunks or steps of any
     length, until ``reset_mem()``, ``PMSN.reset_hidden()``, ``pmsn_plugins.snntorch.reset(net)`` or
-    ``snntorch.utils.reset(net)``. With ``step_mode='s'`` as well, ``snntorch.backprop`` trains it. ``layer.mem`` is the
-    membrane after the last step, where the layer keeps its state or is watched by a forward hook (a monitor of
-    ``snntorch.functional.probe``).
+    ``snntorch.utils.reset(net)``. With ``step_mode='s'`` as well, ``snntorch.backprop`` trains it.
+
+    ``layer.mem`` is the membrane after the last step, where a call can go on from it or a forward hook watches the
+    layer (a monitor of ``snntorch.functional.probe``). Set to zeros or to an empty tensor it resets all compartments;
+    set to anything else, or changed in place, while the others are left as they were, it makes the next call that goes
+    on from it a ValueError.
 
     Spikes have the dtype of ``x``; the membrane and all states are float32 or wider. With ``reset_mode='modulo'`` no
     gradient flows through ``mem``: train on spikes. For a loss on the membrane (``ce_max_membrane_loss``,
@@ -102,7 +107,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         TypeError: ``x`` is not dense and real floating point; a flag is not a bool, or an option of another wrong type;
             a state is no PMSNState, or passed where the layer keeps its own.
         ValueError: an option outside its allowed values, or options that exclude each other; wrong number of axes or
-            channels; a state of another shape (the batch changed without a reset).
+            channels; a state of another shape (the batch changed without a reset); a part of the kept state changed.
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
 
     Example:
@@ -254,6 +259,7 @@ class PMSN(PMSNParametersMixin, MultiCompartmentLayer, snn.Leaky):
         Returns:
             ``(spk, state)``; ``state.v`` is the membrane, and with ``single_state=True`` ``state`` itself is. With
             ``init_hidden=True`` the layer keeps the state and returns ``spk``, or ``(spk, mem)`` with ``output=True``.
+            Without a state it begins at rest, or with ``step_mode='s'`` where the last step ended.
         """
         if unwatched():
             if state is None:

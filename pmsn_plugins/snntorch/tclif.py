@@ -54,6 +54,11 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         for t in range(T):
             spk, mem = tclif(x[t], mem)
 
+    It is an ``snn.Leaky`` then, to ``isinstance`` and to ``snntorch.backprop``.
+
+    ``layer.mem`` set to zeros or to an empty tensor resets both compartments. One of them set to anything else, or
+    changed in place, while the other is left as it was makes the next call that goes on from them a ValueError.
+
     Spikes have the dtype of ``x``; both states are float32 or wider. The default ``spike_grad`` is strict like
     snnTorch's: the neuron fires at ``mem > threshold``.
 
@@ -84,7 +89,7 @@ class TCLIF(TCLIFParametersMixin, MultiCompartmentLayer, snn.Synaptic):
         TypeError: ``x`` is not dense and real floating point; a flag is not a bool, or an option of another wrong type;
             a state is no tensor, or passed while ``init_hidden=True``.
         ValueError: an option outside its allowed values; wrong number of channels; a state of another shape (the batch
-            changed without a reset).
+            changed without a reset); a part of the kept state changed.
         RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
 
     Example:

@@ -81,7 +81,8 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
         TypeError: ``x`` is not dense and real floating point; linear_features is missing, or given with
             ``all_to_all=False``; a flag is not a bool; a state is no tensor, or passed while ``init_hidden=True``.
         ValueError: an option outside its allowed values; wrong number of axes or channels; a state of another shape
-            (the batch changed without a reset).
+            (the batch changed without a reset); a part of the kept state changed.
+        RuntimeError: gradient checkpointing repeats a call of a neuron that has gone on from a kept state.
 
     Example:
         >>> lif = RTCLIF(linear_features=128)
@@ -240,12 +241,13 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             )
         step = x[0] if sequence else x
         check_step(step, self.channels)
-        given = {"spk": spk, "syn": dend, "mem": mem}
-        if any(state is None for state in given.values()):
-            self._look_for_changes()
-        before: dict[str, Tensor] = {
-            name: getattr(self, name) if state is None else state for name, state in given.items()
-        }
+        before: dict[str, Any] = {"spk": spk, "syn": dend, "mem": mem}
+        keep = not self.in_backward()
+        if any(state is None for state in before.values()):
+            x, kept, keep = self._begin(x)
+            before = {
+                name: last if state is None else state for (name, state), last in zip(before.items(), kept, strict=True)
+            }
         spk, dend, mem = (
             fit_state("dend" if name == "syn" else name, state, step.shape, step) for name, state in before.items()
         )
@@ -265,7 +267,8 @@ class RTCLIF(RecurrentTCLIFParametersMixin, MultiCompartmentLayer, snn.RSynaptic
             backend=self.backend,
         )
         assert state is not None  # asked for by default
-        self._set_states((state.spikes, state.v_dendrite, state.v))
+        if keep:
+            self._set_states((state.spikes, state.v_dendrite, state.v))
         if self.init_hidden and not self.output:
             return spikes
         return spikes, state.v_dendrite, state.v

@@ -268,3 +268,47 @@ def test_states_of_tclif():
 def test_global_context_has_no_step():
     with pytest.raises(ValueError, match="context='global' averages over the whole sequence and has no single step"):
         PMSN(C, context="global").step(torch.ones(2, C))
+
+
+@pytest.mark.parametrize("make", [partial(PMSN, C), TCLIF, partial(RTCLIF, linear_features=C)])
+def test_errors_of_the_kernels_have_the_names_of_the_layers(make):
+    x = torch.rand(3, 2, C) if isinstance(make(), PMSN) else torch.rand(2, C)
+    with pytest.raises(TypeError, match=r"^spike_grad must return a floating-point tensor of spikes, got function"):
+        make(spike_grad=snn.surrogate.atan)(x)  # which was not called
+    layer = make()
+    layer.threshold = 0.0
+    with pytest.raises(ValueError, match=r"^threshold must be a finite number above 0, got 0.0"):
+        layer(x)
+    layer = make(learn_threshold=True)
+    layer.threshold.data.fill_(-1.0)
+    with pytest.raises(ValueError, match=r"^threshold must be a finite number above 0, got -1.0"):
+        layer(x)
+
+
+def test_step_mode_is_checked_when_it_is_set():
+    for layer in (PMSN(C), RTCLIF(linear_features=C)):
+        before = layer.step_mode
+        with pytest.raises(ValueError, match="step_mode must be one of 'm', 's', got 'S'"):
+            layer.step_mode = "S"
+        assert layer.step_mode == before
+        layer.step_mode = "s"
+
+
+def test_sequences_of_rtclif():
+    layer = RTCLIF(linear_features=C, step_mode="m")
+    with pytest.raises(ValueError, match=r"x must have at least one time step, got shape \(0, 2, 4\)"):
+        layer(torch.rand(0, 2, C))
+    with pytest.raises(ValueError, match=r"a sequence \[T, B, C\] with 4 channels on axis 2, got shape \(3, 2, 5\)"):
+        layer(torch.rand(3, 2, C + 1))
+    for step_mode, x in (("m", torch.rand(3, 2, C)), ("s", torch.rand(2, C))):
+        on_meta = RTCLIF(linear_features=C, step_mode=step_mode).to("meta")
+        assert on_meta(x.to("meta"))[0].shape == x.shape
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, torch.arange(1.0, C + 1)])
+def test_fire(factor):
+    x = 2 * torch.rand(3, C)
+    for layer in (PMSN(C, graded_spikes_factor=factor), TCLIF(channels=C, graded_spikes_factor=factor)):
+        assert torch.equal(layer.fire(x), (x > 1).float() * factor)
+    if not isinstance(factor, torch.Tensor):
+        assert torch.equal(snn.Leaky(0.9, graded_spikes_factor=factor).fire(x), (x > 1).float() * factor)

@@ -228,3 +228,44 @@ def test_a_tclif_with_one_state_is_a_leaky_to_nets():
     run(layer)
     utils.reset(torch.nn.Sequential(layer))
     assert not layer.mem.any() and not layer.syn.any()
+
+
+@kinds
+def test_what_a_call_returns_is_its_own(kind, monkeypatch):
+    """Another thread may set the layer's states at any moment."""
+    layer, other = make(kind), torch.full((B, C), 7.0)
+    monkeypatch.setattr(
+        type(layer), "_set_states", lambda self, states: vars(self).update(dict.fromkeys(layer._hidden, other))
+    )
+    assert all(state.numel() == 0 for state in layer.reset_mem())
+    _, state = passing(layer)
+    assert not any(torch.equal(part, other) for part in (state[0] if kind == "PMSN" else state))
+
+
+def same(first, second):
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else same(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_arguments_by_snntorchs_names(grad):
+    with torch.set_grad_enabled(grad):
+        for layer in (make("PMSN", single_state=True), make("TCLIF", single_state=True)):
+            _, mem = layer(X[0], layer.init_leaky())
+            want = layer(X[1], mem)
+            assert same(layer(X[1], mem=mem), want) and same(layer(input_=X[1], mem=mem), want)
+        layer = make("TCLIF")
+        _, syn, mem = layer(X[0])
+        assert same(layer(input_=X[1], syn=syn, mem=mem), layer(X[1], syn, mem))
+        layer = make("RTCLIF")
+        spk, syn, mem = layer(X[0])
+        assert same(layer(input_=X[1], spk=spk, syn=syn, mem=mem), layer(X[1], spk, syn, mem))
+        layer = PMSN(C)
+        assert same(layer(input_=X), layer(X))
+    for layer in map(make, ("PMSN", "TCLIF", "RTCLIF")):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'memory'"):
+            layer(X[0], memory=None)
+        with pytest.raises(TypeError, match="x and input_ are one argument, got both"):
+            layer(X[0], input_=X[0])
+        with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got NoneType"):
+            layer()

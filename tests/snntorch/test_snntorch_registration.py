@@ -9,6 +9,7 @@ from snntorch import functional as SF
 from snntorch import utils
 from torch import nn
 
+from pmsn_plugins import swap_neurons
 from pmsn_plugins.snntorch import PMSN, RTCLIF, TCLIF, register, reset, unregister
 
 with warnings.catch_warnings():
@@ -84,11 +85,19 @@ def test_snntorch_layers_are_reset_as_before(registered):
 def test_number_of_outputs(registered):
     assert utils._final_layer_check(nn.Sequential(nn.Linear(C, C), PMSN(C))) == 2
     assert utils._final_layer_check(nn.Sequential(nn.Linear(C, C), TCLIF())) == 3
+    assert utils._final_layer_check(nn.Sequential(nn.Linear(C, C), TCLIF(single_state=True))) == 2
     assert utils._final_layer_check(nn.Sequential(nn.Linear(C, C), RTCLIF(linear_features=C))) == 3
     assert utils._final_layer_check(nn.Sequential(PMSN(C), nn.Linear(C, C))) == 1
 
 
 def net_of(kind, readout):
+    if kind == "Leaky -> TCLIF":
+        torch.manual_seed(0)
+        hidden, last = (snn.Leaky(0.9, threshold=0.3, init_hidden=True, output=output) for output in (False, True))
+        net = nn.Sequential(nn.Linear(C, 12), hidden, nn.Linear(12, 2), last)
+        swap_neurons(net, TCLIF)
+        return net
+
     def neuron(channels, output=False):
         if kind == "PMSN":
             return PMSN(channels, init_hidden=True, step_mode="s", output=output)
@@ -139,7 +148,8 @@ ALGORITHMS = pytest.mark.parametrize(("algorithm", "window"), [("BPTT", T), ("TB
 
 @ALGORITHMS
 @pytest.mark.parametrize(
-    ("kind", "readout"), [("PMSN", "same"), ("PMSN", "Leaky"), ("TCLIF", "same"), ("RTCLIF", "same")]
+    ("kind", "readout"),
+    [("PMSN", "same"), ("PMSN", "Leaky"), ("TCLIF", "same"), ("RTCLIF", "same"), ("Leaky -> TCLIF", "")],
 )
 def test_backprop_knows_our_layers_without_registration(kind, readout, algorithm, window):
     assert_trains_like_a_loop(kind, readout, algorithm, window)
@@ -147,7 +157,7 @@ def test_backprop_knows_our_layers_without_registration(kind, readout, algorithm
 
 @ALGORITHMS
 @pytest.mark.parametrize("readout", ["same", "Leaky"])
-@pytest.mark.parametrize("kind", ["PMSN", "TCLIF", "RTCLIF"])
+@pytest.mark.parametrize("kind", ["PMSN", "TCLIF", "RTCLIF", "Leaky -> TCLIF"])
 def test_backprop_trains_registered_layers(registered, kind, readout, algorithm, window):
     assert_trains_like_a_loop(kind, readout, algorithm, window)
 

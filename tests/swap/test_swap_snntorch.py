@@ -3,6 +3,7 @@
 import functools
 import gc
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,152 @@ def test_what_is_taken_over(new):
     swap_neurons(net, functools.partial(new, threshold=1.0))
 
 
+class NotPassed(nn.Module):
+    """A loop that leaves the state to the layer."""
+
+    def __init__(self, read=False, **options):
+        super().__init__()
+        self.fc, self.lif, self.read = nn.Linear(4, 8), snn.Leaky(beta=0.9, spike_grad=GRAD, **options), read
+
+    def forward(self, x):
+        self.lif.reset_mem()
+        rec = []
+        for _ in range(T):
+            spk, _ = self.lif(4 * self.fc(x))
+            rec.append(self.lif.mem if self.read else spk)
+        return torch.stack(rec)
+
+
+@NEURONS
+def test_loops_that_do_not_pass_the_state(new):
+    x = torch.rand(B, 4)
+    net, _ = check_swap(NotPassed, new, x, others=(torch.rand(1, 4),))
+    mem, want = net.lif.init_leaky(), []
+    for _ in range(T):
+        spk, mem = net.lif(4 * net.fc(x), mem)
+        want.append(spk)
+    assert torch.equal(net(x), torch.stack(want))
+    reading = NotPassed(read=True)
+    swap_neurons(reading, new, x)
+    assert reading(x).shape == (T, B, 8)
+
+
+RESETS = {
+    "zeros_like": lambda lif: setattr(lif, "mem", torch.zeros_like(lif.mem)),
+    "zero_": lambda lif: lif.mem.zero_(),
+    "reset_mem": lambda lif: setattr(lif, "mem", lif.reset_mem()),
+    "init_leaky": lambda lif: lif.init_leaky(),
+    "of all Leaky": lambda lif: [m.reset_mem() for m in nn.Sequential(lif).modules() if isinstance(m, snn.Leaky)],
+    "of the class": lambda lif: snn.Leaky.reset_hidden(),
+}
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("output", [False, True])
+@NEURONS
+def test_whatever_resets_a_leaky_resets_what_stands_in_its_place(new, output, reset):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True, output=output)
+
+        def forward(self, x):
+            RESETS[reset](self.lif)
+            out = [self.lif(4 * self.fc(x)) for _ in range(4 * T)]
+            return torch.stack([spk for spk, _ in out] if output else out)
+
+    torch.manual_seed(0)
+    net, x = Net(), torch.rand(B, 4)
+    swap_neurons(net, new, x)
+    with torch.no_grad():
+        net.fc.bias.fill_(1.0)
+        first = net(x)
+        assert first.any() and torch.equal(net(x), first)
+
+
+class Slope(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        soft = torch.sigmoid(self.slope * x)
+        return (x > 0).to(x) + (soft - soft.detach())
+
+
+@NEURONS
+def test_a_surrogate_with_weights_is_taken_over(new):
+    grad = Slope()
+    net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True, spike_grad=grad, threshold=0.3))
+    swap_neurons(net, new, torch.rand(B, 4))
+    assert net[1].spike_grad is grad and "1.spike_grad.slope" in dict(net.named_parameters())
+    net(5 * torch.rand(B, 4)).sum().backward()
+    assert grad.slope.grad is not None
+
+
+@NEURONS
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("factor", [2.5, torch.tensor(3.0), torch.arange(1.0, 9.0)])
+def test_graded_spikes_are_taken_over(new, factor, learned):
+    old = snn.Leaky(0.9, init_hidden=True, graded_spikes_factor=factor, learn_graded_spikes_factor=learned)
+    net = nn.Sequential(nn.Linear(4, 8), old)
+    if new is TCLIF and torch.as_tensor(factor).ndim:
+        with pytest.raises(ValueError, match=r"one per channel \(channels=None\)"):
+            swap_neurons(net, new)
+        new = functools.partial(TCLIF, channels=8)
+    swap_neurons(net, new)
+    assert torch.equal(net[1].graded_spikes_factor, torch.as_tensor(factor))
+    assert isinstance(net[1].graded_spikes_factor, nn.Parameter) == learned
+    net[0].bias.data.fill_(9.0)
+    assert torch.equal(net(torch.rand(B, 4)), torch.as_tensor(factor).expand(B, 8))
+
+
+@NEURONS
+def test_what_a_new_neuron_would_refuse_is_refused(new):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of snnTorch, about inhibition
+        layers = {
+            "inhibition=True": snn.Leaky(0.9, init_hidden=True, inhibition=True),
+            "state_quant=": snn.Leaky(0.9, init_hidden=True, state_quant=torch.round),
+        }
+    for option, layer in layers.items():
+        net = nn.Sequential(nn.Linear(4, 8), layer)
+        before = snapshot(net)
+        with pytest.raises(ValueError, match=f"1: Leaky has {option}.*which no {new.__name__} has; exclude= it"):
+            swap_neurons(net, new)
+        assert same(before, snapshot(net))
+        swap_neurons(net, functools.partial(new, **{option.partition("=")[0]: False}))
+
+
+def test_rtclif_has_no_graded_spikes():
+    net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True, graded_spikes_factor=2.0))
+    with pytest.raises(ValueError, match="1: Leaky has a graded_spikes_factor, which no RTCLIF has"):
+        swap_neurons(net, functools.partial(RTCLIF, linear_features=8), target=snn.Leaky)
+
+
+@NEURONS
+def test_another_reset_is_said(new):
+    def net(reset):
+        return nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True, reset_mechanism=reset))
+
+    with pytest.warns(UserWarning, match=f"reset_mechanism='none', and the {new.__name__} in its place resets") as seen:
+        swap_neurons(net("none"), new)
+    assert ("reset_mode='memoryless'" in str(seen[0].message)) == (new is PMSN) and seen[0].filename == __file__
+    with pytest.warns(UserWarning, match=f"reset_mechanism='zero', and the {new.__name__} in its place subtracts"):
+        swap_neurons(net("zero"), new)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap_neurons(net("subtract"), new)
+        swap_neurons(net("none"), functools.partial(PMSN, reset_mode="memoryless"))
+        swap_neurons(nn.Sequential(nn.Linear(4, 8), snn.Alpha(0.9, 0.8, init_hidden=True)), new)
+
+
+def test_other_neurons_of_snntorch_get_these_options():
+    net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True, reset_mechanism="zero"))
+    swap_neurons(net, functools.partial(snn.Synaptic, alpha=0.9, beta=0.8))
+    assert net[1].reset_mechanism == "zero"
+
+
 @NEURONS
 def test_dtype(new):
     net = convolutional().double()  # which Leaky's float32 spikes would not run through
@@ -315,7 +462,8 @@ def test_a_regression_net_trains_on_its_membrane():
     swap_neurons(net, PMSN, x, exclude="lif2")
     net(x).sum().backward()
     net = Net()
-    swap_neurons(net, PMSN, x)
+    with pytest.warns(UserWarning, match="reset_mechanism='none'"):
+        swap_neurons(net, PMSN, x)
     with pytest.raises(RuntimeError, match="reset_mode='memoryless'"):
         net(x).sum().backward()
     net = Net()
