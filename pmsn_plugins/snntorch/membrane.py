@@ -55,7 +55,7 @@ class Membrane(Tensor):
 
     def was_changed(self) -> bool:
         """Whether it was changed in place, and the other compartments were not."""
-        return self.version is not None and self.version != version(self)
+        return None not in (before := self.version, now := version(self)) and before != now
 
     def detach(self) -> Membrane:
         cut = {name: value.detach() for name, value in self.compartments.items()}

@@ -265,3 +265,15 @@ def test_export(kind, strict, loop):
     program = torch.export.export(net, (x,), strict=strict)
     assert all(torch.equal(got, each) for got, each in zip(program.module()(x), want, strict=True))
     assert all(torch.equal(got, each) for got, each in zip(net(x), want, strict=True))  # as it was
+
+
+@kinds
+def test_compiled_steps_take_states_of_eager_ones(kind):
+    layer, x = make(kind), 2 * torch.rand(B, C)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    _, mem = layer(x, layer.reset_mem())
+    want = layer(x, mem)[0]
+    spk, after = compiled(x, mem)
+    assert torch.equal(spk, want) and isinstance(after, Membrane)
+    assert torch.equal(layer(x, after)[0], compiled(x, after)[0])
