@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from typing import Any
 
@@ -92,15 +91,7 @@ def _check_options_that_ours_lack(old: nn.Module, maker: Maker) -> None:
         text = f"resets: if the membrane of that {name} is the net's output, {advice}"
     else:
         text = "subtracts its threshold; exclude= it to keep the reset to zero"
-    warnings.warn(f"{name} has reset_mechanism={reset!r}, and the {new} in its place {text}", stacklevel=_users_level())
-
-
-def _users_level() -> int:
-    """Of the frame that has called this package, as the caller's warning counts."""
-    package, frame, level = __name__.partition(".")[0], sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        frame, level = frame.f_back, level + 1
-    return level
+    warnings.warn(f"{name} has reset_mechanism={reset!r}, and the {new} in its place {text}", stacklevel=2)
 
 
 def _graded(old: nn.Module, maker: Maker) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from torch import Tensor
 ENOUGH = 100_000
 """Values of a large output that are looked at."""
 
+ROUNDING = 1e-5
+
 SPIKES, GRADED, OTHER = "spikes of 0 and 1", "spikes of other sizes", "no spikes"
 
 
@@ -39,7 +41,9 @@ class Returned:
             return cls(tuple(x.shape), form, OTHER, ())
         numbers = first.detach().flatten()
         numbers = numbers[:: numbers.numel() // ENOUGH + 1].double()
-        numbers = torch.unique(numbers[numbers.isfinite()])
+        numbers = numbers[numbers.isfinite()]
+        whole = numbers.round()  # a straight-through spike is 1 within rounding
+        numbers = torch.unique(torch.where((numbers - whole).abs() < ROUNDING, whole, numbers))
         kind = SPIKES
         if not numbers.eq(numbers.ne(0)).all():
             few = numbers.abs().unique().count_nonzero() <= 1

@@ -86,7 +86,9 @@ class Swap:
         except StillHeldError as error:
             raise ValueError(f"a neuron is held where it cannot be replaced: {error}") from error
         calls = None if self.sample is None else self.look()
-        settings = {old: self.settings(old) for old in self.found}
+        settings = {}
+        for old in self.found:
+            settings[old] = self.settings(old)
         if calls is not None and not self.chosen:
             self.leave_readouts(calls)
         channels = self.channels(calls)
@@ -149,8 +151,11 @@ class Swap:
         sources = {names[0]: old for old, names in self.found.items()}
 
         def is_readout(name: str) -> bool:
-            surrogate = getattr(sources[name], "surrogate_function", None)
-            return getattr(surrogate, "spiking", True) and any(r.values == OTHER for r in calls.returned[name])
+            smooth = not getattr(getattr(sources[name], "surrogate_function", None), "spiking", True)
+            graded = getattr(sources[name], "graded_spikes_factor", 1)
+            if smooth or (isinstance(graded, Tensor) and graded.numel() > 1):
+                return False
+            return any(r.values == OTHER for r in calls.returned[name])
 
         if readouts := self.leave(is_readout):
             what = f"{', '.join(readouts)} returned no spikes but {_some(calls.returned[readouts[0]][0].examples)}"
@@ -276,10 +281,14 @@ class Swap:
             return {}
         if self.maker.cls is None:
             return {name: getattr(old, name) for name in framework.attributes if hasattr(old, name)}
-        try:
-            settings = framework.settings(old, self.maker, self.is_sequence(old))
-        except ValueError as error:
-            raise ValueError(f"{self.say(old)}: {error}") from error
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                settings = framework.settings(old, self.maker, self.is_sequence(old))
+            except ValueError as error:
+                raise ValueError(f"{self.say(old)}: {error}") from error
+        for warning in caught:
+            warnings.warn(f"{self.say(old)}: {warning.message}", warning.category, stacklevel=4)
         return {name: value for name, value in settings.items() if self.maker.takes(name)}
 
     def framework(self, old: nn.Module) -> Framework | None:

@@ -383,7 +383,9 @@ def test_another_reset_is_said(new):
     def net(reset):
         return nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True, reset_mechanism=reset))
 
-    with pytest.warns(UserWarning, match=f"reset_mechanism='none', and the {new.__name__} in its place resets") as seen:
+    with pytest.warns(
+        UserWarning, match=f"^1: Leaky has reset_mechanism='none', and the {new.__name__} in its place resets"
+    ) as seen:
         swap_neurons(net("none"), new)
     assert ("reset_mode='memoryless'" in str(seen[0].message)) == (new is PMSN) and seen[0].filename == __file__
     with pytest.warns(UserWarning, match=f"reset_mechanism='zero', and the {new.__name__} in its place subtracts"):
@@ -484,3 +486,17 @@ def test_nothing_of_a_swap_stays_with_snntorch(new):
     del net
     gc.collect()
     assert [*enlisted(new)] == before
+
+
+def test_graded_and_straight_through_spikes_are_no_readouts():
+    factor = torch.rand(8)
+    net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True, graded_spikes_factor=factor))
+    assert swap_neurons(net, PMSN, 5 * torch.randn(B, 4)) == {"1": 8}
+    assert torch.equal(net[1].graded_spikes_factor, factor)
+
+    def straight_through(x):
+        smooth = torch.sigmoid(3 * x)
+        return (x > 0).to(x) + smooth - smooth.detach()
+
+    net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9, init_hidden=True, spike_grad=straight_through))
+    assert swap_neurons(net, PMSN, 5 * torch.randn(B, 4)) == {"1": 8}
