@@ -1,5 +1,7 @@
 """A loss on the membrane of a modulo PMSN is an error that says what to do; other membranes have gradients."""
 
+import copy
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ pytest.importorskip("spikingjelly")
 pytest.importorskip("snntorch")
 
 from snntorch import functional as SF
+from spikingjelly.activation_based import functional
 
 from pmsn_plugins.membrane_loss import refusing_gradient
 from pmsn_plugins.snntorch import PMSN, TCLIF
@@ -66,29 +69,54 @@ def test_without_a_reset_it_has_a_gradient(form, reset_mode):
     assert x.grad.any()
 
 
-@pytest.mark.parametrize("step_mode", ["s", "m"])
-def test_the_last_membrane_of_a_node(step_mode):
+@pytest.fixture(params=[("s", B), ("m", B), ("m", 4096)], ids=["step", "sequence", "state left for later"])
+def node_and_input(request):
+    step_mode, batch = request.param
+    shape = (batch, C) if step_mode == "s" else (T, batch, C)
+    return PMSNNode(C, step_mode=step_mode), (2 * torch.rand(shape)).requires_grad_()
+
+
+def test_the_last_membrane_of_a_node(node_and_input):
     """`net[-1].v` is what most SpikingJelly scripts read."""
-    node = PMSNNode(C, step_mode=step_mode)
-    shape = (B, C) if step_mode == "s" else (T, B, C)
-    x = (2 * torch.rand(shape)).requires_grad_()
+    node, x = node_and_input
     spikes = node(x)
     for loss in (node.v.sum(), spikes.sum() + node.v.pow(2).sum()):
         with pytest.raises(RuntimeError, match=r"'memoryless' or 'cumulative' in that layer"):
             loss.backward(retain_graph=True)
     kept = node.v.detach().clone()
-    with torch.inference_mode():
-        assert torch.equal(node.v, kept) and not node.v.requires_grad
     with torch.no_grad():
-        assert not node.v.requires_grad
-    node.v[0] = 0.25  # a selective reset reaches the state
-    assert (node.v[0] == 0.25).all() and torch.equal(node.v[1:], kept[1:])
-    (node(x).sum() + spikes.sum()).backward()  # going on from it drags nothing along
+        node.v[0] = 0.25  # a selective reset reaches the state
+        assert (node.v[0] == 0.25).all() and torch.equal(node.v[1:], kept[1:])
+    node.reset()
+    (node(x).sum() + node(x).sum()).backward()  # going on from it drags nothing along
     assert x.grad.any()
     node.reset()
     with torch.no_grad():
         node(x)
     assert not node.v.requires_grad  # no graph, nothing to refuse
+
+
+def test_a_detached_or_given_membrane_refuses_nothing(node_and_input):
+    node, x = node_and_input
+    weight = torch.ones((), requires_grad=True)
+    node(x)
+    functional.detach_net(node)
+    (weight * node.v).sum().backward()
+    assert not node.v.requires_grad and weight.grad is not None and copy.deepcopy(node.v) is not None
+    node(x)
+    node.v = torch.zeros_like(node.v)
+    (weight * node.v).sum().backward()
+
+
+def test_a_membrane_changed_in_place_before_backward_is_noticed(node_and_input):
+    node, x = node_and_input
+    node(x)
+    v = node.v
+    spikes = node(x)
+    with torch.no_grad():
+        v.zero_()
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        spikes.sum().backward()
 
 
 @pytest.mark.parametrize("reset_mode", ["cumulative", "memoryless", "serial"])

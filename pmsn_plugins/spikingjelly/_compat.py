@@ -41,7 +41,6 @@ class Kept:
     def __init__(self, memories: dict[str, Any]) -> None:
         self.memories = memories
         self.unseen: States | Later | None = None
-        self.of_graph = False  # whether the last spikes can be differentiated
         self.prepared: PreparedStep | None = None  # for a step that goes on from them
 
 
@@ -121,6 +120,10 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
         """A sequence [T, N, *]. Returns spikes, final states (None: the memories stay as they are) and (on request) the
         membrane after each step."""
 
+    def _without_gradient(self, states: States, spikes: Tensor) -> States:
+        """The states to keep, of which one that passes no gradient refuses it where the spikes have one."""
+        return states
+
     def _parameters_of_kernels(self) -> dict[str, Tensor | None]:
         """By name, those that alone say what the kernels of a step are called with; none: it cannot be told."""
         return {}
@@ -190,7 +193,6 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
     def reset(self) -> None:
         """Go back to the state after construction."""
         self._kept.unseen = self._kept.prepared = None
-        self._kept.of_graph = False
         super().reset()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -221,7 +223,7 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
         spike, states = self._step(x, before, calls)
         if not keep:
             return spike
-        self._kept.of_graph = spike.requires_grad
+        states = self._without_gradient(states, spike)
         if unwatched() and (hidden or not _shared(states, before)):
             states = tuple(map(_own, states))
             self._hide(states)
@@ -231,7 +233,7 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
         else:
             self._remember(states)
         if self.store_v_seq:
-            past, v = self.v_seq, refusing_gradient(self.v, spike)
+            past, v = self.v_seq, self.v
             if past is None or past.shape[1:] != v.shape:
                 self.v_seq = torch.stack([v])
             else:
@@ -258,11 +260,10 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
             spikes, states, v_seq = self._sequence(x_seq, states, self.store_v_seq)
         if not keep:
             return spikes
-        self._kept.of_graph = spikes.requires_grad
         if later is not None:
             self._hide(later)
         elif states is not None:
-            self._remember(states)
+            self._remember(self._without_gradient(states, spikes))
         if v_seq is not None:
             self.v_seq = _own(refusing_gradient(v_seq, spikes))
         return spikes
@@ -373,9 +374,9 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
 
 
 def _final_states(node: StatefulNode, x_seq: Tensor) -> States:
-    _, states, _ = node._sequence(x_seq, None, False)
+    spikes, states, _ = node._sequence(x_seq, None, False)
     assert states is not None  # asked for by default
-    return tuple(map(_own, states))
+    return tuple(map(_own, node._without_gradient(states, spikes)))
 
 
 def _shared(states: States, before: States | None) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
@@ -144,11 +143,10 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
             f"keep_state={self.keep_state}, channel_axis={self.channel_axis}, {super().extra_repr()}"
         )
 
-    def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
-        if name != "v" or not (isinstance(value, Tensor) and self._kept.of_graph and torch.is_grad_enabled()):
-            return value
-        return refusing_gradient(value, torch.zeros((), requires_grad=True)) if self.reset_mode == "modulo" else value
+    def _without_gradient(self, states: States, spikes: Tensor) -> States:
+        if self.reset_mode != "modulo":
+            return states
+        return (refusing_gradient(states[0], spikes), *states[1:])
 
     @property
     def step_operations(self) -> NeuronCost:
