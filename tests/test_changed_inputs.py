@@ -69,3 +69,19 @@ def test_the_output_may_be_changed(kind, backend):
         results.append([x.grad, *(p.grad for p in node.parameters() if p.grad is not None)])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_on_torch_a_buffer_without_a_gradient_may_be_filled_again(kind):
+    results = []
+    for refill in (True, False):
+        node, buffer = NODES[kind](backend="torch").double(), torch.full((2, C), 0.7, dtype=torch.float64)
+        torch.manual_seed(0)
+        for p in node.parameters():
+            torch.nn.init.uniform_(p, 0.1, 0.5)
+        spikes = node(buffer)
+        if refill:
+            buffer.zero_()
+        spikes.sum().backward()
+        results.append([p.grad for p in node.parameters() if p.grad is not None])
+    assert results[0] and all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -453,8 +453,7 @@ def _hidden_recurrence(x: Tensor, c: PMSNCoefficients, h_real: Tensor, h_imag: T
     E_real, E_imag, K_real, K_imag = (p.T.reshape(axes) for p in tuple(c)[:4])
     D = c.D.reshape(axes[2:])
     currents = []
-    if torch.is_grad_enabled() and x.requires_grad:
-        x = x.clone()  # its steps are kept for backward, and x is the caller's: x += f(spikes) changes it
+    x = x.clone()  # its steps are kept for backward, and x is the caller's: x += f(spikes) changes it
     for x_t in x:
         h_real, h_imag = (
             h_real + (E_real * h_real - E_imag * h_imag + K_real * x_t),

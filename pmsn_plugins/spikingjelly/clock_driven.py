@@ -32,10 +32,11 @@ SUBMODULES = ("base", "encoding", "functional", "layer", "monitor", "neuron", "r
 
 
 class _AnyNode(type):
-    """``isinstance(node, BaseNode)`` holds for all neurons."""
+    """``isinstance(node, BaseNode)`` holds for all neurons, and so for the others whose names are those of today."""
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, neuron.BaseNode) if cls is BaseNode else super().__instancecheck__(instance)
+        of_today = {BaseNode: neuron.BaseNode, IFNode: neuron.IFNode, LIFNode: neuron.LIFNode}
+        return isinstance(instance, of_today[cls]) if cls in of_today else super().__instancecheck__(instance)
 
 
 class BaseNode(neuron.BaseNode, metaclass=_AnyNode):
@@ -66,7 +67,7 @@ class BaseNode(neuron.BaseNode, metaclass=_AnyNode):
         return spike
 
 
-class IFNode(neuron.IFNode):
+class IFNode(neuron.IFNode, metaclass=_AnyNode):
     """``cupy_fp32_inference`` made it faster, not different."""
 
     def __init__(
@@ -76,11 +77,12 @@ class IFNode(neuron.IFNode):
         surrogate_function: Callable[[Tensor], Tensor] = surrogate.Sigmoid(),  # noqa: B008
         detach_reset: bool = False,
         cupy_fp32_inference: bool = False,
+        **of_today: Any,
     ) -> None:
-        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset)
+        super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, **of_today)
 
 
-class LIFNode(neuron.LIFNode):
+class LIFNode(neuron.LIFNode, metaclass=_AnyNode):
     """``cupy_fp32_inference`` made it faster, not different."""
 
     def __init__(
@@ -92,8 +94,9 @@ class LIFNode(neuron.LIFNode):
         surrogate_function: Callable[[Tensor], Tensor] = surrogate.Sigmoid(),  # noqa: B008
         detach_reset: bool = False,
         cupy_fp32_inference: bool = False,
+        **of_today: Any,
     ) -> None:
-        super().__init__(tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset)
+        super().__init__(tau, decay_input, v_threshold, v_reset, surrogate_function, detach_reset, **of_today)
 
 
 class MultiStepIFNode(IFNode):
@@ -310,7 +313,7 @@ def _module(name: str, original: str, names: dict[str, Any]) -> ModuleType:
     module = ModuleType(name, f"Stand-in by pmsn_plugins for {name}.")
     module.__path__ = []
     vars(module).update(names)
-    vars(module)["__getattr__"] = lambda attribute: _of_original(name, original, names, attribute)
+    vars(module)["__getattr__"] = lambda attribute: _of_original(module, original, names, attribute)
     sys.modules[name] = _installed[name] = module
     package, _, last = name.rpartition(".")
     if package in _installed:
@@ -318,14 +321,16 @@ def _module(name: str, original: str, names: dict[str, Any]) -> ModuleType:
     return module
 
 
-def _of_original(name: str, original: str, names: dict[str, Any], attribute: str) -> Any:
+def _of_original(module: ModuleType, original: str, names: dict[str, Any], attribute: str) -> Any:
     of_today = import_module(original) if original else None
     if attribute == "__all__":  # of import *
-        return sorted({*names, *(n for n in dir(of_today) if of_today is not None and not n.startswith("_"))})
+        found = {*vars(module), *(dir(of_today) if original else ())}
+        return sorted(name for name in found if not name.startswith("_"))
     try:
         return getattr(of_today, attribute)
     except AttributeError:
         raise AttributeError(
-            f"the stand-in for {name} has no {attribute}: it has {', '.join(sorted(names)) or 'only modules'}"
+            f"the stand-in for {module.__name__} has no {attribute}: it has "
+            + (", ".join(sorted(names)) or "only modules")
             + (f" and what {original} of this release has" if original else "")
         ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -125,13 +126,18 @@ class Calls:
             never called.
         shapes: the steps of each neuron's calls in order.
         returned: what each neuron has returned, in order.
+        inputs: the arguments of each neuron's first call.
         strangers: modules that were called and that the net does not hold.
     """
+
+    LOOKED_AT = 3
+    """Calls of a neuron of which it is noted what they return."""
 
     def __init__(self, names: list[str]) -> None:
         self.sightings: dict[str, list[Sighting]] = {name: [] for name in names}
         self.shapes: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
         self.returned: dict[str, list[Returned]] = {name: [] for name in names}
+        self.inputs: dict[str, tuple[Any, ...]] = {}
         self.strangers: list[nn.Module] = []
 
     def called(self) -> set[str]:
@@ -159,21 +165,6 @@ class DryRun:
     methods: dict[str, int | None]
     originals: dict[str, nn.Module]
 
-    def first_inputs(self) -> dict[str, tuple[Any, ...]]:
-        """The arguments of every neuron's first call, in evaluation; nothing is asked of the neurons."""
-        twin = copied(self.net).eval()
-        inputs: dict[str, tuple[Any, ...]] = {}
-        reset_states(twin)
-        for name in self.names:
-
-            def keep(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                inputs.setdefault(name, args)
-
-            twin.get_submodule(name).register_forward_pre_hook(keep)
-        with _untouched_random_numbers(self.net), torch.no_grad():
-            twin(*(item.detach().clone() if isinstance(item, Tensor) else item for item in self.sample))
-        return inputs
-
     def run(self, *, trace: bool = False, training: bool = False, calls: Calls | None = None) -> Calls:
         """Run a copy, from reset states.
 
@@ -200,7 +191,7 @@ class DryRun:
         with (
             _exchanged(neurons, methods, watcher.around),
             _exchanged({module: name for name, module in self.originals.items()}, methods, _forbidden),
-            _untouched_random_numbers(self.net),
+            untouched_random_numbers(self.net),
             _noticed_strangers(twin, calls),
             torch.set_grad_enabled(trace),
         ):
@@ -290,6 +281,7 @@ class _Watcher:
                 raise ValueError(f"{name} is called without a tensor")
             time_axis = self.methods[method] if method in self.methods else self.time_axis(name)
             sighting = self.see(name, x, time_axis)
+            self.calls.inputs.setdefault(name, args)
             self.running.add(name)
             try:
                 output = function(*args, **kwargs)
@@ -298,7 +290,8 @@ class _Watcher:
                 raise
             finally:
                 self.running.remove(name)
-            self.calls.returned[name].append(Returned.of(x, output))
+            if len(self.calls.returned[name]) < Calls.LOOKED_AT:
+                self.calls.returned[name].append(Returned.of(x, output))
             if not self.trace:
                 return output
             if len(sighting.axes) != 1:
@@ -406,23 +399,30 @@ def _holds_channels(x: Tensor, axis: int, sources: list[Source]) -> bool:
 def _noticed_strangers(net: nn.Module, calls: Calls) -> Iterator[None]:
     """Modules that are called for a while, and that ``net`` does not hold, are noted."""
     held = set(net.modules())
-    if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in held):  # takes no such hook
+    if any(
+        hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) or isinstance(m, nn.DataParallel)
+        for m in held
+    ):  # compiled, it takes no such hook; and DataParallel calls copies
         yield
         return
 
+    me, strangers = threading.get_ident(), []
+
     def notice(module: nn.Module, _: Any) -> None:
-        if module not in held:
-            calls.strangers.append(module)
+        if module not in held and threading.get_ident() == me:
+            strangers.append(module)
 
     hook = register_module_forward_pre_hook(notice)
     try:
         yield
     finally:
         hook.remove()
+        held = set(net.modules())  # with those that it has made and registered
+        calls.strangers += [module for module in strangers if module not in held]
 
 
 @contextmanager
-def _untouched_random_numbers(net: nn.Module) -> Iterator[None]:
+def untouched_random_numbers(net: nn.Module) -> Iterator[None]:
     """Leave the state of every random number generator as it was: torch's, Python's and NumPy's."""
     devices = {p.device for p in net.parameters() if p.is_cuda}
     python = random.getstate()

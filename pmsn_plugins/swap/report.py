@@ -29,7 +29,7 @@ class SwapReport(dict[str, int | None]):
 
     Attributes:
         replacements: one :class:`Replacement` per neuron, in the order of the net.
-        unused: names of neurons that the net never calls, which were left as they are.
+        unused: names of neurons that were left as they are, for the net never calls them or they return no spikes.
     """
 
     def __init__(self, replacements: Iterable[Replacement], unused: Sequence[str] = ()) -> None:
@@ -64,7 +64,7 @@ class SwapReport(dict[str, int | None]):
     _repr_markdown_ = to_markdown
 
     def _left(self, before: str) -> str:
-        return f"{before}never called, left as they are: {', '.join(self.unused)}" if self.unused else ""
+        return f"{before}left as they are: {', '.join(self.unused)}" if self.unused else ""
 
 
 def _short(value: object) -> str:

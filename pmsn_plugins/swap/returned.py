@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ENOUGH = 100_000
+ENOUGH = 20_000
 """Values of a large output that are looked at."""
 
 ROUNDING = 1e-5
 
-SPIKES, GRADED, OTHER = "spikes of 0 and 1", "spikes of other sizes", "no spikes"
+SPIKES, GRADED, OTHER, UNKNOWN = "spikes of 0 and 1", "spikes of other sizes", "no spikes", "unknown values"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Returned:
     form: str
     """A tensor's shape, or that of the first of several values; how many is for the net to say."""
     values: str
-    """SPIKES, GRADED or OTHER: of the first tensor."""
+    """SPIKES, GRADED, OTHER or UNKNOWN: of the first tensor."""
     examples: tuple[float, ...]
     """Some of its values."""
 
@@ -37,18 +38,26 @@ class Returned:
         form = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
         if many:
             form = f"several values, the first of {form}"
-        if not isinstance(first, Tensor) or first.is_complex():
-            return cls(tuple(x.shape), form, OTHER, ())
-        numbers = first.detach().flatten()
-        numbers = numbers[:: numbers.numel() // ENOUGH + 1].double()
-        numbers = numbers[numbers.isfinite()]
-        whole = numbers.round()  # a straight-through spike is 1 within rounding
-        numbers = torch.unique(torch.where((numbers - whole).abs() < ROUNDING, whole, numbers))
-        kind = SPIKES
-        if not numbers.eq(numbers.ne(0)).all():
-            few = numbers.abs().unique().count_nonzero() <= 1
-            kind = GRADED if few or numbers.eq(numbers.round()).all() else OTHER
-        return cls(tuple(x.shape), form, kind, tuple(numbers[:4].tolist()))
+        values, examples = UNKNOWN, tuple[float, ...]()
+        if isinstance(first, Tensor) and first.layout is torch.strided:
+            with suppress(RuntimeError, NotImplementedError, TypeError):  # on "meta", quantised
+                values, examples = _kind(first.detach())
+        return cls(tuple(x.shape), form, values, examples)
+
+
+def _kind(tensor: Tensor) -> tuple[str, tuple[float, ...]]:
+    numbers = tensor.flatten()
+    numbers = numbers[:: numbers.numel() // ENOUGH + 1]
+    if numbers.dtype not in (torch.float32, torch.float64):
+        numbers = numbers.float()
+    numbers = numbers[numbers.isfinite()]
+    whole = numbers.round()  # a straight-through spike is 1 within rounding
+    numbers = torch.where((numbers - whole).abs() < ROUNDING, whole, numbers)
+    if ((numbers == 0) | (numbers == 1)).all():
+        return SPIKES, ()
+    numbers = torch.unique(numbers)
+    graded = numbers.abs().unique().count_nonzero() <= 1 or (numbers == numbers.round()).all()
+    return (GRADED if graded else OTHER), tuple(numbers[:4].tolist())
 
 
 def describe_call(args: tuple, kwargs: dict[str, Any]) -> str:

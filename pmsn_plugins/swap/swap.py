@@ -19,7 +19,7 @@ from .channels import (
     seen_channels,
     wanted_axis,
 )
-from .dry_run import Calls, DryRun, Moving, OriginalCalledError
+from .dry_run import Calls, DryRun, Moving, OriginalCalledError, untouched_random_numbers
 from .frameworks import Framework, frameworks
 from .maker import Maker
 from .memory_axis import memory_axis
@@ -124,10 +124,10 @@ class Swap:
 
     # what the net does as it is
 
-    def dry_run(self, of_new: bool = False) -> DryRun:
+    def dry_run(self, watch_time: bool = True) -> DryRun:
         originals = {self.say(old): old for old in self.found}
         assert self.sample is not None
-        time_axis: Callable[[str], int | None] = (lambda name: None) if of_new else self.time_axis
+        time_axis: Callable[[str], int | None] = self.time_axis if watch_time else (lambda name: None)
         names = [names[0] for names in self.found.values()]
         methods = {m: axis for framework in self.frameworks for m, axis in framework.methods.items()}
         return DryRun(self.net, names, self.sample, time_axis, methods, originals)
@@ -151,11 +151,10 @@ class Swap:
         sources = {names[0]: old for old, names in self.found.items()}
 
         def is_readout(name: str) -> bool:
-            smooth = not getattr(getattr(sources[name], "surrogate_function", None), "spiking", True)
-            graded = getattr(sources[name], "graded_spikes_factor", 1)
-            if smooth or (isinstance(graded, Tensor) and graded.numel() > 1):
-                return False
-            return any(r.values == OTHER for r in calls.returned[name])
+            old = sources[name]
+            theirs = type(old).__module__.partition(".")[0] in ("spikingjelly", "snntorch")  # known by their names
+            smooth = not getattr(getattr(old, "surrogate_function", None), "spiking", True)
+            return not (theirs or smooth) and any(r.values == OTHER for r in calls.returned[name])
 
         if readouts := self.leave(is_readout):
             what = f"{', '.join(readouts)} returned no spikes but {_some(calls.returned[readouts[0]][0].examples)}"
@@ -179,12 +178,16 @@ class Swap:
         unknown = {names[0]: old for old, names in self.found.items() if self.said_sequence(old) is None}
         if not unknown:
             return
-        inputs = self.dry_run().first_inputs()
+        calls = self.dry_run(watch_time=False).run()
         for name, old in unknown.items():
-            axis = memory_axis(old, inputs.get(name, ()))
-            if axis == 1:
+            if len(calls.shapes[name]) > 1:  # a loop over time
+                self.remembers[old] = False
+                continue
+            with untouched_random_numbers(self.net):
+                axis = memory_axis(old, calls.inputs.get(name, ()))
+            if axis == 1 and self.rest_of_net() != {False}:
                 raise ValueError(
-                    f"{self.say(old)} remembers along axis 1 of its input {tuple(inputs[name][0].shape)}, not along "
+                    f"{self.say(old)} remembers along axis 1 of its input {calls.shapes[name][0]}, not along "
                     "axis 0: if that is [N, T, *], say batch_first=True, else step_mode='m' or 's' in a "
                     "functools.partial"
                 )
@@ -212,9 +215,7 @@ class Swap:
             return said
         if old in self.remembers:
             return self.remembers[old]
-        answers = (framework.is_sequence(m) for framework in self.frameworks for m in self.net.modules())
-        rest = {answer for answer in answers if answer is not None}
-        if len(rest) == 1:
+        if len(rest := self.rest_of_net()) == 1:
             return rest.pop()
         if self.maker.takes("step_mode"):
             assert self.maker.cls is not None
@@ -224,6 +225,11 @@ class Swap:
                 "step_mode='m') or step_mode='s'"
             )
         return self.maker.default("step_mode") == "m"
+
+    def rest_of_net(self) -> set[bool]:
+        """Whether its layers of a framework take sequences."""
+        answers = (framework.is_sequence(m) for framework in self.frameworks for m in self.net.modules())
+        return {answer for answer in answers if answer is not None}
 
     # how many channels
 
@@ -242,6 +248,12 @@ class Swap:
             try:
                 wanted = wanted_axis(self.channel_axis, name)
                 channels[old] = seen_channels(calls.sightings[name], moving[name], wanted)
+                if isinstance(wanted, int) and channels[old].axis in moving[name].taken:
+                    warnings.warn(
+                        f"{self.say(old)}: axis {channels[old].axis} of its steps {calls.shapes[name][0]} follows the "
+                        "size of sample_input, and holds the channels as channel_axis says",
+                        stacklevel=4,
+                    )
             except CannotTellError as error:
                 channels[old] = Channels(None)
                 problems.append(f"{self.say(old)} with {self.mode(name)} {error}")
@@ -376,7 +388,7 @@ class Swap:
         """Raise unless a copy of the swapped net calls every new neuron and no old one, and gets what it got before."""
         calls = Calls(list(before.returned))
         try:
-            _called_in_any_mode(self.dry_run(of_new=True), calls=calls)
+            _called_in_any_mode(self.dry_run(watch_time=False), calls=calls)
         except OriginalCalledError:
             raise
         except Exception as error:
@@ -390,7 +402,7 @@ class Swap:
             raise ValueError(f"the swapped net no longer calls {', '.join(missed)}")
         self.compare(before, calls)
         theirs = [m for m in calls.strangers if isinstance(m, self.known) and not isinstance(m, self.ours)]
-        if theirs:
+        if theirs and not self.unregistered(Holders(self.net)):
             warnings.warn(
                 f"the net still calls {', '.join(sorted({type(m).__name__ for m in theirs}))} that it does not hold: a "
                 "neuron made in forward is left as it is, make it in __init__",
@@ -401,12 +413,18 @@ class Swap:
         """Raise if a new neuron returns something of another form than the old one did, and warn if other spikes."""
         for old, (name, *_) in self.found.items():
             for was, now in zip(before.returned[name], after.returned[name], strict=False):
-                if was.given == now.given and was.form != now.form:
+                if was.given != now.given or was.form == now.form:
+                    continue
+                message = (
+                    f"{self.say(old)} ({type(old).__name__}) returned {was.form} for an input of shape {was.given}, "
+                    f"and the new neuron returns {now.form}"
+                )
+                if not self.chosen and self.maker.cls is not None:
                     raise ValueError(
-                        f"{self.say(old)} ({type(old).__name__}) returned {was.form} for an input of shape "
-                        f"{was.given}, and the new neuron returns {now.form}: exclude= it, or give a function that "
-                        "makes a module with a new neuron inside which returns the same"
+                        f"{message}: exclude= it, or give a function that makes a module with a new neuron inside "
+                        "which returns the same, or name it with target= if the net takes both"
                     )
+                warnings.warn(message, stacklevel=5)
             if any(r.values == GRADED for r in before.returned[name]) and not any(
                 r.values == GRADED for r in after.returned[name]
             ):

@@ -286,6 +286,8 @@ def test_single_step_neurons_take_the_old_arguments(installed):
     for node in (old.MultiStepLIFNode(lava_s_cale=32), old.MultiStepIFNode(lava_s_cale=32)):
         assert node.step_mode == "m" and isinstance(node, neuron.BaseNode)
     assert isinstance(old.MultiStepLIFNode(), old.LIFNode) and isinstance(old.MultiStepIFNode(), old.IFNode)
+    assert isinstance(neuron.LIFNode(), old.LIFNode) and not isinstance(neuron.IFNode(), old.LIFNode)  # in today's nets
+    assert old.LIFNode(step_mode="m").step_mode == old.IFNode(step_mode="m").step_mode == "m"
     net = nn.Sequential(nn.Linear(3, 4), lif)
     assert swap_neurons(net, PMSNNode) == {"1": 4} and net[1].v_threshold == 0.5
 
@@ -295,6 +297,8 @@ def test_all_names_are_imported_at_once(installed):
     exec("from spikingjelly.clock_driven.neuron import *", names)
     assert names["LIFNode"] is clock_driven.LIFNode and names["MultiStepLIFNode"] is clock_driven.MultiStepLIFNode
     assert names["EIFNode"] is neuron.EIFNode and names["surrogate"] is surrogate
+    exec("from spikingjelly.clock_driven import *", names := {})
+    assert set(clock_driven.SUBMODULES) <= set(names)
 
 
 def test_a_name_that_is_not_there_is_said(installed):

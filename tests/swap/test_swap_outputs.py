@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,27 @@ def test_another_form_is_refused(new, steps):
         with pytest.raises(ValueError, match=message + r".* and the new neuron returns shape .*exclude= it"):
             swap_neurons(net, new, x)
         assert same(before, snapshot(net))
+
+
+def test_what_was_named_may_return_another_form():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ReLU()
+            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.pool(self.act(self.conv(x))).flatten(1))
+
+    x = torch.randn(N, 3, 8, 8)
+    with pytest.warns(UserWarning, match=r"act \(ReLU\) returned shape \(3, 4, 6, 6\) .* returns shape \(3, 4, 3, 3\)"):
+        swap_neurons(Net(), lambda C: nn.Sequential(PMSNNode(C), nn.MaxPool2d(2)), x, target=nn.ReLU)
+
+
+@pytest.mark.parametrize("device, dtype", [("meta", torch.float32), ("cpu", torch.bfloat16), ("cpu", torch.float64)])
+def test_values_are_looked_at_where_they_can_be(device, dtype):
+    net = nn.Sequential(nn.Linear(4, 8), neuron.LIFNode(), nn.Linear(8, 2), neuron.LIFNode()).to(device, dtype)
+    assert swap_neurons(net, TCLIFNode, torch.randn(N, 4, device=device, dtype=dtype)) == {"1": 8, "3": 2}
 
 
 # neurons called otherwise than by their forward
@@ -255,6 +277,55 @@ def test_rivals_do_not_remember():
     assert net[1].step_mode == "s"
 
 
+class Winner(nn.Module):
+    """Where several are equal, the first."""
+
+    def forward(self, x):
+        return nn.functional.one_hot(x.argmax(1), x.shape[1]).to(x)
+
+
+class Chance(nn.Module):
+    def forward(self, x):
+        return (torch.rand_like(x) < x.sigmoid()).to(x)
+
+
+@pytest.mark.parametrize("old", [Winner, Chance])
+@pytest.mark.parametrize("seed", range(5))
+def test_neither_a_winner_nor_chance_remembers(old, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(N, 4)
+    with pytest.raises(ValueError, match="nothing tells whether it takes whole sequences"):
+        swap_neurons(nn.Sequential(nn.Linear(4, 5), old(), nn.Linear(5, 2)), PMSNNode, x, target=old)
+    net = nn.Sequential(nn.Linear(4, 5), old(), nn.Linear(5, 2), neuron.LIFNode())
+    assert swap_neurons(net, lambda channels: PMSNNode(channels), x, target=old) == {"1": 5}
+    assert net[1].step_mode == "s"
+
+
+def test_random_numbers_and_hooks_are_left_alone():
+    torch.manual_seed(0)
+    net, x, seen = nn.Sequential(nn.Linear(4, 5), Chance(), nn.Linear(5, 2)), torch.randn(N, 4), []
+    net[1].register_forward_hook(lambda *call: seen.append(call))
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="hooks on 1 are gone"):
+        swap_neurons(net, lambda: nn.Identity(), x, target=Chance)
+    assert torch.equal(torch.get_rng_state(), before) and not seen
+
+
+class Looped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.spike = nn.Linear(4, 8), Stateless()
+
+    def forward(self, x):
+        return torch.stack([self.spike(self.fc(step)) for step in x])
+
+
+@NEURONS
+def test_what_is_called_once_per_step_takes_steps(new):
+    net = Looped()
+    assert swap_neurons(net, new, torch.randn(T, N, 4), target=Stateless) == {"spike": 8} and net.spike.step_mode == "s"
+
+
 @NEURONS
 @pytest.mark.parametrize("sample", [None, torch.randn(T, N, 3, 6, 6)])
 def test_where_nothing_tells_the_user_is_asked(new, sample):
@@ -284,7 +355,8 @@ class Variables(nn.Module):
 @pytest.mark.parametrize("axis", [1, lambda name: 1])
 def test_an_axis_that_the_user_says_wins_over_what_follows_the_sample(axis):
     x = torch.randn(N, 10, 4)
-    assert swap_neurons(Variables(), PMSNNode, x, channel_axis=axis) == {"sn": 4}
+    with pytest.warns(UserWarning, match=r"sn: axis 1 of its steps \(3, 4, 10\) follows the size of sample_input"):
+        assert swap_neurons(Variables(), PMSNNode, x, channel_axis=axis) == {"sn": 4}
     with pytest.raises(
         ValueError, match=r"follows the size of sample_input: .*functools\.partial\(\.\.\., channels=\.\.\.\)"
     ):
@@ -356,6 +428,32 @@ class MadeInForward(nn.Module):
 
     def forward(self, x):
         return neuron.IFNode()(self.fc2(self.sn(self.fc(x))))
+
+
+class MadeOnce(MadeInForward):
+    def forward(self, x):
+        if not hasattr(self, "late"):
+            self.late = neuron.IFNode()
+        return self.late(self.fc2(self.sn(self.fc(x))))
+
+
+def test_neurons_registered_in_forward_and_of_other_threads_are_no_strangers(recwarn):
+    other, stop = nn.Sequential(nn.Linear(4, 4), neuron.IFNode()), threading.Event()
+
+    def run():
+        while not stop.is_set():
+            functional.reset_net(other)
+            other(torch.randn(2, 4))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(5):
+            swap_neurons(MadeOnce(), TCLIFNode, torch.randn(N, 4))
+    finally:
+        stop.set()
+        thread.join()
+    assert not [w for w in recwarn if "still calls" in str(w.message)]
 
 
 @NEURONS
