@@ -35,8 +35,8 @@ def refusing_gradient(membrane: Tensor, spikes: Tensor) -> Tensor:
     PyTorch itself would say "does not require grad", or leave the term out of a sum of losses without a word.
     Compilers, tracers and ``torch.func`` get the membrane as it is: they differentiate all outputs, wanted or not.
     """
-    if membrane.requires_grad or not spikes.requires_grad or not membrane.is_contiguous():
-        return membrane
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return membrane
+    if membrane.requires_grad or not spikes.requires_grad or not membrane.is_contiguous():
         return membrane
     return _Refusal.apply(membrane, spikes)

@@ -146,7 +146,8 @@ class PMSNNode(PMSNParametersMixin, StatefulNode, metaclass=NeedsChannels):
     def _without_gradient(self, states: States, spikes: Tensor) -> States:
         if self.reset_mode != "modulo":
             return states
-        return (refusing_gradient(states[0], spikes), *states[1:])
+        v, h_real, h_imag = states  # torch.compile of torch 2.6 slices no named tuple
+        return refusing_gradient(v, spikes), h_real, h_imag
 
     @property
     def step_operations(self) -> NeuronCost:

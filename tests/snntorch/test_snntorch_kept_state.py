@@ -89,7 +89,7 @@ def test_a_sequence_and_its_steps_begin_at_rest():
         assert torch.equal(call(), call())
 
 
-def test_a_compiled_loop_without_states():
+def test_a_compiled_loop_without_states(compiled_membranes):
     layer = make("PMSN", single_state=True)
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="eager", fullgraph=True)

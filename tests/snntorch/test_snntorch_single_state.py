@@ -246,7 +246,10 @@ def test_zeros_at_the_start_of_every_batch(kind):
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("loop", ["passed", "not passed"])
 @pytest.mark.filterwarnings("ignore")
-def test_export(kind, strict, loop):
+def test_export(kind, strict, loop, request):
+    if strict:
+        request.getfixturevalue("compiled_membranes")
+
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -268,7 +271,7 @@ def test_export(kind, strict, loop):
 
 
 @kinds
-def test_compiled_steps_take_states_of_eager_ones(kind):
+def test_compiled_steps_take_states_of_eager_ones(kind, compiled_membranes):
     layer, x = make(kind), 2 * torch.rand(B, C)
     torch._dynamo.reset()
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
