@@ -201,9 +201,7 @@ def tclif_recurrent_sequence(
             spikes, soma, dendrite = _Recurrent.apply(
                 x, weight.to(dtype), b1, b2, *before, reset, numbers, spec, detach_reset
             )
-            if (
-                spikes.requires_grad
-            ):  # its backward needs them as they are, and what is returned may be changed in place
+            if spikes.requires_grad:  # backward needs its own, for what is returned may be changed in place
                 spikes, soma = spikes.clone(), soma.clone() if return_v_seq else soma
         else:
             spikes, soma, dendrite = _loop(x, weight.to(dtype), b1, b2, *before, reset, numbers, fire, detach_reset)
