@@ -284,6 +284,13 @@ def is_transformed(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def is_from_inference(state: Tensor) -> bool:
+    """Whether ``state`` was made in inference mode, which has ended: autograd takes a copy only."""
+    if torch.compiler.is_compiling():
+        return False
+    return state.is_inference() and not torch.is_inference_mode_enabled()
+
+
 def check_not_escaped(name: str, state: Tensor) -> None:
     """Raise RuntimeError if ``state`` was left behind by a transformation of ``torch.func`` that has ended."""
     if is_transformed(state) and not torch._C._are_functorch_transforms_active():

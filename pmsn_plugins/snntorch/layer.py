@@ -18,6 +18,7 @@ from .._checks import (
     check_state,
     check_threshold,
     compute_dtype,
+    is_from_inference,
     is_transformed,
     shown,
 )
@@ -512,7 +513,7 @@ def fit_state(name: str, state: Tensor, shape: torch.Size | tuple[int, ...], lik
         return like.new_zeros(shape)
     check_not_escaped(name, state)
     if state.shape == shape:
-        return state
+        return state.clone() if is_from_inference(state) else state
     # zeros that the user made, or an error to be raised here: worth waiting for a GPU. Our resets leave empty tensors.
     if is_transformed(state) or state.any():
         check_state(name, state, shape)

@@ -24,6 +24,7 @@ from .._checks import (
     check_not_escaped,
     check_threshold,
     compute_dtype,
+    is_from_inference,
 )
 from ..kernels import BACKENDS, check_backend
 from ..kernels.calls import Call
@@ -272,7 +273,7 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
         """The input, what the call starts from, and whether to keep what it ends with."""
         unseen = self._kept.unseen
         own = type(unseen) is tuple and step_mode == "s" and type(x) is Tensor and x.shape == unseen[0].shape
-        own = own and not _from_inference(unseen[0])
+        own = own and not is_from_inference(unseen[0])
         if own and not self._repeated(continues=True):  # from a step of this shape: the kernels check the rest
             check_floating("x", x)
             return self._checked_when_run(x), unseen, True
@@ -348,7 +349,7 @@ class StatefulNode(KeepsState, neuron.BaseNode, metaclass=ABCMeta):
                 )
             else:
                 check_not_escaped(name, value)
-                if _from_inference(value):
+                if is_from_inference(value):
                     value = value.clone()
                 if not value.is_floating_point():
                     check_floating(f"state {name}", value)
@@ -383,13 +384,6 @@ def _shared(states: States, before: States | None) -> bool:
     """Whether a state may lie where an earlier one does, which somebody has seen."""
     places = {state.data_ptr() for state in before or ()}
     return any(state.data_ptr() in places for state in states)
-
-
-def _from_inference(state: Tensor) -> bool:
-    """Whether it was made in inference mode, and autograd refuses it."""
-    if torch.compiler.is_compiling():
-        return False
-    return state.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def _at_rest(states: tuple) -> bool:

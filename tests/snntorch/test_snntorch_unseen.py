@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pmsn_plugins import kernels
-from pmsn_plugins.snntorch import PMSN, TCLIF
+from pmsn_plugins.snntorch import PMSN, RTCLIF, TCLIF
 from pmsn_plugins.unseen import Later
 
 N, C = 8, 1024  # a state of this size is left for later
@@ -125,3 +125,29 @@ def test_streaming_through_one_buffer():
         spikes = [layer(buffer.copy_(chunk)) for chunk in chunks]
         layer.reset_mem()
         assert torch.equal(torch.cat(spikes), layer(chunks.flatten(0, 1)))
+
+
+@pytest.mark.parametrize("step", [False, True])
+@pytest.mark.parametrize("kind", ["PMSN", "TCLIF", "RTCLIF"])
+def test_training_goes_on_from_what_inference_mode_has_left(kind, step):
+    """As snnTorch's own layers do."""
+    results = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        torch.manual_seed(0)
+        options = {"init_hidden": True}
+        if kind == "PMSN":
+            options["step_mode"] = "s" if step else "m"
+        layer = {
+            "PMSN": lambda **options: PMSN(4, **options),
+            "TCLIF": TCLIF,
+            "RTCLIF": lambda **options: RTCLIF(linear_features=4, **options),
+        }[kind](**options)
+        x = torch.rand((12, 3, 4) if kind == "PMSN" and not step else (3, 4)).requires_grad_()
+        with mode():
+            layer(x)
+        spikes = layer(x)
+        results.append(
+            [spikes.detach(), *torch.autograd.grad(spikes.sum(), [x, *layer.parameters()], allow_unused=True)]
+        )
+    for one, other in zip(*results, strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
